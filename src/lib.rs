@@ -4,5 +4,13 @@
 //! `tunguard-guard` and `tunguard-worker`. All system calls that need `unsafe` are in [`sys`].
 
 pub mod config;
+pub mod drops;
+pub mod epochs;
 pub mod exit;
+pub mod keys;
+pub mod path;
+pub mod replay;
+pub mod seal;
+pub mod session;
+pub mod time;
 pub mod wire;

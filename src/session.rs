@@ -1,0 +1,483 @@
+//! One session, seen from either end: keys, replay windows, the peer's paths, rekeying, and what to do when.
+//! No I/O and no clock: the shells hand in datagrams, messages and the time, and ask what is to be sent.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::ops::Range;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::config::common::Suite;
+use crate::drops::{DropReason, Drops};
+use crate::epochs::{Epochs, Limits};
+use crate::keys::{Role, Secret};
+use crate::path::{Active, Moved, Path, Paths};
+use crate::seal::SealError;
+use crate::time::Time;
+use crate::wire::control::{Message, Reason, Settings};
+use crate::wire::data::{self, HEADER_LEN, Header, SessionId, TAG_LEN};
+use crate::wire::inband::{self, InBand};
+
+/// A session.
+///
+/// - getters: [`id`](Session::id), [`suite`](Session::suite), [`epoch`](Session::epoch),
+///   [`path`](Session::path), [`traffic`](Session::traffic), [`owns`](Session::owns), `drops`
+/// - data path: [`seal`](Session::seal), [`open`](Session::open)
+/// - commands: [`probe`](Session::probe), [`rekey`](Session::rekey), [`leave`](Session::leave)
+/// - `handle_*`: [`handle_message`](Session::handle_message),
+///   [`handle_control_lost`](Session::handle_control_lost), [`handle_timeout`](Session::handle_timeout)
+/// - `poll_*`: [`poll_message`](Session::poll_message), [`poll_in_band`](Session::poll_in_band),
+///   [`poll_event`](Session::poll_event), [`poll_timeout`](Session::poll_timeout)
+///
+/// After any `handle_*`, command or `open`, drain the first three `poll_*` until they return `None`, then wait
+/// until `poll_timeout`.
+pub struct Session {
+    role: Role,
+    id: SessionId,
+    suite: Suite,
+    epochs: Epochs,
+    paths: Paths,
+    inner: Vec<IpNet>,
+    linger: Duration,
+    /// Packets dropped, by reason.
+    pub drops: Drops,
+    traffic: Traffic,
+    control: Control,
+    last_heard: Time,
+    probing: Option<Probe>,
+    challenge_key: Secret,
+    challenges: u64,
+    /// When data was first sent that nothing was heard after (the client's sign of a dead path).
+    unanswered: Option<Time>,
+    messages: VecDeque<Message>,
+    in_band: VecDeque<(InBand, Path)>,
+    events: VecDeque<Event>,
+}
+
+/// What a session is made of.
+pub struct Start {
+    /// Our end.
+    pub role: Role,
+    /// The session's ID.
+    pub id: SessionId,
+    /// Suite of the data channel.
+    pub suite: Suite,
+    /// From the TLS exporter.
+    pub secret: Secret,
+    /// When keys are renewed.
+    pub limits: Limits,
+    /// The client's inner addresses (as /32 or /128) and the subnets behind it.
+    pub inner: Vec<IpNet>,
+    /// How long the session outlives its control channel and the last authenticated packet.
+    pub linger: Duration,
+    /// Where the peer is, if it was dialled; otherwise it is wherever it is heard.
+    pub dialled: Option<Path>,
+}
+
+/// Inner packets and bytes carried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Traffic {
+    /// Packets sealed.
+    pub sent_packets: u64,
+    /// Their bytes.
+    pub sent_bytes: u64,
+    /// Packets opened and delivered.
+    pub received_packets: u64,
+    /// Their bytes.
+    pub received_bytes: u64,
+}
+
+/// What the shell should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The peer is at a new address.
+    Moved {
+        /// Where it was, if it had been heard before.
+        old: Option<Path>,
+        /// Where it is.
+        new: Path,
+    },
+    /// The path in use answered a challenge.
+    Proven {
+        /// Round trip.
+        rtt: Duration,
+    },
+    /// Sending with the keys of a new epoch.
+    Rekeyed {
+        /// The epoch.
+        epoch: u64,
+    },
+    /// The peer's settings changed.
+    Settings(Settings),
+    /// Text for the log, as the peer wrote it (to be escaped).
+    Notice(String),
+    /// Challenges go unanswered: the path or the peer is gone.
+    Unreachable,
+    /// The session is over: nothing more will come of it.
+    Ended {
+        /// Why.
+        reason: Reason,
+        /// The peer said so; otherwise it should be told if it can be.
+        by_peer: bool,
+    },
+}
+
+/// What an opened datagram was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// A packet, at this place of the datagram.
+    Packet {
+        /// Where.
+        text: Range<usize>,
+        /// Its checksum field holds only the pseudo-header's sum.
+        partial_csum: bool,
+    },
+    /// An in-band message, dealt with.
+    InBand,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Control {
+    Up,
+    LostSince(Time),
+    Over,
+}
+
+struct Probe {
+    nonce: [u8; 8],
+    sent: Time,
+    tries: u32,
+    again: Time,
+}
+
+impl Session {
+    /// A session in epoch 0, its control channel up.
+    pub fn new(start: Start, now: Time) -> Result<Session, SealError> {
+        let challenge_key = Secret::from_bytes(start.secret.derive(match start.role {
+            Role::Client => b"tunguard/1 challenges of the client",
+            Role::Server => b"tunguard/1 challenges of the server",
+        }));
+        let paths = match start.dialled {
+            Some(path) => Paths::fixed(path, now),
+            None => Paths::following(),
+        };
+        let epochs = Epochs::new(start.role, start.suite, start.id, start.secret, start.limits, now)?;
+        Ok(Session {
+            role: start.role,
+            id: start.id,
+            suite: start.suite,
+            epochs,
+            paths,
+            inner: start.inner,
+            linger: start.linger,
+            drops: Drops::default(),
+            traffic: Traffic::default(),
+            control: Control::Up,
+            last_heard: now,
+            probing: None,
+            challenge_key,
+            challenges: 0,
+            unanswered: None,
+            messages: VecDeque::new(),
+            in_band: VecDeque::new(),
+            events: VecDeque::new(),
+        })
+    }
+
+    /// Its ID.
+    pub fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// Suite of the data channel.
+    pub fn suite(&self) -> Suite {
+        self.suite
+    }
+
+    /// The epoch sent with.
+    pub fn epoch(&self) -> u64 {
+        self.epochs.sending()
+    }
+
+    /// Where the peer is, once it is known.
+    pub fn path(&self) -> Option<&Active> {
+        self.paths.active()
+    }
+
+    /// Inner packets and bytes so far.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
+    /// When the peer was last heard, by an authenticated packet or message.
+    pub fn last_heard(&self) -> Time {
+        self.last_heard
+    }
+
+    /// Whether `ip` is the client's: one of its addresses, or in a subnet behind it.
+    pub fn owns(&self, ip: IpAddr) -> bool {
+        self.inner.iter().any(|net| net.contains(&ip))
+    }
+
+    /// Seals an inner packet: `datagram` is header space, the packet, tag space. `flags` is 0 or
+    /// [`data::PARTIAL_CSUM`].
+    pub fn seal(&mut self, now: Time, flags: u8, datagram: &mut [u8]) -> Result<(), DropReason> {
+        self.epochs.seal(now, flags, datagram)?;
+        self.traffic.sent_packets += 1;
+        self.traffic.sent_bytes += (datagram.len() - HEADER_LEN - TAG_LEN) as u64;
+        if self.role == Role::Client && self.unanswered.is_none() {
+            self.unanswered = Some(now);
+        }
+        Ok(())
+    }
+
+    /// Opens a datagram that came by `path`, in visible steps; nothing before the tag changes state.
+    pub fn open(&mut self, now: Time, path: Path, datagram: &mut [u8]) -> Result<Opened, DropReason> {
+        // 1. Length and flags.
+        let header = Header::parse(datagram).map_err(|malformed| match malformed {
+            data::Malformed::TooShort => DropReason::TooShort,
+            data::Malformed::Flags => DropReason::Flags,
+        })?;
+        // 2. Session.
+        if header.session != self.id {
+            return Err(DropReason::WrongSession);
+        }
+        // 3. to 6. Epoch, window, tag; commit and decrypt.
+        let authentic = self.epochs.open(now, &header, datagram)?;
+        // 7. From here on the peer has spoken.
+        self.last_heard = now;
+        self.unanswered = None;
+        if let Moved::Yes { old } = self.paths.heard(now, path, authentic.newest) {
+            self.events.push_back(Event::Moved { old, new: path });
+        }
+        // 8. Packet or in-band message.
+        if header.flags & data::CONTROL == 0 {
+            let partial_csum = header.flags & data::PARTIAL_CSUM != 0;
+            return Ok(Opened::Packet { text: authentic.text, partial_csum });
+        }
+        let message = InBand::parse(&datagram[authentic.text]).ok_or(DropReason::BadInBand)?;
+        self.handle_in_band(now, path, message);
+        Ok(Opened::InBand)
+    }
+
+    /// Counts an opened packet as delivered.
+    pub fn delivered(&mut self, packets: u64, bytes: u64) {
+        self.traffic.received_packets += packets;
+        self.traffic.received_bytes += bytes;
+    }
+
+    /// Asks the peer to answer on the path in use: [`Event::Proven`] or [`Event::Unreachable`] follows.
+    pub fn probe(&mut self, now: Time) {
+        if self.probing.is_none() {
+            self.challenge(now, 0);
+        }
+    }
+
+    /// Renews the keys now rather than when they are due.
+    pub fn rekey(&mut self) {
+        if self.control == Control::Up
+            && let Some(message) = self.epochs.start_rekey()
+        {
+            self.messages.push_back(message);
+        }
+    }
+
+    /// Ends the session from this side: a `Bye` is queued on the control channel, or in band where that is
+    /// gone.
+    pub fn leave(&mut self, reason: Reason) {
+        match self.control {
+            Control::Up => self.messages.push_back(Message::Bye(reason)),
+            Control::LostSince(_) => {
+                if let Some(active) = self.paths.active() {
+                    self.in_band.push_back((InBand::Close(reason as u8), active.path));
+                }
+            }
+            Control::Over => return,
+        }
+        self.control = Control::Over;
+    }
+
+    /// A message came on the control channel. An error is a message out of place: the session should end.
+    pub fn handle_message(&mut self, now: Time, message: Message) -> Result<(), Reason> {
+        self.last_heard = now;
+        match message {
+            Message::Rekey { epoch, public } => {
+                let answers = self.epochs.handle_rekey(now, epoch, &public).map_err(|_| Reason::Protocol)?;
+                self.messages.extend(answers);
+            }
+            Message::RekeyDone { epoch } => {
+                let before = self.epochs.sending();
+                self.epochs.handle_rekey_done(now, epoch).map_err(|_| Reason::Protocol)?;
+                if self.epochs.sending() != before {
+                    self.events.push_back(Event::Rekeyed { epoch });
+                }
+            }
+            Message::Ping(number) => {
+                if self.messages.len() >= MAX_QUEUED {
+                    return Err(Reason::Protocol);
+                }
+                self.messages.push_back(Message::Pong(number));
+            }
+            Message::Pong(_) => {}
+            Message::Bye(reason) => self.end(reason, true),
+            Message::Update(settings) if self.role == Role::Client => {
+                self.events.push_back(Event::Settings(settings));
+            }
+            Message::Notice(text) if self.role == Role::Client => self.events.push_back(Event::Notice(text)),
+            Message::Update(_) | Message::Notice(_) | Message::Hello(_) | Message::Welcome(_) => {
+                return Err(Reason::Protocol);
+            }
+        }
+        Ok(())
+    }
+
+    /// The control channel broke off without a goodbye: the session lingers.
+    pub fn handle_control_lost(&mut self, now: Time) {
+        if self.control == Control::Up {
+            self.control = Control::LostSince(now);
+            self.messages.clear();
+        }
+    }
+
+    /// Does what is due at `now`.
+    pub fn handle_timeout(&mut self, now: Time) {
+        self.epochs.retire(now);
+        if self.control == Control::Up && self.epochs.rekey_due(now) {
+            self.rekey();
+        }
+        if now >= self.epochs.hard_stop() {
+            self.end(Reason::KeysExpired, false);
+        }
+        if self.linger_until().is_some_and(|until| now >= until) {
+            self.end(Reason::Timeout, false);
+        }
+        if self.unanswered.is_some_and(|since| now.since(since) >= SILENCE) {
+            self.unanswered = None;
+            self.probe(now);
+        }
+        if let Some(probe) = self.probing.take_if(|p| now >= p.again) {
+            if probe.tries + 1 < PROBE_TRIES {
+                self.challenge(now, probe.tries + 1);
+            } else {
+                self.events.push_back(Event::Unreachable);
+            }
+        }
+    }
+
+    /// The next message for the control channel.
+    pub fn poll_message(&mut self) -> Option<Message> {
+        self.messages.pop_front()
+    }
+
+    /// The next in-band message to seal (with [`Session::seal_in_band`]) and send on its path.
+    pub fn poll_in_band(&mut self) -> Option<(InBand, Path)> {
+        self.in_band.pop_front()
+    }
+
+    /// Seals an in-band message into `datagram` and says how long it is.
+    pub fn seal_in_band(
+        &mut self,
+        now: Time,
+        message: InBand,
+        datagram: &mut [u8; IN_BAND_LEN],
+    ) -> Result<usize, DropReason> {
+        let len = HEADER_LEN + message.emit(&mut datagram[HEADER_LEN..]) + TAG_LEN;
+        self.epochs.seal(now, data::CONTROL, &mut datagram[..len])?;
+        Ok(len)
+    }
+
+    /// The next thing the shell should know.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`Session::handle_timeout`] is to be called next.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        if self.control == Control::Over {
+            return None;
+        }
+        let rekey = (self.control == Control::Up && self.epochs.rekey_due(self.epochs.rekey_at()))
+            .then(|| self.epochs.rekey_at());
+        [
+            rekey,
+            Some(self.epochs.hard_stop()),
+            self.epochs.retire_at(),
+            self.linger_until(),
+            self.probing.as_ref().map(|p| p.again),
+            self.unanswered.map(|since| since + SILENCE),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Whether the packet limit asks for new keys; the shell looks after a batch, as no timer can tell.
+    pub fn rekey_due(&self, now: Time) -> bool {
+        self.control == Control::Up && self.epochs.rekey_due(now)
+    }
+
+    fn handle_in_band(&mut self, now: Time, path: Path, message: InBand) {
+        match message {
+            // Answered on the path it came by; bounded, as the peer may send more than we can.
+            InBand::PathChallenge(nonce) => {
+                if self.in_band.len() < MAX_QUEUED {
+                    self.in_band.push_back((InBand::PathResponse(nonce), path));
+                }
+            }
+            InBand::PathResponse(nonce) => {
+                if let Some(probe) = self.probing.take_if(|p| p.nonce == nonce) {
+                    let rtt = now.since(probe.sent);
+                    self.paths.proven(path, rtt);
+                    self.events.push_back(Event::Proven { rtt });
+                }
+            }
+            InBand::Close(code) => {
+                self.end(Reason::from_code(code).unwrap_or(Reason::Internal), true);
+            }
+            // The peer's move was noted by the datagram itself.
+            InBand::Rebind | InBand::Keepalive | InBand::PathStatus(_) => {}
+        }
+    }
+
+    fn challenge(&mut self, now: Time, tries: u32) {
+        let Some(active) = self.paths.active() else { return };
+        self.challenges += 1;
+        let mut nonce = [0; 8];
+        nonce.copy_from_slice(&self.challenge_key.derive(&self.challenges.to_be_bytes())[..8]);
+        self.in_band.push_back((InBand::PathChallenge(nonce), active.path));
+        let again = now + PROBE_FIRST * 2u32.pow(tries.min(4));
+        self.probing = Some(Probe { nonce, sent: now, tries, again });
+    }
+
+    fn end(&mut self, reason: Reason, by_peer: bool) {
+        if self.control != Control::Over {
+            self.control = match (by_peer, self.control) {
+                (true, _) => Control::Over,
+                (false, was) => was,
+            };
+            if !by_peer {
+                self.leave(reason);
+            }
+            self.events.push_back(Event::Ended { reason, by_peer });
+        }
+    }
+
+    fn linger_until(&self) -> Option<Time> {
+        match self.control {
+            Control::LostSince(lost) => Some(lost.max(self.last_heard) + self.linger),
+            Control::Up | Control::Over => None,
+        }
+    }
+}
+
+/// The longest in-band datagram.
+pub const IN_BAND_LEN: usize = HEADER_LEN + inband::MAX_LEN + TAG_LEN;
+
+/// Queued answers to a peer that asks faster than we can send; more are not queued.
+const MAX_QUEUED: usize = 32;
+/// The client looks whether the server is there after sending for so long without hearing anything.
+const SILENCE: Duration = Duration::from_secs(10);
+/// First wait for an answer; doubled for each further try.
+const PROBE_FIRST: Duration = Duration::from_millis(500);
+const PROBE_TRIES: u32 = 4;

@@ -1,0 +1,110 @@
+//! In-band messages: what travels sealed in a datagram with the CONTROL flag. One type byte, then a body of
+//! exactly the type's length.
+
+/// An in-band message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InBand {
+    /// "Do you hear me on this path?" The peer answers with the same bytes on the path it came by.
+    PathChallenge([u8; 8]),
+    /// The answer.
+    PathResponse([u8; 8]),
+    /// The sender's address changed; this datagram comes from the new one.
+    Rebind,
+    /// Keeps a NAT's mapping alive; no answer.
+    Keepalive,
+    /// What the sender thinks of the path this came by.
+    PathStatus(PathStatus),
+    /// The session is over for this reason (a code of [`super::control::Reason`]).
+    Close(u8),
+}
+
+/// A peer's word on one of its paths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathStatus {
+    /// The sender wants to be reached here.
+    Preferred,
+    /// Works, but another is better.
+    Standby,
+    /// About to go away.
+    Dropped,
+}
+
+/// The longest message.
+pub const MAX_LEN: usize = 9;
+
+const PATH_CHALLENGE: u8 = 1;
+const PATH_RESPONSE: u8 = 2;
+const REBIND: u8 = 3;
+const KEEPALIVE: u8 = 4;
+const PATH_STATUS: u8 = 5;
+const CLOSE: u8 = 6;
+
+impl InBand {
+    /// Reads a message; `None` for an unknown type or any other length than the type's.
+    pub fn parse(bytes: &[u8]) -> Option<InBand> {
+        let (&kind, body) = bytes.split_first()?;
+        Some(match (kind, body) {
+            (PATH_CHALLENGE, body) => InBand::PathChallenge(body.try_into().ok()?),
+            (PATH_RESPONSE, body) => InBand::PathResponse(body.try_into().ok()?),
+            (REBIND, []) => InBand::Rebind,
+            (KEEPALIVE, []) => InBand::Keepalive,
+            (PATH_STATUS, [0]) => InBand::PathStatus(PathStatus::Preferred),
+            (PATH_STATUS, [1]) => InBand::PathStatus(PathStatus::Standby),
+            (PATH_STATUS, [2]) => InBand::PathStatus(PathStatus::Dropped),
+            (CLOSE, [reason]) => InBand::Close(*reason),
+            _ => return None,
+        })
+    }
+
+    /// Writes the message to the front of `out`, at least [`MAX_LEN`] long, and says how long it is.
+    pub fn emit(&self, out: &mut [u8]) -> usize {
+        let mut put = |kind: u8, body: &[u8]| {
+            out[0] = kind;
+            out[1..=body.len()].copy_from_slice(body);
+            1 + body.len()
+        };
+        match self {
+            InBand::PathChallenge(nonce) => put(PATH_CHALLENGE, nonce),
+            InBand::PathResponse(nonce) => put(PATH_RESPONSE, nonce),
+            InBand::Rebind => put(REBIND, &[]),
+            InBand::Keepalive => put(KEEPALIVE, &[]),
+            InBand::PathStatus(PathStatus::Preferred) => put(PATH_STATUS, &[0]),
+            InBand::PathStatus(PathStatus::Standby) => put(PATH_STATUS, &[1]),
+            InBand::PathStatus(PathStatus::Dropped) => put(PATH_STATUS, &[2]),
+            InBand::Close(reason) => put(CLOSE, &[*reason]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn literal_bytes() {
+        let table: [(InBand, &[u8]); 8] = [
+            (InBand::PathChallenge([1, 2, 3, 4, 5, 6, 7, 8]), &[1, 1, 2, 3, 4, 5, 6, 7, 8]),
+            (InBand::PathResponse([8, 7, 6, 5, 4, 3, 2, 1]), &[2, 8, 7, 6, 5, 4, 3, 2, 1]),
+            (InBand::Rebind, &[3]),
+            (InBand::Keepalive, &[4]),
+            (InBand::PathStatus(PathStatus::Preferred), &[5, 0]),
+            (InBand::PathStatus(PathStatus::Standby), &[5, 1]),
+            (InBand::PathStatus(PathStatus::Dropped), &[5, 2]),
+            (InBand::Close(3), &[6, 3]),
+        ];
+        for (message, bytes) in table {
+            let mut out = [0; MAX_LEN];
+            let len = message.emit(&mut out);
+            assert_eq!(&out[..len], bytes);
+            assert_eq!(InBand::parse(bytes), Some(message));
+            // One byte more or less is another length than the type's.
+            let mut longer = bytes.to_vec();
+            longer.push(0);
+            assert_eq!(InBand::parse(&longer), None);
+            assert_eq!(InBand::parse(&bytes[..bytes.len() - 1]), None);
+        }
+        assert_eq!(InBand::parse(&[0]), None);
+        assert_eq!(InBand::parse(&[7, 0]), None);
+        assert_eq!(InBand::parse(&[5, 3]), None);
+    }
+}
