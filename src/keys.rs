@@ -14,9 +14,6 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::config::common::Suite;
 
-/// Label of the TLS exporter (RFC 8446 section 7.5); its context is the session ID.
-pub const EXPORTER_LABEL: &str = "EXPORTER-tunguard-data";
-
 /// Which end of a session: names the sender of a direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {

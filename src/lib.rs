@@ -3,14 +3,20 @@
 //! Pure cores (no I/O, no clock) come first; the shells around them are the binaries `tunguard`,
 //! `tunguard-guard` and `tunguard-worker`. All system calls that need `unsafe` are in [`sys`].
 
+pub mod batch;
+pub mod channel;
 pub mod config;
 pub mod drops;
+pub mod egress;
 pub mod epochs;
 pub mod exit;
+pub mod ingress;
+pub mod ipc;
 pub mod keys;
 pub mod path;
 pub mod replay;
 pub mod seal;
 pub mod session;
+pub mod sys;
 pub mod time;
 pub mod wire;

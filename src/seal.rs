@@ -13,6 +13,7 @@ use ring::hmac;
 use crate::config::common::Suite;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::keys::{DirectionKeys, Role, Secret};
+use crate::sys::wipe::Wiping;
 use crate::wire::data::{HEADER_LEN, Header, OVERHEAD, SessionId, TAG_LEN};
 
 /// One direction's cipher of one epoch. The same type seals at one end and opens at the other.
@@ -22,14 +23,14 @@ pub struct Cryptor {
 }
 
 enum Kind {
-    Aead(Box<LessSafeKey>),
+    Aead(Wiping<LessSafeKey>),
     Classic(Box<Classic>),
 }
 
 /// AES-256-CTR, then HMAC-SHA-256 truncated to 16 bytes, with independent keys.
 struct Classic {
     cipher: CipherCtx,
-    mac: hmac::Key,
+    mac: Wiping<hmac::Key>,
 }
 
 /// Why a datagram couldn't be sealed or opened.
@@ -46,7 +47,7 @@ impl Cryptor {
     pub fn new(suite: Suite, keys: &DirectionKeys) -> Result<Cryptor, SealError> {
         let aead = |algorithm| {
             let key = UnboundKey::new(algorithm, &keys.key[..]).map_err(|_| SealError::Library)?;
-            Ok(Kind::Aead(Box::new(LessSafeKey::new(key))))
+            Ok(Kind::Aead(Wiping::new(LessSafeKey::new(key))))
         };
         let kind = match suite {
             Suite::Aes256Gcm => aead(&aead::AES_256_GCM)?,
@@ -57,7 +58,7 @@ impl Cryptor {
                 cipher
                     .encrypt_init(Some(Cipher::aes_256_ctr()), Some(&keys.key[..]), None)
                     .map_err(|_| SealError::Library)?;
-                let mac = hmac::Key::new(hmac::HMAC_SHA256, &keys.mac[..]);
+                let mac = Wiping::new(hmac::Key::new(hmac::HMAC_SHA256, &keys.mac[..]));
                 Kind::Classic(Box::new(Classic { cipher, mac }))
             }
         };

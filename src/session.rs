@@ -244,7 +244,11 @@ impl Session {
             return Err(DropReason::WrongSession);
         }
         // 3. to 6. Epoch, window, tag; commit and decrypt.
+        let sending = self.epochs.sending();
         let authentic = self.epochs.open(now, &header, datagram)?;
+        if self.epochs.sending() != sending {
+            self.events.push_back(Event::Rekeyed { epoch: self.epochs.sending() });
+        }
         // 7. From here on the peer has spoken.
         self.last_heard = now;
         self.unanswered = None;
@@ -451,16 +455,15 @@ impl Session {
     }
 
     fn end(&mut self, reason: Reason, by_peer: bool) {
-        if self.control != Control::Over {
-            self.control = match (by_peer, self.control) {
-                (true, _) => Control::Over,
-                (false, was) => was,
-            };
-            if !by_peer {
-                self.leave(reason);
-            }
-            self.events.push_back(Event::Ended { reason, by_peer });
+        if self.control == Control::Over {
+            return;
         }
+        if by_peer {
+            self.control = Control::Over;
+        } else {
+            self.leave(reason);
+        }
+        self.events.push_back(Event::Ended { reason, by_peer });
     }
 
     fn linger_until(&self) -> Option<Time> {

@@ -11,8 +11,6 @@ use serde::{Deserialize, Serialize};
 use super::data::SessionId;
 use crate::config::common::Suite;
 
-/// The application protocol of TLS (RFC 7301) and of this page.
-pub const ALPN: &[u8] = b"\x0atunguard/1";
 /// The version in the first message.
 pub const VERSION: u16 = 1;
 /// The longest message, without its length.

@@ -1,0 +1,119 @@
+//! The way in: runs of datagrams become packets, and runs of packets super-packets for the device.
+//!
+//! 1. open each datagram in place ([`Session::open`]): nothing before its tag changes state
+//! 2. take the outer congestion mark in (RFC 6040)
+//! 3. check whose packet it is
+//! 4. merge runs of consecutive segments and write each with one gathered write ([`crate::segment::next_run`])
+
+use std::io::{self, IoSlice};
+
+use crate::drops::DropReason;
+use crate::keys::Role;
+use crate::segment::{Inner, MAX_RUN, ecn, inner, next_run};
+use crate::session::{Opened, Session};
+use crate::sys::udp::Received;
+use crate::time::Time;
+
+/// Packets that were opened and wait to be written: where they are in the receive buffers.
+#[derive(Default)]
+pub struct Ingress {
+    opened: Vec<Place>,
+}
+
+struct Place {
+    buffer: usize,
+    start: usize,
+    end: usize,
+    partial_csum: bool,
+}
+
+impl Ingress {
+    /// Opens the run of datagrams that `received` says is in `buffer`. Which inner addresses are right depends
+    /// on our end: a server takes packets *from* the session's addresses, a client packets *to* them.
+    pub fn open(
+        &mut self,
+        session: &mut Session,
+        role: Role,
+        now: Time,
+        received: &Received,
+        buffer: &mut [u8],
+    ) {
+        let mut start = 0;
+        for datagram in buffer[..received.len].chunks_mut(received.stride) {
+            let base = start;
+            start += datagram.len();
+            let opened = session.open(now, received.path, datagram);
+            let (text, partial_csum) = match opened {
+                Ok(Opened::Packet { text, partial_csum }) => (text, partial_csum),
+                Ok(Opened::InBand) => continue,
+                Err(reason) => {
+                    session.drops.count(reason);
+                    continue;
+                }
+            };
+            match admit(session, role, received.ecn, &mut datagram[text.clone()]) {
+                Ok(()) => self.opened.push(Place {
+                    buffer: received.buffer,
+                    start: base + text.start,
+                    end: base + text.end,
+                    partial_csum,
+                }),
+                Err(reason) => session.drops.count(reason),
+            }
+        }
+    }
+
+    /// Hands everything that was opened to `write`, each call one virtio header and one packet or super-packet
+    /// in pieces, and forgets it.
+    pub fn write_out(
+        &mut self,
+        session: &mut Session,
+        buffers: &[Vec<u8>],
+        uso: bool,
+        mut write: impl FnMut(&[IoSlice<'_>]) -> Result<(), DropReason>,
+    ) {
+        let inners: Vec<Inner<'_>> = self
+            .opened
+            .iter()
+            .map(|p| Inner { packet: &buffers[p.buffer][p.start..p.end], partial_csum: p.partial_csum })
+            .collect();
+        let mut rest = &inners[..];
+        while !rest.is_empty() {
+            let Ok(run) = next_run(rest, uso) else {
+                session.drops.count(DropReason::BadInner);
+                rest = &rest[1..];
+                continue;
+            };
+            let (members, others) = rest.split_at(run.count);
+            rest = others;
+            let vnet = run.vnet.emit();
+            let mut parts = Vec::with_capacity(2 + MAX_RUN);
+            parts.push(IoSlice::new(&vnet));
+            parts.push(IoSlice::new(run.head()));
+            parts.extend(members.iter().map(|m| IoSlice::new(&m.packet[run.payload_offset()..])));
+            match write(&parts) {
+                Ok(()) => {
+                    let bytes = members.iter().map(|m| m.packet.len() as u64).sum();
+                    session.delivered(run.count as u64, bytes);
+                }
+                Err(reason) => session.drops.add(reason, run.count as u64),
+            }
+        }
+        self.opened.clear();
+    }
+}
+
+/// What a failed write to the TUN device is counted as; it is never more than that.
+pub fn tun_refused(_error: &io::Error) -> DropReason {
+    DropReason::TunRefused
+}
+
+fn admit(session: &Session, role: Role, outer_ecn: u8, packet: &mut [u8]) -> Result<(), DropReason> {
+    let (source, destination) = inner::addresses(packet).ok_or(DropReason::BadInner)?;
+    match role {
+        Role::Server if !session.owns(source) => return Err(DropReason::SourceNotOurs),
+        Role::Client if !session.owns(destination) => return Err(DropReason::DestinationNotOurs),
+        _ => {}
+    }
+    ecn::decapsulate(outer_ecn, packet).map_err(|_| DropReason::Congested)
+}

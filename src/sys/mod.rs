@@ -1,0 +1,15 @@
+//! The operating system: every `unsafe` block of the workspace is below here, each argued where it stands.
+#![allow(unsafe_code, reason = "this module is where the workspace's unsafe code is kept")]
+
+pub mod clock;
+pub mod jail;
+pub mod memfd;
+pub mod mq;
+pub mod poller;
+pub mod seqpacket;
+pub mod signals;
+pub mod spawn;
+pub mod steer;
+pub mod tun;
+pub mod udp;
+pub mod wipe;

@@ -1,0 +1,191 @@
+//! UDP sockets: the server's slots, and a carrier that sends and receives runs of datagrams with one call.
+
+use std::io::{self, ErrorKind, IoSliceMut};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::sys::socket::{setsockopt, sockopt};
+use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::drops::DropReason;
+use crate::path::Path;
+
+/// Binds one UDP socket of a group that shares `address`. An unspecified IPv6 address means dual-stack.
+pub fn bind_shared(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    socket.set_reuse_port(true)?;
+    grow_buffers(&socket);
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// Binds a UDP socket of our own on any port, of the family of `peer`.
+pub fn bind_towards(peer: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(peer), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    grow_buffers(&socket);
+    let any: SocketAddr = match peer {
+        SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
+        SocketAddr::V6(_) => ([0u16; 8], 0).into(),
+    };
+    socket.bind(&any.into())?;
+    Ok(socket.into())
+}
+
+/// A burst of super-packets has to fit. Beyond the host's limit where we may (CAP_NET_ADMIN), up to it where not.
+fn grow_buffers(socket: &Socket) {
+    if setsockopt(socket, sockopt::RcvBufForce, &SOCKET_BUFFER).is_err() {
+        let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
+    }
+    if setsockopt(socket, sockopt::SndBufForce, &SOCKET_BUFFER).is_err() {
+        let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
+    }
+}
+
+/// A UDP socket with segmentation and receive offload, destination addresses and ECN, where the kernel and the
+/// device have them.
+#[derive(Debug)]
+pub struct Carrier {
+    socket: UdpSocket,
+    state: UdpSocketState,
+    mapped: bool,
+}
+
+/// A run of datagrams from one path, all `stride` bytes but the last, which may be shorter.
+#[derive(Clone, Copy, Debug)]
+pub struct Received {
+    /// Which of the buffers.
+    pub buffer: usize,
+    /// Bytes in it.
+    pub len: usize,
+    /// Bytes of each datagram.
+    pub stride: usize,
+    /// Where they came from and were sent to.
+    pub path: Path,
+    /// ECN bits of the outer header.
+    pub ecn: u8,
+}
+
+impl Carrier {
+    /// Takes over a bound socket.
+    pub fn new(socket: OwnedFd) -> io::Result<Carrier> {
+        let socket = UdpSocket::from(socket);
+        let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        let mapped = socket.local_addr()?.is_ipv6();
+        let carrier = Carrier { socket, state, mapped };
+        carrier.allow_fragments()?;
+        Ok(carrier)
+    }
+
+    /// Lets the network fragment a datagram that a narrow path can't carry whole, rather than lose it.
+    fn allow_fragments(&self) -> io::Result<()> {
+        self.set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT)?;
+        if self.mapped {
+            self.set(libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG, 0)?;
+            self.set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT)?;
+        }
+        Ok(())
+    }
+
+    fn set(&self, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
+        // SAFETY: these options take one int, which outlives the call.
+        let status = unsafe {
+            libc::setsockopt(
+                self.socket.as_raw_fd(),
+                level,
+                option,
+                (&raw const value).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+        if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Datagrams one call can send.
+    pub fn max_segments(&self) -> usize {
+        self.state.max_gso_segments()
+    }
+
+    /// Sends `datagrams`, each `stride` bytes but the last, which may be shorter. An error is the reason to
+    /// count them under; the network's state is never more than that.
+    pub fn send(&self, path: &Path, ecn: u8, datagrams: &[u8], stride: usize) -> Result<(), DropReason> {
+        if datagrams.len() > stride && self.max_segments() > 1 {
+            match self.send_once(path, ecn, datagrams, Some(stride)) {
+                Ok(()) => return Ok(()),
+                // The device or the path refuses segmentation (quinn-udp has noted it), or the path's MTU is
+                // below the stride: one by one they may still go, as fragments.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE)) => {}
+                Err(e) => return Err(reason(&e)),
+            }
+        }
+        for datagram in datagrams.chunks(stride) {
+            self.send_once(path, ecn, datagram, None).map_err(|e| reason(&e))?;
+        }
+        Ok(())
+    }
+
+    fn send_once(&self, path: &Path, ecn: u8, contents: &[u8], stride: Option<usize>) -> io::Result<()> {
+        let remote = match path.remote {
+            SocketAddr::V4(v4) if self.mapped => (v4.ip().to_ipv6_mapped(), v4.port()).into(),
+            remote => remote,
+        };
+        let transmit = Transmit {
+            destination: remote,
+            ecn: EcnCodepoint::from_bits(ecn),
+            contents,
+            segment_size: stride,
+            src_ip: path.local,
+        };
+        self.state.try_send(UdpSockRef::from(&self.socket), &transmit)
+    }
+
+    /// Receives into `buffers`; what came is put into `received`. An empty list means nothing is waiting.
+    pub fn receive(&self, buffers: &mut [Vec<u8>], received: &mut Vec<Received>) -> io::Result<()> {
+        received.clear();
+        let mut metas = [RecvMeta::default(); RECEIVE_BUFFERS];
+        let mut slices: Vec<IoSliceMut<'_>> =
+            buffers.iter_mut().take(RECEIVE_BUFFERS).map(|b| IoSliceMut::new(b)).collect();
+        let count = match self.state.recv(UdpSockRef::from(&self.socket), &mut slices, &mut metas) {
+            Ok(count) => count,
+            Err(e) if e.kind() == ErrorKind::WouldBlock => 0,
+            // An ICMP error of an earlier send, or the like: nothing to read, and no reason to stop.
+            Err(e) if matches!(e.kind(), ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable) => 0,
+            Err(e) => return Err(e),
+        };
+        received.extend(metas[..count].iter().enumerate().map(|(buffer, meta)| Received {
+            buffer,
+            len: meta.len,
+            stride: meta.stride.max(1),
+            path: Path::new(meta.addr, meta.dst_ip.filter(|ip| !multicast(ip))),
+            ecn: meta.ecn.map_or(0, |ecn| ecn as u8),
+        }));
+        Ok(())
+    }
+}
+
+fn multicast(ip: &IpAddr) -> bool {
+    ip.is_multicast() || matches!(ip, IpAddr::V4(v4) if v4.is_broadcast())
+}
+
+fn reason(error: &io::Error) -> DropReason {
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => DropReason::SocketFull,
+        Some(libc::EMSGSIZE) => DropReason::TooBig,
+        _ => DropReason::SendRefused,
+    }
+}
+
+impl AsFd for Carrier {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Runs of datagrams taken with one call.
+pub const RECEIVE_BUFFERS: usize = 8;
+/// Bytes of one receive buffer: the largest run the kernel makes.
+pub const RECEIVE_BUFFER_LEN: usize = 65_536;
+const SOCKET_BUFFER: usize = 4 << 20;
