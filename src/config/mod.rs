@@ -1,5 +1,10 @@
 //! Configuration files, parsed into types that can only be valid.
+//!
+//! Every error names file, line, full key, what is wrong with the value and what is accepted; a file's errors are
+//! reported together, one a line.
 
 pub mod client;
+mod clients;
 pub mod common;
+mod reader;
 pub mod server;
