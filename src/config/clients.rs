@@ -17,8 +17,8 @@ use crate::exit::{Failure, Outcome};
 impl ServerConfig {
     /// Reads the clients' files anew.
     ///
-    /// They are the regular files (or links to such) in `clients_dir` whose name ends in `.toml` and doesn't start
-    /// with a dot. The directory may be missing where it is the default one.
+    /// They are the regular files (or links to such) in `clients_dir` whose name ends in `.toml` and doesn't
+    /// start with a dot. The directory may be missing where it is the default one.
     pub fn read_clients(&self) -> Outcome<BTreeMap<String, ClientEntry>> {
         let paths = match client_files(&self.clients_dir) {
             Ok(paths) => paths,
@@ -148,6 +148,153 @@ fn take<T: Ord>(taken: &mut BTreeMap<T, String>, item: T, value: &Value<'_>) -> 
         Entry::Vacant(vacant) => {
             vacant.insert(value.place());
             true
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn server() -> ServerConfig {
+        let text = "networks = ['10.9.0.0/24', 'fd09::/64']\n[tls]\nca = 'a'\ncert = 'b'\nkey = 'c'\n";
+        ServerConfig::parse(text, Path::new("/etc/tunguard/server.toml")).expect("valid")
+    }
+
+    /// Clients' files by name.
+    fn parse(files: &[(&str, &str)]) -> Outcome<BTreeMap<String, ClientEntry>> {
+        let file = |(name, text): &(&str, &str)| (PathBuf::from(format!("/c/{name}.toml")), text.to_string());
+        server().parse_clients(&files.iter().map(file).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn accepted() {
+        let clients = parse(&[
+            ("alice", "addresses = ['10.9.0.2', 'fd09::2']\nsubnets = ['192.168.1.0/24', 'fd10::/48']"),
+            (
+                "bob@example.org",
+                "addresses = ['fd09:0:0:0:ffff:ffff:ffff:ffff']\nsubnets = ['192.168.0.0/16']",
+            ),
+            ("carol.lab", "addresses = ['10.9.0.254']"),
+            ("dave", ""),
+        ]);
+        let clients = clients.expect("valid");
+        assert_eq!(clients.keys().collect::<Vec<_>>(), ["alice", "bob@example.org", "carol.lab", "dave"]);
+        assert_eq!(clients["alice"].addresses.len(), 2);
+        assert_eq!(clients["alice"].subnets.len(), 2);
+        assert_eq!(clients["dave"], ClientEntry::default());
+        assert_eq!(parse(&[(&"n".repeat(64), "")]).map(|clients| clients.len()), Ok(1));
+    }
+
+    #[test]
+    fn rejected() {
+        for (line, sentence) in [
+            ("adresses = []", r#"unknown key "adresses" (did you mean "addresses"?)"#),
+            ("address = []", r#"unknown key "address" (did you mean "addresses"?)"#),
+            (
+                "addresses = '10.9.0.5'",
+                r#"addresses = "10.9.0.5" is a string, not a list of strings, each an IP address, as in "10.9.0.1" or "fd09::1""#,
+            ),
+            (
+                "addresses = ['10.9.0.5/24']",
+                r#"addresses[0] = "10.9.0.5/24" is not an IP address, as in "10.9.0.1" or "fd09::1""#,
+            ),
+            (
+                "addresses = ['10.8.0.5']",
+                r#"addresses[0] = "10.8.0.5" is outside the server's networks: 10.9.0.0/24 and fd09::/64"#,
+            ),
+            (
+                "addresses = ['::ffff:10.9.0.5']",
+                r#"addresses[0] = "::ffff:10.9.0.5" is outside the server's networks: 10.9.0.0/24 and fd09::/64"#,
+            ),
+            (
+                "addresses = ['10.9.0.0']",
+                r#"addresses[0] = "10.9.0.0" is the network address of 10.9.0.0/24"#,
+            ),
+            ("addresses = ['fd09::']", r#"addresses[0] = "fd09::" is the network address of fd09::/64"#),
+            (
+                "addresses = ['10.9.0.255']",
+                r#"addresses[0] = "10.9.0.255" is the broadcast address of 10.9.0.0/24"#,
+            ),
+            (
+                "addresses = ['10.9.0.1']",
+                r#"addresses[0] = "10.9.0.1" is the server's own address in 10.9.0.0/24"#,
+            ),
+            (
+                "addresses = ['fd09::1']",
+                r#"addresses[0] = "fd09::1" is the server's own address in fd09::/64"#,
+            ),
+            (
+                "addresses = ['10.9.0.5', '10.9.0.6']",
+                r#"addresses[1] = "10.9.0.6" is a second IPv4 address: one of each family at most"#,
+            ),
+            (
+                "addresses = ['fd09::5', 'fd09::6']",
+                r#"addresses[1] = "fd09::6" is a second IPv6 address: one of each family at most"#,
+            ),
+            (
+                "addresses = ['10.9.0.5', '10.9.0.5']",
+                r#"addresses[1] = "10.9.0.5" is already in the list: addresses[0]"#,
+            ),
+            (
+                "addresses = ['10.9.0.2']",
+                r#"addresses[0] = "10.9.0.2" is already another client's: /c/alice.toml:1"#,
+            ),
+            (
+                "subnets = ['10.9.0.128/25']",
+                r#"subnets[0] = "10.9.0.128/25" overlaps 10.9.0.0/24, one of the server's networks"#,
+            ),
+            (
+                "subnets = ['10.0.0.0/8']",
+                r#"subnets[0] = "10.0.0.0/8" overlaps 10.9.0.0/24, one of the server's networks"#,
+            ),
+            (
+                "subnets = ['192.168.1.1/24']",
+                r#"subnets[0] = "192.168.1.1/24" has host bits set: "192.168.1.0/24" was probably meant"#,
+            ),
+            (
+                "subnets = ['127.1.0.0/16']",
+                r#"subnets[0] = "127.1.0.0/16" overlaps 127.0.0.0/8, the loopback addresses"#,
+            ),
+            (
+                "subnets = ['192.168.1.0/24']",
+                r#"subnets[0] = "192.168.1.0/24" is already another client's: /c/alice.toml:2"#,
+            ),
+        ] {
+            let alice = "addresses = ['10.9.0.2']\nsubnets = ['192.168.1.0/24']";
+            let failure = parse(&[("alice", alice), ("bob", &format!("#\n\n{line}"))]).expect_err(line);
+            assert_eq!(failure.text, format!("/c/bob.toml:3: {sentence}"));
+        }
+    }
+
+    #[test]
+    fn names_rejected() {
+        for name in ["a b", "é", "a\tb", &"n".repeat(65)] {
+            let failure = parse(&[(name, "")]).expect_err(name);
+            let sentence = format!(
+                "/c/{name}.toml: {name:?} is no client's name: 1 to 64 ASCII characters without spaces"
+            );
+            assert_eq!(failure.text, sentence);
+        }
+    }
+
+    #[test]
+    fn faults_of_all_files_are_reported_together() {
+        let failure =
+            parse(&[("a", "x = 1"), ("b", "addresses ="), ("c", "subnets = 1")]).expect_err("faults");
+        let faults = [
+            r#"/c/a.toml:1: unknown key "x" (known here: addresses, subnets)"#,
+            "/c/b.toml:1:12: not valid TOML: string values must be quoted, expected literal string",
+            r#"/c/c.toml:1: subnets = 1 is an integer, not a list of strings, each a network, as in "10.9.0.0/24" or "fd09::/64""#,
+        ];
+        assert_eq!(failure.text, faults.join("\n"));
+    }
+
+    proptest! {
+        #[test]
+        fn random_text_never_panics(text in "\\PC*|(addresses|subnets) = \\[('[0-9a-f:./]*',){0,3}\\]") {
+            let _ = parse(&[("a", &text), ("b", &text)]);
         }
     }
 }

@@ -177,7 +177,7 @@ impl Word for SocketAddr {
 
     fn from_word(text: &str) -> Result<SocketAddr, String> {
         let Ok(address) = text.parse::<SocketAddr>() else {
-            return Err(format!("is no address and port: {} is needed", SocketAddr::WANTED));
+            return Err(format!("is not {}", SocketAddr::WANTED));
         };
         if address.port() == 0 { Err("has port 0: 1 to 65535".to_owned()) } else { Ok(address) }
     }
@@ -187,9 +187,9 @@ impl Word for IpAddr {
     const WANTED: &'static str = r#"an IP address, as in "10.9.0.1" or "fd09::1""#;
 
     fn from_word(text: &str) -> Result<IpAddr, String> {
-        let address = text.parse::<IpAddr>().map_err(|_| format!("is no IP address: {}", IpAddr::WANTED))?;
+        let address = text.parse::<IpAddr>().map_err(|_| format!("is not {}", IpAddr::WANTED))?;
         if address.is_unspecified() || address.is_multicast() {
-            return Err(format!("names no single host: {} is needed", IpAddr::WANTED));
+            return Err(format!("names no single host: give {}", IpAddr::WANTED));
         }
         Ok(address)
     }
@@ -202,7 +202,7 @@ impl Word for IpNet {
         if let Ok(host) = text.parse::<IpAddr>() {
             return Err(format!("has no prefix length: for this one host it is \"{}\"", IpNet::from(host)));
         }
-        let net = text.parse::<IpNet>().map_err(|_| format!("is no network: {} is needed", IpNet::WANTED))?;
+        let net = text.parse::<IpNet>().map_err(|_| format!("is not {}", IpNet::WANTED))?;
         if net.addr() != net.network() {
             return Err(format!("has host bits set: \"{}\" was probably meant", net.trunc()));
         }
@@ -227,7 +227,8 @@ pub(super) fn reserved(net: &IpNet) -> Option<&'static str> {
 }
 
 /// A duration as in "15m", "90s", "1h30m", "500ms", "24h": numbers with units d, h, m, s, ms, the largest
-/// first, none twice, nothing in between. At most 365 days, so that adding one to a clock's reading can't overflow.
+/// first, none twice, nothing in between. At most 365 days, so that adding one to a clock's reading can't
+/// overflow.
 ///
 /// The error is the end of a sentence that starts with the text.
 pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
@@ -285,3 +286,126 @@ pub(super) fn quoted(text: &str) -> Cow<'static, str> {
 const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 /// In milliseconds.
 const LONGEST_DURATION: u64 = 365 * 86_400_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `T` says of `text`: the value, or the end of the sentence.
+    fn word<T: Word>(text: &str) -> Result<T, String> {
+        T::from_word(text)
+    }
+
+    #[test]
+    fn durations() {
+        for (text, millis) in [
+            ("15m", 900_000),
+            ("90s", 90_000),
+            ("1h30m", 5_400_000),
+            ("500ms", 500),
+            ("24h", 86_400_000),
+            ("1d2h3m4s5ms", 93_784_005),
+            ("1m500ms", 60_500),
+            ("0s", 0),
+            ("365d", LONGEST_DURATION),
+        ] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        let units = r#"numbers with the units d, h, m, s or ms, the largest first, as in "1h30m""#;
+        for text in [
+            "", "m", "15 m", "15M", "15min", "-1s", "+1s", "1.5h", "1m1m", "30s1m", "1ms1s", " 1s", "1s ",
+            "1é",
+        ] {
+            assert_eq!(parse_duration(text), Err(format!("is no duration: {units}")), "{text}");
+        }
+        for text in ["15", "0", "1h30", "99999999999999999999999"] {
+            assert_eq!(parse_duration(text), Err(format!("has no unit: {units}")), "{text}");
+        }
+        for text in ["366d", "365d1ms", "99999999999999999999999s", "18446744073709551615d1h"] {
+            assert_eq!(parse_duration(text), Err("is too long: at most 365d".to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn device_names() {
+        for text in ["tg0", "a", "..a", "tun-vpn_1.25", "fifteen-letters"] {
+            assert_eq!(word::<DeviceName>(text).expect(text).as_str(), text);
+        }
+        for text in ["", ".", "..", "sixteen-letters.", "tg 0", "tg/0", "tg:0", "tg%d", "té0", "tg\n"] {
+            let why = "is no device name: 1 to 15 letters, digits, '-', '_' or '.'";
+            assert_eq!(word::<DeviceName>(text), Err(why.to_owned()), "{text:?}");
+        }
+        let failure = "a b".parse::<DeviceName>().expect_err("a space");
+        assert_eq!(failure.text, r#""a b" is no device name: 1 to 15 letters, digits, '-', '_' or '.'"#);
+    }
+
+    #[test]
+    fn suites() {
+        for suite in Suite::ALL {
+            assert_eq!(suite.name().parse(), Ok(suite));
+        }
+        let why =
+            r#""AES-256-GCM" is no suite: "aes-256-gcm", "chacha20-poly1305" or "aes-256-ctr-hmac-sha256""#;
+        assert_eq!("AES-256-GCM".parse::<Suite>(), Err(Failure::usage(why)));
+    }
+
+    #[test]
+    fn socket_addresses() {
+        for text in ["[::]:55555", "0.0.0.0:55555", "[fe80::1%2]:1", "192.0.2.1:65535"] {
+            assert_eq!(word::<SocketAddr>(text).expect(text).to_string(), text);
+        }
+        assert_eq!(word::<SocketAddr>("[::]:0"), Err("has port 0: 1 to 65535".to_owned()));
+        for text in
+            ["", "0.0.0.0", "[::]", "::", ":55555", "55555", "*:55555", "localhost:55555", "[::]:65536"]
+        {
+            let why = r#"is not ADDRESS:PORT, as in "[::]:55555" or "0.0.0.0:55555""#;
+            assert_eq!(word::<SocketAddr>(text), Err(why.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn networks() {
+        for text in ["10.9.0.0/24", "fd09::/64", "0.0.0.0/0", "::/0", "192.0.2.7/32"] {
+            assert_eq!(word::<IpNet>(text).expect(text).to_string(), text);
+        }
+        let none = r#"is not a network, as in "10.9.0.0/24" or "fd09::/64""#;
+        for (text, why) in [
+            ("", none),
+            ("10.9.0/24", none),
+            ("10.9.0.0/33", none),
+            ("10.9.0.0/255.255.255.0", none),
+            ("10.9.0.0/", none),
+            ("10.9.0.1/24", r#"has host bits set: "10.9.0.0/24" was probably meant"#),
+            ("fd09::1/64", r#"has host bits set: "fd09::/64" was probably meant"#),
+            ("10.9.0.0", r#"has no prefix length: for this one host it is "10.9.0.0/32""#),
+            ("fd09::1", r#"has no prefix length: for this one host it is "fd09::1/128""#),
+        ] {
+            assert_eq!(word::<IpNet>(text), Err(why.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses() {
+        for text in ["10.9.0.1", "fd09::1"] {
+            assert_eq!(word::<IpAddr>(text).expect(text).to_string(), text);
+        }
+        let wanted = r#"an IP address, as in "10.9.0.1" or "fd09::1""#;
+        for text in ["", "10.9.0", "10.9.0.256", "10.9.0.1/24", "[fd09::1]", "dns.example.org"] {
+            assert_eq!(word::<IpAddr>(text), Err(format!("is not {wanted}")), "{text}");
+        }
+        for text in ["0.0.0.0", "::", "224.0.0.1", "ff02::1"] {
+            assert_eq!(word::<IpAddr>(text), Err(format!("names no single host: give {wanted}")), "{text}");
+        }
+    }
+
+    #[test]
+    fn messages_hold_no_keys() {
+        assert_eq!(quoted("-----BEGIN RSA"), "(PEM text)");
+        assert_eq!(quoted("----BEGIN PRIVATE KEY"), "(PEM text)");
+        assert_eq!(quoted("MII\nMII"), "(several lines)");
+        assert_eq!(quoted("a\tb\u{1b}"), r#""a\tb\u{1b}""#);
+        assert_eq!(quoted(&"é".repeat(100)), format!("\"{}...\"", "é".repeat(80)));
+        let pem = Pem::Inline { key: "tls.key", text: "secret".to_owned() };
+        assert_eq!(format!("{pem:?}"), "Inline(tls.key)");
+    }
+}

@@ -24,7 +24,7 @@ use toml::de::{DeTable, DeValue};
 use super::common::{Pem, parse_duration, quoted};
 use crate::exit::{Failure, Outcome};
 
-/// The text of the file at `path` and the file's absolute path: that of its canonical directory, and its name.
+/// The text of the file at `path`, and the file's absolute path: its canonical directory and its name.
 pub(super) fn read(path: &Path) -> Outcome<(String, PathBuf)> {
     let failed = |error: std::io::Error| Failure::usage(format!("{}: {error}", path.display()));
     let mut bytes = Vec::new();
@@ -157,7 +157,8 @@ impl Unknown {
     }
 }
 
-/// The candidate that `word` is a misspelling of, if one is near: at most a third of its letters differ.
+/// The candidate that `word` is a misspelling of, if one is near: at most a third of its letters differ, or
+/// one.
 fn nearest<'c>(word: &str, candidates: &[&'c str]) -> Option<&'c str> {
     let word = word.to_lowercase();
     if word.len() > LONGEST_SHOWN {
@@ -165,8 +166,8 @@ fn nearest<'c>(word: &str, candidates: &[&'c str]) -> Option<&'c str> {
     }
     let rank = |candidate: &&'c str| {
         let distance = strsim::osa_distance(&word, candidate);
-        let limit = (candidate.len() / 3).max(1);
-        (distance <= limit).then(|| (distance, 1.0 - strsim::jaro_winkler(&word, candidate), *candidate))
+        let near = distance <= (candidate.len() / 3).max(1) && distance < word.len();
+        near.then(|| (distance, 1.0 - strsim::jaro_winkler(&word, candidate), *candidate))
     };
     let order = |a: &(usize, f64, &str), b: &(usize, f64, &str)| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1));
     candidates.iter().filter_map(rank).min_by(order).map(|(_, _, candidate)| candidate)
@@ -203,7 +204,7 @@ impl<'d> Section<'d> {
     pub(super) fn required(&mut self, key: &'static str, wanted: &str) -> Option<Value<'d>> {
         let value = self.value(key);
         if value.is_none() && !matches!(self.found, Found::Else) {
-            self.document.fault(None, format!("{}{key} is missing: {wanted} is needed", self.prefix));
+            self.document.fault(None, format!("{}{key} is missing: give {wanted}", self.prefix));
         }
         value
     }
@@ -430,7 +431,7 @@ impl<'d> Value<'d> {
             DeValue::Array(_) => "a list",
             DeValue::Table(_) => "a table",
         };
-        self.fault(format_args!("is {is}, but {wanted} is needed"));
+        self.fault(format_args!("is {is}, not {wanted}"));
         None
     }
 }
@@ -474,3 +475,102 @@ const LONGEST_FILE: u64 = 1 << 20;
 const LONGEST_PATH: usize = 4095;
 /// Characters of a value that a message shows.
 const LONGEST_SHOWN: usize = 80;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn syntax_errors_name_line_and_column() {
+        for (text, sentence) in [
+            (
+                "a = 1\nb = ",
+                "f.toml:2:5: not valid TOML: string values must be quoted, expected literal string",
+            ),
+            ("a = 1\na = 2", "f.toml:2:1: not valid TOML: duplicate key"),
+            ("[a]\n[a]", "f.toml:2:2: not valid TOML: duplicate key"),
+            ("[a\n", "f.toml:1:3: not valid TOML: unclosed table, expected `]`"),
+            (
+                "é = 1",
+                "f.toml:1:1: not valid TOML: invalid unquoted key, expected letters, numbers, `-`, `_`",
+            ),
+        ] {
+            let failure = Document::parse(Path::new("f.toml"), Path::new("/"), text).err().expect(text);
+            assert_eq!((failure.exit, failure.text.as_str()), (crate::exit::Exit::Usage, sentence));
+        }
+    }
+
+    #[test]
+    fn syntax_errors_show_no_values() {
+        let text = "key = \"\"\"-----BEGIN PRIVATE KEY-----\nsecret\\q\n\"\"\"";
+        let failure = Document::parse(Path::new("f.toml"), Path::new("/"), text).err().expect("a bad escape");
+        assert!(failure.text.starts_with("f.toml:2:"), "{failure}");
+        assert!(!failure.text.contains("secret"), "{failure}");
+    }
+
+    #[test]
+    fn deep_nesting_is_refused() {
+        let text = format!("a = {}", "[".repeat(1 << 16));
+        assert!(Document::parse(Path::new("f.toml"), Path::new("/"), &text).is_err());
+        let text = format!("a{} = 1", ".a".repeat(1 << 16));
+        assert!(Document::parse(Path::new("f.toml"), Path::new("/"), &text).is_err());
+    }
+
+    #[test]
+    fn faults_come_in_the_files_order() {
+        let text = "z = 1\nb = 'x'\n[t]\nq = 1\nf = 1.5\n";
+        let document = Document::parse(Path::new("f.toml"), Path::new("/"), text).expect("valid TOML");
+        let mut root = document.root();
+        let mut section = root.section("t");
+        assert_eq!(section.value("f").and_then(|v| v.boolean()), None);
+        assert!(section.required("must", "a thing").is_none());
+        section.end();
+        assert_eq!(root.value("b").and_then(|v| v.integer(0u8..=9)), None);
+        root.end();
+        let faults = [
+            r#"f.toml:1: unknown key "z" (known here: t, b)"#,
+            r#"f.toml:2: b = "x" is a string, not an integer, 0 to 9"#,
+            r#"f.toml:4: unknown key "t.q" (known here: f, must)"#,
+            "f.toml:5: t.f = 1.5 is a number with a fraction, not true or false",
+            "f.toml: t.must is missing: give a thing",
+        ];
+        assert_eq!(document.faults(), faults);
+    }
+
+    #[test]
+    fn nearest_keys() {
+        let keys = ["ca", "cert", "key", "crl", "networks", "max_clients"];
+        for (word, meant) in [
+            ("netwroks", Some("networks")),
+            ("network", Some("networks")),
+            ("NETWORKS", Some("networks")),
+            ("max-clients", Some("max_clients")),
+            ("maxclients", Some("max_clients")),
+            ("crt", Some("cert")),
+            ("cer", Some("cert")),
+            ("keys", Some("key")),
+            ("k", None),
+            ("mtu", None),
+            ("password", None),
+            ("", None),
+        ] {
+            assert_eq!(nearest(word, &keys), meant, "{word}");
+        }
+        assert_eq!(nearest(&"n".repeat(1 << 20), &keys), None);
+    }
+
+    #[test]
+    fn files_that_cannot_be_read() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("f.toml");
+        let name = path.display();
+        let sentence = |path: &Path| read(path).expect_err("unreadable").text;
+        assert_eq!(sentence(&path), format!("{name}: No such file or directory (os error 2)"));
+        std::fs::write(&path, b"a = 1\nb = '\xff'\n").expect("a file");
+        assert_eq!(sentence(&path), format!("{name}:2: this line is not UTF-8"));
+        std::fs::write(&path, vec![b'#'; LONGEST_FILE as usize + 1]).expect("a file");
+        assert_eq!(sentence(&path), format!("{name}: longer than 1048576 bytes"));
+        let directory = directory.path();
+        assert_eq!(sentence(directory), format!("{}: Is a directory (os error 21)", directory.display()));
+    }
+}
