@@ -1,10 +1,15 @@
 //! What server and client configuration share.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::reader::{Section, Word, abridged};
 use crate::exit::{Failure, Outcome};
 
 /// The port where nothing else is said.
@@ -28,10 +33,25 @@ impl fmt::Display for DeviceName {
     }
 }
 
+impl Default for DeviceName {
+    /// `tg0`.
+    fn default() -> DeviceName {
+        DeviceName("tg0".to_owned())
+    }
+}
+
 impl FromStr for DeviceName {
     type Err = Failure;
 
     fn from_str(text: &str) -> Outcome<DeviceName> {
+        from_word(text)
+    }
+}
+
+impl Word for DeviceName {
+    const WANTED: &'static str = r#"a device name, as in "tg0""#;
+
+    fn from_word(text: &str) -> Result<DeviceName, String> {
         let fits = (1..=15).contains(&text.len())
             && text != "."
             && text != ".."
@@ -39,9 +59,7 @@ impl FromStr for DeviceName {
         if fits {
             Ok(DeviceName(text.to_owned()))
         } else {
-            Err(Failure::usage(format!(
-                "{text:?} is no device name: 1 to 15 letters, digits, '-', '_' or '.'"
-            )))
+            Err("is no device name: 1 to 15 letters, digits, '-', '_' or '.'".to_owned())
         }
     }
 }
@@ -80,6 +98,23 @@ impl fmt::Display for Suite {
     }
 }
 
+impl FromStr for Suite {
+    type Err = Failure;
+
+    fn from_str(text: &str) -> Outcome<Suite> {
+        from_word(text)
+    }
+}
+
+impl Word for Suite {
+    const WANTED: &'static str = r#""aes-256-gcm", "chacha20-poly1305" or "aes-256-ctr-hmac-sha256""#;
+
+    fn from_word(text: &str) -> Result<Suite, String> {
+        let suite = Suite::ALL.into_iter().find(|suite| suite.name() == text);
+        suite.ok_or_else(|| format!("is no suite: {}", Suite::WANTED))
+    }
+}
+
 /// Where PEM text comes from: a file (already made absolute), or the configuration itself (a profile).
 #[derive(Clone, PartialEq, Eq)]
 pub enum Pem {
@@ -113,4 +148,264 @@ pub struct Data {
     pub rekey: Duration,
     /// Packets of one direction after which an epoch is replaced; default 2^30, 1,000 to 2^40.
     pub rekey_packets: u64,
+}
+
+impl Default for Data {
+    fn default() -> Data {
+        Data { suites: Suite::ALL.to_vec(), rekey: Duration::from_secs(15 * 60), rekey_packets: 1 << 30 }
+    }
+}
+
+impl Data {
+    /// Reads what both sides have in `[data]`; the caller ends the section.
+    pub(super) fn read(section: &mut Section<'_>) -> Data {
+        let default = Data::default();
+        let suites = section.value("suites").map(|v| v.some_words::<Suite>());
+        let rekey = section.value("rekey").and_then(|v| v.duration(Duration::from_secs(1)));
+        let rekey_packets = section.value("rekey_packets").and_then(|v| v.integer(1_000..=1 << 40));
+        Data {
+            suites: suites
+                .map_or(default.suites, |suites| suites.into_iter().map(|(suite, _)| suite).collect()),
+            rekey: rekey.unwrap_or(default.rekey),
+            rekey_packets: rekey_packets.unwrap_or(default.rekey_packets),
+        }
+    }
+}
+
+impl Word for SocketAddr {
+    const WANTED: &'static str = r#"ADDRESS:PORT, as in "[::]:55555" or "0.0.0.0:55555""#;
+
+    fn from_word(text: &str) -> Result<SocketAddr, String> {
+        let Ok(address) = text.parse::<SocketAddr>() else {
+            return Err(format!("is not {}", SocketAddr::WANTED));
+        };
+        if address.port() == 0 { Err("has port 0: 1 to 65535".to_owned()) } else { Ok(address) }
+    }
+}
+
+impl Word for IpAddr {
+    const WANTED: &'static str = r#"an IP address, as in "10.9.0.1" or "fd09::1""#;
+
+    fn from_word(text: &str) -> Result<IpAddr, String> {
+        let address = text.parse::<IpAddr>().map_err(|_| format!("is not {}", IpAddr::WANTED))?;
+        if address.is_unspecified() || address.is_multicast() {
+            return Err(format!("names no single host: give {}", IpAddr::WANTED));
+        }
+        Ok(address)
+    }
+}
+
+impl Word for IpNet {
+    const WANTED: &'static str = r#"a network, as in "10.9.0.0/24" or "fd09::/64""#;
+
+    fn from_word(text: &str) -> Result<IpNet, String> {
+        if let Ok(host) = text.parse::<IpAddr>() {
+            return Err(format!("has no prefix length: for this one host it is \"{}\"", IpNet::from(host)));
+        }
+        let net = text.parse::<IpNet>().map_err(|_| format!("is not {}", IpNet::WANTED))?;
+        if net.addr() != net.network() {
+            return Err(format!("has host bits set: \"{}\" was probably meant", net.trunc()));
+        }
+        Ok(net)
+    }
+}
+
+/// Why no client or tunnel can live in `net`, if so: the end of a sentence.
+pub(super) fn reserved(net: &IpNet) -> Option<&'static str> {
+    let overlaps = |other: IpNet| net.contains(&other) || other.contains(net);
+    let v4 = |a, prefix| IpNet::V4(Ipv4Net::new_assert([a, 0, 0, 0].into(), prefix));
+    let v6 = |a, prefix| IpNet::V6(Ipv6Net::new_assert([a, 0, 0, 0, 0, 0, 0, 0].into(), prefix));
+    let reserved = [
+        (v4(0, 8), "overlaps 0.0.0.0/8, which means \"this network\""),
+        (v4(127, 8), "overlaps 127.0.0.0/8, the loopback addresses"),
+        (v4(224, 3), "overlaps 224.0.0.0/3, multicast and reserved addresses"),
+        (v6(0, 8), "overlaps ::/8, the loopback and other reserved addresses"),
+        (v6(0xfe80, 10), "overlaps fe80::/10, the link-local addresses"),
+        (v6(0xff00, 8), "overlaps ff00::/8, the multicast addresses"),
+    ];
+    reserved.into_iter().find(|(other, _)| overlaps(*other)).map(|(_, why)| why)
+}
+
+/// A duration as in "15m", "90s", "1h30m", "500ms", "24h": numbers with units d, h, m, s, ms, the largest
+/// first, none twice, nothing in between. At most 365 days, so that adding one to a clock's reading can't
+/// overflow.
+///
+/// The error is the end of a sentence that starts with the text.
+pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let malformed = || {
+        let units = r#"numbers with the units d, h, m, s or ms, the largest first, as in "1h30m""#;
+        if text.starts_with(|c: char| c.is_ascii_digit()) && text.ends_with(|c: char| c.is_ascii_digit()) {
+            format!("has no unit: {units}")
+        } else {
+            format!("is no duration: {units}")
+        }
+    };
+    if text.is_empty() {
+        return Err(malformed());
+    }
+    let mut units = UNITS.iter();
+    let mut total: u64 = 0;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (number, after) = rest.split_at(rest.bytes().take_while(u8::is_ascii_digit).count());
+        let (unit, after) = after.split_at(after.bytes().take_while(u8::is_ascii_lowercase).count());
+        // Searching on from the last unit is what keeps them in order.
+        let millis = units.find(|(name, _)| *name == unit).map(|(_, millis)| millis).ok_or_else(malformed)?;
+        if number.is_empty() {
+            return Err(malformed());
+        }
+        // Digits that don't fit are too long for certain.
+        let number = number.parse::<u64>().unwrap_or(u64::MAX);
+        total = total.saturating_add(number.saturating_mul(*millis));
+        rest = after;
+    }
+    if total > LONGEST_DURATION {
+        Err("is too long: at most 365d".to_owned())
+    } else {
+        Ok(Duration::from_millis(total))
+    }
+}
+
+/// The text as a `T`; the failure's sentence starts with the text.
+pub(super) fn from_word<T: Word>(text: &str) -> Outcome<T> {
+    T::from_word(text).map_err(|why| Failure::usage(format!("{} {why}", quoted(text))))
+}
+
+/// The text in quotes as messages show it: never a key, never more than a line.
+pub(super) fn quoted(text: &str) -> Cow<'static, str> {
+    if text.contains("-----BEGIN") || text.contains("PRIVATE KEY") {
+        Cow::Borrowed("(PEM text)")
+    } else if text.contains('\n') {
+        Cow::Borrowed("(several lines)")
+    } else {
+        Cow::Owned(format!("{:?}", abridged(text)))
+    }
+}
+
+/// Units of a duration and their milliseconds.
+const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+/// In milliseconds.
+const LONGEST_DURATION: u64 = 365 * 86_400_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `T` says of `text`: the value, or the end of the sentence.
+    fn word<T: Word>(text: &str) -> Result<T, String> {
+        T::from_word(text)
+    }
+
+    #[test]
+    fn durations() {
+        for (text, millis) in [
+            ("15m", 900_000),
+            ("90s", 90_000),
+            ("1h30m", 5_400_000),
+            ("500ms", 500),
+            ("24h", 86_400_000),
+            ("1d2h3m4s5ms", 93_784_005),
+            ("1m500ms", 60_500),
+            ("0s", 0),
+            ("365d", LONGEST_DURATION),
+        ] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        let units = r#"numbers with the units d, h, m, s or ms, the largest first, as in "1h30m""#;
+        for text in [
+            "", "m", "15 m", "15M", "15min", "-1s", "+1s", "1.5h", "1m1m", "30s1m", "1ms1s", " 1s", "1s ",
+            "1é",
+        ] {
+            assert_eq!(parse_duration(text), Err(format!("is no duration: {units}")), "{text}");
+        }
+        for text in ["15", "0", "1h30", "99999999999999999999999"] {
+            assert_eq!(parse_duration(text), Err(format!("has no unit: {units}")), "{text}");
+        }
+        for text in ["366d", "365d1ms", "99999999999999999999999s", "18446744073709551615d1h"] {
+            assert_eq!(parse_duration(text), Err("is too long: at most 365d".to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn device_names() {
+        for text in ["tg0", "a", "..a", "tun-vpn_1.25", "fifteen-letters"] {
+            assert_eq!(word::<DeviceName>(text).expect(text).as_str(), text);
+        }
+        for text in ["", ".", "..", "sixteen-letters.", "tg 0", "tg/0", "tg:0", "tg%d", "té0", "tg\n"] {
+            let why = "is no device name: 1 to 15 letters, digits, '-', '_' or '.'";
+            assert_eq!(word::<DeviceName>(text), Err(why.to_owned()), "{text:?}");
+        }
+        let failure = "a b".parse::<DeviceName>().expect_err("a space");
+        assert_eq!(failure.text, r#""a b" is no device name: 1 to 15 letters, digits, '-', '_' or '.'"#);
+    }
+
+    #[test]
+    fn suites() {
+        for suite in Suite::ALL {
+            assert_eq!(suite.name().parse(), Ok(suite));
+        }
+        let why =
+            r#""AES-256-GCM" is no suite: "aes-256-gcm", "chacha20-poly1305" or "aes-256-ctr-hmac-sha256""#;
+        assert_eq!("AES-256-GCM".parse::<Suite>(), Err(Failure::usage(why)));
+    }
+
+    #[test]
+    fn socket_addresses() {
+        for text in ["[::]:55555", "0.0.0.0:55555", "[fe80::1%2]:1", "192.0.2.1:65535"] {
+            assert_eq!(word::<SocketAddr>(text).expect(text).to_string(), text);
+        }
+        assert_eq!(word::<SocketAddr>("[::]:0"), Err("has port 0: 1 to 65535".to_owned()));
+        for text in
+            ["", "0.0.0.0", "[::]", "::", ":55555", "55555", "*:55555", "localhost:55555", "[::]:65536"]
+        {
+            let why = r#"is not ADDRESS:PORT, as in "[::]:55555" or "0.0.0.0:55555""#;
+            assert_eq!(word::<SocketAddr>(text), Err(why.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn networks() {
+        for text in ["10.9.0.0/24", "fd09::/64", "0.0.0.0/0", "::/0", "192.0.2.7/32"] {
+            assert_eq!(word::<IpNet>(text).expect(text).to_string(), text);
+        }
+        let none = r#"is not a network, as in "10.9.0.0/24" or "fd09::/64""#;
+        for (text, why) in [
+            ("", none),
+            ("10.9.0/24", none),
+            ("10.9.0.0/33", none),
+            ("10.9.0.0/255.255.255.0", none),
+            ("10.9.0.0/", none),
+            ("10.9.0.1/24", r#"has host bits set: "10.9.0.0/24" was probably meant"#),
+            ("fd09::1/64", r#"has host bits set: "fd09::/64" was probably meant"#),
+            ("10.9.0.0", r#"has no prefix length: for this one host it is "10.9.0.0/32""#),
+            ("fd09::1", r#"has no prefix length: for this one host it is "fd09::1/128""#),
+        ] {
+            assert_eq!(word::<IpNet>(text), Err(why.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses() {
+        for text in ["10.9.0.1", "fd09::1"] {
+            assert_eq!(word::<IpAddr>(text).expect(text).to_string(), text);
+        }
+        let wanted = r#"an IP address, as in "10.9.0.1" or "fd09::1""#;
+        for text in ["", "10.9.0", "10.9.0.256", "10.9.0.1/24", "[fd09::1]", "dns.example.org"] {
+            assert_eq!(word::<IpAddr>(text), Err(format!("is not {wanted}")), "{text}");
+        }
+        for text in ["0.0.0.0", "::", "224.0.0.1", "ff02::1"] {
+            assert_eq!(word::<IpAddr>(text), Err(format!("names no single host: give {wanted}")), "{text}");
+        }
+    }
+
+    #[test]
+    fn messages_hold_no_keys() {
+        assert_eq!(quoted("-----BEGIN RSA"), "(PEM text)");
+        assert_eq!(quoted("----BEGIN PRIVATE KEY"), "(PEM text)");
+        assert_eq!(quoted("MII\nMII"), "(several lines)");
+        assert_eq!(quoted("a\tb\u{1b}"), r#""a\tb\u{1b}""#);
+        assert_eq!(quoted(&"é".repeat(100)), format!("\"{}...\"", "é".repeat(80)));
+        let pem = Pem::Inline { key: "tls.key", text: "secret".to_owned() };
+        assert_eq!(format!("{pem:?}"), "Inline(tls.key)");
+    }
 }
