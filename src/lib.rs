@@ -5,4 +5,12 @@
 
 pub mod config;
 pub mod exit;
+pub mod pki;
+pub mod sys;
+pub mod tls;
 pub mod wire;
+
+/// The command line's subcommands.
+pub mod cli {
+    pub mod pki;
+}

@@ -1,0 +1,3 @@
+//! Every `unsafe` block of the workspace.
+
+pub mod x509;
