@@ -5,6 +5,7 @@
 
 pub mod batch;
 pub mod channel;
+pub mod cli;
 pub mod config;
 pub mod drops;
 pub mod egress;
@@ -14,9 +15,11 @@ pub mod ingress;
 pub mod ipc;
 pub mod keys;
 pub mod path;
+pub mod pki;
 pub mod replay;
 pub mod seal;
 pub mod session;
 pub mod sys;
 pub mod time;
+pub mod tls;
 pub mod wire;

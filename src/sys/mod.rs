@@ -13,3 +13,4 @@ pub mod steer;
 pub mod tun;
 pub mod udp;
 pub mod wipe;
+pub mod x509;

@@ -1,0 +1,359 @@
+//! Our own certificate, key, CA and revocation list: read, checked, and carried to where TLS is done.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use openssl::error::ErrorStack;
+use openssl::nid::Nid;
+use openssl::pkey::{Id, PKey, PKeyRef, Private};
+use openssl::stack::Stack;
+use openssl::x509::store::{X509Store, X509StoreBuilder};
+use openssl::x509::verify::{X509VerifyFlags, X509VerifyParam};
+use openssl::x509::{X509, X509PurposeId, X509StoreContext, X509VerifyResult};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::identity::{common_name, shown_name};
+use super::revoked::Revoked;
+use super::verify::Side;
+use super::{clear_errors, library, reason, time};
+use crate::config::client::ClientTls;
+use crate::config::common::Pem;
+use crate::config::server::ServerTls;
+use crate::exit::{Exit, Failure, Outcome};
+
+/// PEM texts that have been checked against each other. They are sent to a worker as they are.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credentials {
+    /// The CAs whose certificates we accept.
+    pub ca: Vec<u8>,
+    /// Our certificate, then intermediates if there are any.
+    pub cert: Vec<u8>,
+    /// Its private key, unencrypted.
+    pub key: Zeroizing<Vec<u8>>,
+    /// Revocation lists of the CAs.
+    pub crl: Option<Vec<u8>>,
+}
+
+/// The same, parsed.
+pub(crate) struct Loaded {
+    /// The CAs.
+    pub trust: X509Store,
+    /// How errors name the first CA.
+    pub ca_name: String,
+    /// Our certificate.
+    pub cert: X509,
+    /// The intermediates we show with it.
+    pub chain: Vec<X509>,
+    /// Our key.
+    pub key: PKey<Private>,
+    /// What the CAs took back.
+    pub revoked: Option<Revoked>,
+}
+
+impl Credentials {
+    /// Reads and checks `[tls]` of a server.
+    pub fn read_server(tls: &ServerTls) -> Outcome<Credentials> {
+        let crl = tls.crl.as_ref().map(|path| Pem::File(path.clone()));
+        Credentials::read(Side::Server, &tls.ca, &tls.cert, &tls.key, crl.as_ref())
+    }
+
+    /// Reads and checks `[tls]` of a client.
+    pub fn read_client(tls: &ClientTls) -> Outcome<Credentials> {
+        Credentials::read(Side::Client, &tls.ca, &tls.cert, &tls.key, None)
+    }
+
+    /// Reads everything, then checks it in the order in which an error is most useful: each text by itself, the
+    /// key against the certificate, the certificate's dates and use, its signature, the revocation list.
+    fn read(side: Side, ca: &Pem, cert: &Pem, key: &Pem, crl: Option<&Pem>) -> Outcome<Credentials> {
+        let credentials = Credentials {
+            ca: read_pem(ca)
+                .map_err(|e| unreadable(Exit::CertificateUnreadable, "CA certificate", ca, e))?
+                .to_vec(),
+            cert: read_pem(cert)
+                .map_err(|e| unreadable(Exit::CertificateUnreadable, "certificate", cert, e))?
+                .to_vec(),
+            key: read_key(key).map_err(|e| unreadable(Exit::KeyUnreadable, "private key", key, e))?,
+            crl: match crl {
+                Some(crl) => Some(
+                    read_pem(crl).map_err(|e| unreadable(Exit::Usage, "revocation list", crl, e))?.to_vec(),
+                ),
+                None => None,
+            },
+        };
+        let sources = Sources { ca: named(ca), cert: named(cert), key: named(key), crl: crl.map(named) };
+        let loaded = credentials.load_from(&sources)?;
+        check_own(side, &loaded, &sources)?;
+        Ok(credentials)
+    }
+
+    /// Parses the texts again, in the process that uses them.
+    pub(crate) fn load(&self) -> Outcome<Loaded> {
+        self.load_from(&Sources {
+            ca: "tls.ca".to_owned(),
+            cert: "tls.cert".to_owned(),
+            key: "tls.key".to_owned(),
+            crl: Some("tls.crl".to_owned()),
+        })
+    }
+
+    fn load_from(&self, sources: &Sources) -> Outcome<Loaded> {
+        clear_errors();
+        let cas = certificates(&self.ca, "CA certificate", &sources.ca)?;
+        let mut own = certificates(&self.cert, "certificate", &sources.cert)?;
+        let key = private_key(&self.key, &sources.key)?;
+        let cert = own.remove(0);
+        if !cert.public_key().is_ok_and(|public| public.public_eq(&key)) {
+            clear_errors();
+            return Err(Failure::new(
+                Exit::KeyMismatch,
+                format!("the private key {} doesn't belong to the certificate {}", sources.key, sources.cert),
+            ));
+        }
+        let revoked = match &self.crl {
+            Some(crl) => Some(
+                Revoked::parse(crl, &self.ca)
+                    .map_err(|f| f.context(sources.crl.as_deref().unwrap_or("tls.crl")))?,
+            ),
+            None => None,
+        };
+        let ca_name = shown_name(&cas[0]);
+        let trust = store(cas, None).map_err(|e| library("setting up the trusted CAs", &e))?;
+        Ok(Loaded { trust, ca_name, cert, chain: own, key, revoked })
+    }
+}
+
+impl fmt::Debug for Credentials {
+    // The key must not reach a log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("ca", &format_args!("{} bytes", self.ca.len()))
+            .field("cert", &format_args!("{} bytes", self.cert.len()))
+            .field("key", &format_args!("hidden"))
+            .field("crl", &self.crl.as_ref().map(Vec::len))
+            .finish()
+    }
+}
+
+/// What errors call each text.
+struct Sources {
+    ca: String,
+    cert: String,
+    key: String,
+    crl: Option<String>,
+}
+
+/// Everything that would make each peer refuse us, found before anyone is asked.
+fn check_own(side: Side, loaded: &Loaded, sources: &Sources) -> Outcome<()> {
+    let cert = &loaded.cert;
+    let source = &sources.cert;
+    let dates = time::unix(cert.not_before()).and_then(|begin| Ok((begin, time::unix(cert.not_after())?)));
+    let (begin, end) = dates.map_err(|e| {
+        Failure::new(
+            Exit::CertificateUnreadable,
+            format!("the certificate {source} has dates that can't be read: {}", reason(&e)),
+        )
+    })?;
+    let now = time::wall_clock();
+    if now < begin {
+        return Err(Failure::new(
+            Exit::CertificateExpired,
+            format!(
+                "the certificate {source} is valid only from {}, and this machine's clock says {}: correct the clock",
+                time::utc(begin),
+                time::utc(now)
+            ),
+        ));
+    }
+    if now > end {
+        return Err(Failure::new(
+            Exit::CertificateExpired,
+            format!(
+                "the certificate {source} expired on {} (this machine's clock says {}): issue another",
+                time::utc(end),
+                time::utc(now)
+            ),
+        ));
+    }
+    if !side.use_allowed(cert) {
+        return Err(Failure::new(
+            Exit::CertificateForeign,
+            format!(
+                "the certificate {source} can't be used by a {side} (its extended key usage lacks {}): issue one with \
+                 `tunguard pki {side}`",
+                side.use_name()
+            ),
+        ));
+    }
+    if side == Side::Client {
+        common_name(cert).map_err(|f| f.context(source))?;
+    }
+    let result =
+        verify(side, loaded).map_err(|e| library(&format!("verifying the certificate {source}"), &e))?;
+    if [X509_V_ERR_CERT_NOT_YET_VALID, X509_V_ERR_CERT_HAS_EXPIRED].contains(&result.as_raw()) {
+        return Err(Failure::new(
+            Exit::CertificateExpired,
+            format!(
+                "a CA certificate above {source}, in {} or beside it, is not valid today: {result}",
+                sources.ca
+            ),
+        ));
+    }
+    if result != X509VerifyResult::OK {
+        return Err(Failure::new(
+            Exit::CertificateForeign,
+            format!(
+                "the certificate {source} is not signed by the CA {} of {}: {result}",
+                loaded.ca_name, sources.ca
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Whether a peer with the same CA would accept our chain.
+fn verify(side: Side, loaded: &Loaded) -> Result<X509VerifyResult, ErrorStack> {
+    let purpose = match side {
+        Side::Client => X509PurposeId::SSL_CLIENT,
+        Side::Server => X509PurposeId::SSL_SERVER,
+    };
+    let trust = store(loaded.trust.all_certificates(), Some(purpose))?;
+    let mut chain = Stack::new()?;
+    for cert in &loaded.chain {
+        chain.push(cert.clone())?;
+    }
+    let mut context = X509StoreContext::new()?;
+    let result = context.init(&trust, &loaded.cert, &chain, |c| {
+        c.verify_cert()?;
+        Ok(c.error())
+    });
+    clear_errors();
+    result
+}
+
+/// The CAs as trust anchors: each for itself, so that a CA below a bigger one needs only its own certificate here.
+fn store(
+    cas: impl IntoIterator<Item = X509>,
+    purpose: Option<X509PurposeId>,
+) -> Result<X509Store, ErrorStack> {
+    let mut store = X509StoreBuilder::new()?;
+    for ca in cas {
+        store.add_cert(ca)?;
+    }
+    if let Some(purpose) = purpose {
+        let mut param = X509VerifyParam::new()?;
+        param.set_purpose(purpose)?;
+        param.set_flags(X509VerifyFlags::PARTIAL_CHAIN)?;
+        store.set_param(&param)?;
+    }
+    Ok(store.build())
+}
+
+fn certificates(pem: &[u8], what: &str, source: &str) -> Outcome<Vec<X509>> {
+    let fail = |why: &str| {
+        Failure::new(Exit::CertificateUnreadable, format!("the {what} {source} can't be read: {why}"))
+    };
+    let certs = X509::stack_from_pem(pem).map_err(|e| fail(&reason(&e)))?;
+    if certs.is_empty() {
+        return Err(fail("there is no PEM certificate in it"));
+    }
+    Ok(certs)
+}
+
+fn private_key(pem: &[u8], source: &str) -> Outcome<PKey<Private>> {
+    let fail = |why: &str| {
+        Failure::new(Exit::KeyUnreadable, format!("the private key {source} can't be used: {why}"))
+    };
+    // Said before OpenSSL is asked, which would prompt on the terminal.
+    if pem.windows(ENCRYPTED.len()).any(|w| w == ENCRYPTED) {
+        return Err(fail(
+            "it is encrypted, and there is nobody to ask: decrypt it with `openssl pkey`, mode 0600",
+        ));
+    }
+    let no_password = |_: &mut [u8]| Ok(0);
+    let key = PKey::private_key_from_pem_callback(pem, no_password).map_err(|e| {
+        if pem.windows(PRIVATE.len()).any(|w| w == PRIVATE) {
+            fail(&reason(&e))
+        } else {
+            fail("there is no PEM private key in it")
+        }
+    })?;
+    if !suitable(&key) {
+        return Err(fail("it must be P-256, P-384, P-521, Ed25519, or RSA with 2,048 to 4,096 bits"));
+    }
+    Ok(key)
+}
+
+fn suitable(key: &PKeyRef<Private>) -> bool {
+    match key.id() {
+        Id::ED25519 => true,
+        Id::RSA => (2048..=4096).contains(&key.bits()),
+        Id::EC => key.ec_key().is_ok_and(|ec| {
+            let curve = ec.group().curve_name();
+            [Nid::X9_62_PRIME256V1, Nid::SECP384R1, Nid::SECP521R1].map(Some).contains(&curve)
+        }),
+        _ => false,
+    }
+}
+
+fn read_pem(pem: &Pem) -> io::Result<Zeroizing<Vec<u8>>> {
+    match pem {
+        Pem::Inline { text, .. } => Ok(Zeroizing::new(text.clone().into_bytes())),
+        Pem::File(path) => read_all(&mut File::open(path)?),
+    }
+}
+
+fn read_key(pem: &Pem) -> io::Result<Zeroizing<Vec<u8>>> {
+    let Pem::File(path) = pem else {
+        return read_pem(pem);
+    };
+    let mut file = File::open(path)?;
+    warn_if_exposed(&file, path)?;
+    read_all(&mut file)
+}
+
+fn warn_if_exposed(file: &File, path: &Path) -> io::Result<()> {
+    let metadata = file.metadata()?;
+    let mode = metadata.permissions().mode() & 0o777;
+    if metadata.is_file() && mode & 0o077 != 0 {
+        log::warn!("the private key {} is open to others (mode {mode:04o}): chmod 600 it", path.display());
+    }
+    Ok(())
+}
+
+fn read_all(file: &mut File) -> io::Result<Zeroizing<Vec<u8>>> {
+    // Sized ahead: a vector that grows leaves copies of a key behind.
+    let size = usize::try_from(file.metadata()?.len()).unwrap_or(0).min(LARGEST);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(size + 1));
+    file.take(LARGEST as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > LARGEST {
+        return Err(io::Error::other("it is larger than 16 MiB"));
+    }
+    Ok(bytes)
+}
+
+fn unreadable(exit: Exit, what: &str, pem: &Pem, error: io::Error) -> Failure {
+    Failure::new(exit, format!("the {what} {} can't be read: {error}", named(pem)))
+}
+
+/// A file's path, or the configuration key that holds the text.
+fn named(pem: &Pem) -> String {
+    match pem {
+        Pem::File(path) => path.display().to_string(),
+        Pem::Inline { key, .. } => format!("in {key}"),
+    }
+}
+
+/// More than any list of ours; less than a mistake like /dev/zero.
+const LARGEST: usize = 16 << 20;
+
+/// In the header of both encrypted formats, PKCS #8 and the older one.
+const ENCRYPTED: &[u8] = b"ENCRYPTED";
+const PRIVATE: &[u8] = b"PRIVATE KEY-----";
+
+// Of include/openssl/x509_vfy.h. Our own certificate's dates have been checked when these are looked for.
+const X509_V_ERR_CERT_NOT_YET_VALID: i32 = 9;
+const X509_V_ERR_CERT_HAS_EXPIRED: i32 = 10;

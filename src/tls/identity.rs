@@ -1,0 +1,214 @@
+//! Who is at the other end: the certificate's common name, and the certificate itself by issuer and serial.
+
+use std::fmt;
+
+use openssl::nid::Nid;
+use openssl::sha::sha256;
+use openssl::ssl::SslRef;
+use openssl::x509::{X509Ref, X509VerifyResult};
+use serde::{Deserialize, Serialize};
+
+use super::revoked::Revoked;
+use super::verify::Side;
+use super::{ALPN, library, time};
+use crate::exit::{Exit, Failure, Outcome};
+
+/// A client, as its certificate names it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Identity {
+    /// The common name: 1 to 64 graphic ASCII characters without '/', spaces only between them. So it is safe
+    /// in a log line, a file name and a table.
+    pub name: String,
+    /// The certificate that proved it.
+    pub cert: CertId,
+}
+
+/// One certificate, the way revocation lists name it.
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct CertId {
+    /// SHA-256 of the issuer's name in DER.
+    pub issuer: [u8; 32],
+    /// Serial number, big-endian, 1 to 20 bytes.
+    pub serial: Vec<u8>,
+    /// Last second of validity, in seconds since 1970.
+    pub not_after: i64,
+}
+
+/// Who the client at the other end of a finished handshake is. The server's step from a TLS connection to an
+/// identity; it trusts nothing the handshake may have left unchecked.
+///
+/// `revoked` is the list as of now: it may be newer than the one the handshake was made with.
+pub fn peer_identity(ssl: &SslRef, revoked: Option<&Revoked>) -> Outcome<Identity> {
+    let cert = confirm_peer(ssl, revoked)?;
+    let leaf = ssl.peer_certificate().ok_or_else(no_certificate)?;
+    Ok(Identity { name: common_name(&leaf)?, cert })
+}
+
+/// Checks a finished handshake without asking for a name: certificate shown and verified, protocol agreed,
+/// nothing revoked. A client has checked its server's name in the handshake and needs no more than this.
+pub fn confirm_peer(ssl: &SslRef, revoked: Option<&Revoked>) -> Outcome<CertId> {
+    if !ssl.is_init_finished() {
+        return Err(Failure::new(Exit::Tls, "the TLS handshake is not finished"));
+    }
+    if ssl.selected_alpn_protocol() != Some(ALPN) {
+        return Err(no_protocol());
+    }
+    let leaf = ssl.peer_certificate().ok_or_else(no_certificate)?;
+    let verdict = ssl.verify_result();
+    if verdict != X509VerifyResult::OK {
+        return Err(Failure::new(
+            Exit::CertificateForeign,
+            format!("the peer's certificate is not trusted: {verdict}"),
+        ));
+    }
+    if let Some(revoked) = revoked {
+        let chain = ssl.verified_chain().ok_or_else(no_certificate)?;
+        revoked.check_chain(chain.iter(), Side::peer_of(ssl)).map_err(|(_, failure)| failure)?;
+    }
+    CertId::of(&leaf)
+}
+
+impl CertId {
+    /// The ID of `cert`; refuses serials that RFC 5280 section 4.1.2.2 forbids.
+    pub fn of(cert: &X509Ref) -> Outcome<CertId> {
+        let broken = |e| library("reading a certificate", &e);
+        let serial = cert.serial_number().to_bn().map_err(broken)?;
+        if serial.is_negative() || serial.num_bytes() > 20 {
+            return Err(Failure::new(
+                Exit::CertificateForeign,
+                format!(
+                    "the certificate {} has a serial number that is negative or longer than 20 bytes: issue another",
+                    shown_name(cert)
+                ),
+            ));
+        }
+        Ok(CertId {
+            issuer: sha256(&cert.issuer_name().to_der().map_err(broken)?),
+            serial: canonical(serial.to_vec()),
+            not_after: time::unix(cert.not_after()).map_err(broken)?,
+        })
+    }
+
+    /// The serial number in hexadecimal, as `openssl x509 -serial` prints it.
+    pub fn serial_hex(&self) -> String {
+        hex(&self.serial)
+    }
+}
+
+impl fmt::Debug for CertId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CertId(serial {}, until {})", self.serial_hex(), time::utc(self.not_after))
+    }
+}
+
+/// The one common name of `cert`, if it can be an identity.
+pub fn common_name(cert: &X509Ref) -> Outcome<String> {
+    let refuse = |why: String| {
+        Failure::new(
+            Exit::CertificateForeign,
+            format!("{why}: issue one whose common name is 1 to 64 printable ASCII characters without '/'"),
+        )
+    };
+    let names = common_names(cert);
+    match names.as_slice() {
+        [] => Err(refuse("the client's certificate has no common name".to_owned())),
+        [name] if acceptable(name) => Ok(name.clone()),
+        [name] => Err(refuse(format!("the client's certificate has the common name {}", escaped(name)))),
+        _ => Err(refuse(format!("the client's certificate has {} common names", names.len()))),
+    }
+}
+
+/// What a certificate calls itself, escaped, for an error's text: its first common name or else its whole
+/// subject.
+pub(crate) fn shown_name(cert: &X509Ref) -> String {
+    match common_names(cert).first() {
+        Some(name) => escaped(name),
+        None => {
+            format!("serial {}", cert.serial_number().to_bn().map_or(String::new(), |n| hex(&n.to_vec())))
+        }
+    }
+}
+
+/// Text from a peer, safe to print: quoted, escaped, and not longer than a line.
+pub(crate) fn escaped(text: &str) -> String {
+    let mut shown: String = text.chars().take(SHOWN).flat_map(char::escape_default).collect();
+    if text.chars().nth(SHOWN).is_some() {
+        shown.push_str("...");
+    }
+    format!("\"{shown}\"")
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02X}")).collect()
+}
+
+/// A serial's bytes with zero as one byte, so that equal numbers have equal bytes.
+pub(crate) fn canonical(serial: Vec<u8>) -> Vec<u8> {
+    if serial.is_empty() { vec![0] } else { serial }
+}
+
+pub(crate) fn no_protocol() -> Failure {
+    Failure::new(
+        Exit::Tls,
+        "the peer doesn't speak tunguard/1 (ALPN): is it another service, or another version?",
+    )
+}
+
+fn no_certificate() -> Failure {
+    Failure::new(Exit::Tls, "the peer showed no certificate")
+}
+
+fn common_names(cert: &X509Ref) -> Vec<String> {
+    // A name that can't be converted stays in the list as one that nobody can accept.
+    cert.subject_name()
+        .entries_by_nid(Nid::COMMONNAME)
+        .map(|entry| entry.data().to_string().unwrap_or_else(|_| "\u{fffd}".to_owned()))
+        .collect()
+}
+
+fn acceptable(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b'/')
+        && !name.starts_with(' ')
+        && !name.ends_with(' ')
+}
+
+/// Characters of a peer's text that an error shows.
+const SHOWN: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_accepted_or_refused() {
+        let long = "x".repeat(64);
+        for good in ["a", "alice", "Alice Example", "alice@example.org", "a.b-c_d", "..", "'\"\\$`", &long] {
+            assert!(acceptable(good), "{good:?}");
+        }
+        let too_long = "x".repeat(65);
+        for bad in [
+            "",
+            " ",
+            " a",
+            "a ",
+            "a\nb",
+            "a\x1b[2Jb",
+            "a\0b",
+            "a\x7f",
+            "a/b",
+            "../x",
+            "\u{fc}",
+            "a\u{202e}b",
+            &too_long,
+        ] {
+            assert!(!acceptable(bad), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn text_of_a_peer_is_printed_escaped_and_short() {
+        assert_eq!(escaped("a\n\x1b[31m\"\u{202e}"), r#""a\n\u{1b}[31m\"\u{202e}""#);
+        assert_eq!(escaped(&"x".repeat(5_000)).len(), 64 + 5);
+    }
+}
