@@ -37,7 +37,9 @@ impl BatchWriter {
     /// where they don't fit the message any more.
     pub fn commit(&mut self, len: usize) -> bool {
         let end = self.len + LENGTH_LEN + len;
-        let Some(packet) = len.checked_sub(VNET_LEN).and_then(|n| u16::try_from(n).ok()) else { return false };
+        let Some(packet) = len.checked_sub(VNET_LEN).and_then(|n| u16::try_from(n).ok()) else {
+            return false;
+        };
         if end > self.limit {
             return false;
         }

@@ -11,11 +11,13 @@ pub mod drops;
 pub mod egress;
 pub mod epochs;
 pub mod exit;
+pub mod hardware;
 pub mod ingress;
 pub mod ipc;
 pub mod keys;
 pub mod path;
 pub mod pki;
+pub mod random;
 pub mod replay;
 pub mod seal;
 pub mod session;
@@ -23,3 +25,6 @@ pub mod sys;
 pub mod time;
 pub mod tls;
 pub mod wire;
+
+/// The version all binaries must share.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

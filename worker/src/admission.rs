@@ -1,0 +1,354 @@
+//! From an accepted connection to a session: TLS, Hello, the guard's grant, queues, Welcome. One thing after
+//! the other, all under one deadline.
+
+use std::net::TcpStream;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use tunguard::channel::{Broken, ControlChannel, Progress};
+use tunguard::config::common::Suite;
+use tunguard::epochs::Limits;
+use tunguard::exit::{Exit, Failure, Outcome};
+use tunguard::ipc::{Claim, Grant, Reply, Request, Setup, WorkerEnd};
+use tunguard::keys::{Role, Secret};
+use tunguard::session::{Session, Start};
+use tunguard::sys::clock;
+use tunguard::sys::mq::{Reader, Writer};
+use tunguard::sys::poller::Interest;
+use tunguard::sys::seqpacket::Incoming;
+use tunguard::sys::tun::Tun;
+use tunguard::sys::udp::Carrier;
+use tunguard::time::Time;
+use tunguard::tls::{self, Revoked};
+use tunguard::wire::control::{self, FEATURE_AES_HARDWARE, Hello, Message, Reason, Welcome};
+use tunguard::{hardware, random};
+
+/// Everything an established session needs.
+pub struct Admitted {
+    /// The session.
+    pub session: Session,
+    /// Its control channel.
+    pub control: ControlChannel,
+    /// Its UDP slot.
+    pub carrier: Carrier,
+    /// Packets to the client.
+    pub downlink: Reader,
+    /// Bytes of the largest message in it.
+    pub message_bytes: usize,
+    /// Where the client's packets go.
+    pub exit: TunExit,
+    /// Who the client is.
+    pub name: String,
+}
+
+/// Where a client's packets leave the worker.
+pub enum TunExit {
+    /// Straight into the device.
+    Device(Tun),
+    /// Through a queue to the guard, which checks and writes them; with the bytes of its largest message.
+    Guard(Writer, usize),
+}
+
+/// Makes the session, or says why there is none. A client that got as far as a TLS session is told, too.
+pub fn admit(setup: &Setup, guard: &WorkerEnd, tcp: TcpStream, deadline: Time) -> Outcome<Admitted> {
+    let context = tls::server_context(&setup.credentials)?;
+    let mut admission = Admission {
+        setup,
+        guard,
+        control: ControlChannel::new(tls::server_ssl(&context)?, tcp, Role::Server)?,
+        deadline,
+    };
+    admission.handshake()?;
+    match admission.negotiate() {
+        Ok(made) => made.into_admitted(admission.control),
+        Err(Refusal { reason, failure }) => {
+            let _ = admission.control.send(&Message::Bye(reason));
+            admission.control.close();
+            Err(failure)
+        }
+    }
+}
+
+struct Admission<'a> {
+    setup: &'a Setup,
+    guard: &'a WorkerEnd,
+    control: ControlChannel,
+    deadline: Time,
+}
+
+/// Why there is no session: a code for the client, a sentence for the log.
+struct Refusal {
+    reason: Reason,
+    failure: Failure,
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Refusal {
+        Refusal { reason: Reason::Internal, failure }
+    }
+}
+
+/// All of [`Admitted`] but the control channel.
+struct Made {
+    session: Session,
+    carrier: Carrier,
+    downlink: Reader,
+    message_bytes: usize,
+    exit: TunExit,
+    name: String,
+}
+
+impl Made {
+    fn into_admitted(self, control: ControlChannel) -> Outcome<Admitted> {
+        Ok(Admitted {
+            session: self.session,
+            control,
+            carrier: self.carrier,
+            downlink: self.downlink,
+            message_bytes: self.message_bytes,
+            exit: self.exit,
+            name: self.name,
+        })
+    }
+}
+
+impl Admission<'_> {
+    fn handshake(&mut self) -> Outcome<()> {
+        while self.control.handshake()? == Progress::Waiting {
+            self.wait_for_client("the TLS handshake")?;
+        }
+        log::debug!("{}", tls::summary(self.control.ssl()));
+        Ok(())
+    }
+
+    fn negotiate(&mut self) -> Result<Made, Refusal> {
+        // 1. Who is it?
+        let revoked = self.revoked()?;
+        let identity = tls::peer_identity(self.control.ssl(), revoked.as_ref())?;
+        // 2. What does it have and want?
+        let hello = self.hello()?;
+        let suite = choose_suite(&self.setup.suites, &hello)?;
+        // 3. The guard grants a session, addresses and a slot.
+        let claim = Claim { name: identity.name.clone(), cert: identity.cert, want: hello.want };
+        self.ask(&Request::Claim(claim))?;
+        let (grant, fds) = match self.answer()? {
+            (Reply::Granted(grant), fds) => (grant, fds),
+            (Reply::Refused { reason, text }, _) => {
+                return Err(Refusal { reason, failure: Failure::new(Exit::Refused, text) });
+            }
+            (other, _) => return Err(out_of_place(&other).into()),
+        };
+        // 4. Our queues, charged to our own user; then the guard sends packets into them.
+        let downlink = Reader::create(&grant.downlink, grant.size).map_err(queue_failed)?;
+        let uplink = match &grant.uplink {
+            Some(name) => Some(Writer::create(name, grant.size).map_err(queue_failed)?),
+            None => None,
+        };
+        self.ask(&Request::Register { size: grant.size })?;
+        match self.answer()? {
+            (Reply::Registered, _) => {}
+            (Reply::Refused { reason, text }, _) => {
+                return Err(Refusal { reason, failure: Failure::new(Exit::Refused, text) });
+            }
+            (other, _) => return Err(out_of_place(&other).into()),
+        }
+        let (carrier, exit) = take_devices(fds, uplink, grant.size.bytes)?;
+        // 5. Keys, and the welcome.
+        let session = self.session(&grant, suite)?;
+        self.welcome(&grant, suite)?;
+        log::info!(
+            "session {} for {}: {suite}, {}",
+            grant.session,
+            identity.name,
+            grant.addresses.iter().map(|a| a.addr().to_string()).collect::<Vec<_>>().join(" "),
+        );
+        Ok(Made { session, carrier, downlink, message_bytes: grant.size.bytes, exit, name: identity.name })
+    }
+
+    fn revoked(&self) -> Outcome<Option<Revoked>> {
+        let credentials = &self.setup.credentials;
+        credentials.crl.as_ref().map(|crl| Revoked::parse(crl, &credentials.ca)).transpose()
+    }
+
+    fn hello(&mut self) -> Result<Hello, Refusal> {
+        let hello = match self.next_message("the client's first message")? {
+            Message::Hello(hello) => hello,
+            _ => {
+                let failure = Failure::new(Exit::Malformed, "the client's first message is no Hello");
+                return Err(Refusal { reason: Reason::Protocol, failure });
+            }
+        };
+        if hello.version != control::VERSION {
+            let text = format!(
+                "the client speaks version {} of the protocol, this server {}",
+                hello.version,
+                control::VERSION
+            );
+            return Err(Refusal { reason: Reason::Incompatible, failure: Failure::new(Exit::Refused, text) });
+        }
+        Ok(hello)
+    }
+
+    fn session(&self, grant: &Grant, suite: Suite) -> Outcome<Session> {
+        let secret = tls::export_secret(self.control.ssl(), &grant.session.0)?;
+        let inner = grant
+            .addresses
+            .iter()
+            .map(|a| ipnet::IpNet::from(a.addr()))
+            .chain(grant.subnets.iter().copied())
+            .collect();
+        let start = Start {
+            role: Role::Server,
+            id: grant.session,
+            suite,
+            secret: Secret::from_bytes(*secret),
+            limits: Limits {
+                age: Duration::from_millis(self.setup.rekey_ms),
+                packets: self.setup.rekey_packets,
+            },
+            inner,
+            linger: Duration::from_millis(self.setup.linger_ms),
+            dialled: None,
+        };
+        Session::new(start, clock::now())
+            .map_err(|_| Failure::new(Exit::MacLength, format!("the cipher library refuses {suite}")))
+    }
+
+    fn welcome(&mut self, grant: &Grant, suite: Suite) -> Outcome<()> {
+        let welcome = Message::Welcome(Welcome {
+            features: hardware::features(),
+            session: grant.session,
+            epoch: 0,
+            suite,
+            addresses: grant.addresses.clone(),
+            subnets: grant.subnets.clone(),
+            mtu: self.setup.mtu,
+            settings: self.setup.settings.clone(),
+            rekey_ms: self.setup.rekey_ms,
+            rekey_packets: self.setup.rekey_packets,
+            linger_ms: self.setup.linger_ms,
+            resume_secret: random::bytes()?,
+        });
+        self.control.send(&welcome).map_err(broken)
+    }
+
+    fn next_message(&mut self, what: &str) -> Outcome<Message> {
+        loop {
+            if let Some(message) = self.control.receive().map_err(broken)? {
+                return Ok(message);
+            }
+            self.wait_for_client(what)?;
+        }
+    }
+
+    /// Waits until the client's connection is ready; the guard may end us meanwhile.
+    fn wait_for_client(&self, what: &str) -> Outcome<()> {
+        let client = match self.control.interest() {
+            Interest::Both | Interest::Write => PollFlags::POLLIN | PollFlags::POLLOUT,
+            Interest::Read | Interest::Nothing => PollFlags::POLLIN,
+        };
+        let (_, guard) = self.wait(what, client)?;
+        if guard {
+            self.expect_no_order()?;
+        }
+        Ok(())
+    }
+
+    fn wait(&self, what: &str, client: PollFlags) -> Outcome<(bool, bool)> {
+        let left = self.deadline.since(clock::now());
+        if left.is_zero() {
+            return Err(Failure::new(Exit::Tls, format!("{what} took too long")));
+        }
+        let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let mut fds =
+            [PollFd::new(self.control.as_fd(), client), PollFd::new(self.guard.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Failure::system("poll", errno)),
+        }
+        Ok((fds[0].any().unwrap_or(false), fds[1].any().unwrap_or(false)))
+    }
+
+    /// An order of the guard while nothing was asked of it: only to report or to end.
+    fn expect_no_order(&self) -> Outcome<()> {
+        match self.read_guard()? {
+            None => Ok(()),
+            Some((Reply::Query, _)) => self.ask(&Request::Report(Box::default())),
+            Some((Reply::End(reason), _)) => Err(Failure::new(Exit::Refused, reason.to_string())),
+            Some((other, _)) => Err(out_of_place(&other)),
+        }
+    }
+
+    fn ask(&self, request: &Request) -> Outcome<()> {
+        match self.guard.send(request, &[]) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Failure::system("ask the guard", "it doesn't read")),
+            Err(error) => Err(Failure::system("ask the guard", error)),
+        }
+    }
+
+    fn answer(&self) -> Outcome<(Reply, Vec<OwnedFd>)> {
+        loop {
+            match self.read_guard()? {
+                Some((Reply::Query, _)) => self.ask(&Request::Report(Box::default()))?,
+                Some((Reply::End(reason), _)) => return Err(Failure::new(Exit::Refused, reason.to_string())),
+                Some(answer) => return Ok(answer),
+                None => {
+                    self.wait("the guard's answer", PollFlags::empty())?;
+                }
+            }
+        }
+    }
+
+    fn read_guard(&self) -> Outcome<Option<(Reply, Vec<OwnedFd>)>> {
+        match self.guard.receive(true) {
+            Ok(Incoming::Message(reply, fds)) => Ok(Some((reply, fds))),
+            Ok(Incoming::Nothing) => Ok(None),
+            Ok(Incoming::Closed) => Err(Failure::system("listen to the guard", "it is gone")),
+            Err(violation) => Err(Failure::new(Exit::Malformed, format!("the guard sent {violation}"))),
+        }
+    }
+}
+
+/// The server's order decides among what the client has; without AES instructions at either end the suite that
+/// doesn't need them goes first.
+fn choose_suite(ours: &[Suite], hello: &Hello) -> Result<Suite, Refusal> {
+    let common: Vec<Suite> = ours.iter().copied().filter(|s| hello.suites.contains(s)).collect();
+    let fast_aes = hello.features & hardware::features() & FEATURE_AES_HARDWARE != 0;
+    let soft = common.iter().copied().find(|s| *s == Suite::ChaCha20Poly1305).filter(|_| !fast_aes);
+    soft.or(common.first().copied()).ok_or_else(|| {
+        let failure = Failure::new(Exit::Refused, "the client has none of our suites");
+        Refusal { reason: Reason::Incompatible, failure }
+    })
+}
+
+fn take_devices(fds: Vec<OwnedFd>, uplink: Option<Writer>, bytes: usize) -> Outcome<(Carrier, TunExit)> {
+    let mut fds = fds.into_iter();
+    let missing = || Failure::new(Exit::Malformed, "the guard's grant came without its descriptors");
+    let slot = fds.next().ok_or_else(missing)?;
+    let carrier = Carrier::new(slot).map_err(|e| Failure::system("take over the UDP slot", e))?;
+    let exit = match uplink {
+        Some(writer) => TunExit::Guard(writer, bytes),
+        None => TunExit::Device(Tun::from_fd(fds.next().ok_or_else(missing)?)),
+    };
+    Ok((carrier, exit))
+}
+
+fn queue_failed(error: std::io::Error) -> Failure {
+    Failure::system("create the session's queue (see RLIMIT_MSGQUEUE and fs.mqueue in mq_overview(7))", error)
+}
+
+fn out_of_place(reply: &Reply) -> Failure {
+    Failure::new(Exit::Malformed, format!("the guard's answer is out of place: {reply:?}"))
+}
+
+fn broken(broken: Broken) -> Failure {
+    match broken {
+        Broken::Lost(text) => Failure::new(Exit::Tls, format!("the client's connection was lost: {text}")),
+        Broken::Closed => Failure::new(Exit::Tls, "the client closed the connection"),
+        Broken::Refused(failure) => failure,
+    }
+}

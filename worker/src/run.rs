@@ -1,0 +1,366 @@
+//! The life of a worker once it is locked in.
+//!
+//! 1. [`admit`]: TLS, identity, grant, queues, welcome
+//! 2. [`Carrying`]: `guard_to_client` seals what comes out of the queue, `client_to_guard` opens what comes from
+//!    the network, control messages and orders in between, until the session ends
+//! 3. the client is told, and the guard learns why from the last word and the exit code
+
+use std::io::IoSlice;
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+
+use tunguard::batch::{BatchReader, BatchWriter, MAX_RECORD};
+use tunguard::channel::{Broken, ControlChannel};
+use tunguard::drops::DropReason;
+use tunguard::egress::Egress;
+use tunguard::exit::{Failure, Outcome};
+use tunguard::ingress::Ingress;
+use tunguard::ipc::{Reply, Report, Request, Setup, WorkerEnd};
+use tunguard::keys::Role;
+use tunguard::session::{Event, IN_BAND_LEN, Session};
+use tunguard::sys::clock;
+use tunguard::sys::poller::{Interest, Poller};
+use tunguard::sys::seqpacket::Incoming;
+use tunguard::sys::udp::{RECEIVE_BUFFER_LEN, RECEIVE_BUFFERS};
+use tunguard::time::Time;
+use tunguard::wire::control::Reason;
+use tunguard::wire::vnet::{VNET_LEN, VnetHeader};
+
+use crate::admission::{Admitted, TunExit, admit};
+
+/// Serves one client from its accepted connection to the end of its session; the result is the last word to
+/// the guard.
+pub fn serve(setup: &Setup, guard: &WorkerEnd, tcp: TcpStream, deadline: Time) -> Outcome<Request> {
+    let admitted = admit(setup, guard, tcp, deadline)?;
+    Carrying::new(setup, guard, admitted)?.carry()
+}
+
+/// An established session with everything it moves packets between.
+struct Carrying<'a> {
+    guard: &'a WorkerEnd,
+    session: Session,
+    /// `None` once it was lost.
+    control: Option<ControlChannel>,
+    admitted: Data,
+    poller: Poller,
+    egress: Egress,
+    ingress: Ingress,
+    uso: bool,
+    ended: Option<Reason>,
+}
+
+/// The data path's ends and buffers.
+struct Data {
+    carrier: tunguard::sys::udp::Carrier,
+    downlink: tunguard::sys::mq::Reader,
+    exit: TunExit,
+    name: String,
+    message: Vec<u8>,
+    buffers: Vec<Vec<u8>>,
+    received: Vec<tunguard::sys::udp::Received>,
+    uplink: BatchWriter,
+}
+
+impl<'a> Carrying<'a> {
+    fn new(setup: &Setup, guard: &'a WorkerEnd, admitted: Admitted) -> Outcome<Carrying<'a>> {
+        let poller = Poller::new(EVENTS).map_err(|e| Failure::system("make an epoll set", e))?;
+        let add = |fd: std::os::fd::BorrowedFd<'_>, token, interest| {
+            poller.add(fd, token, interest).map_err(|e| Failure::system("fill the epoll set", e))
+        };
+        add(guard.as_fd(), GUARD, Interest::Read)?;
+        add(admitted.control.as_fd(), CONTROL, admitted.control.interest())?;
+        add(admitted.carrier.as_fd(), UDP, Interest::Read)?;
+        add(admitted.downlink.as_fd(), DOWNLINK, Interest::Read)?;
+        let uplink_bytes = match admitted.exit {
+            TunExit::Device(_) => 0,
+            TunExit::Guard(_, bytes) => bytes,
+        };
+        Ok(Carrying {
+            guard,
+            session: admitted.session,
+            control: Some(admitted.control),
+            admitted: Data {
+                carrier: admitted.carrier,
+                downlink: admitted.downlink,
+                exit: admitted.exit,
+                name: admitted.name,
+                message: vec![0; admitted.message_bytes],
+                buffers: vec![vec![0; RECEIVE_BUFFER_LEN]; RECEIVE_BUFFERS],
+                received: Vec::with_capacity(RECEIVE_BUFFERS),
+                uplink: BatchWriter::new(uplink_bytes),
+            },
+            poller,
+            egress: Egress::default(),
+            ingress: Ingress::default(),
+            uso: setup.uso,
+            ended: None,
+        })
+    }
+
+    fn carry(mut self) -> Outcome<Request> {
+        while self.ended.is_none() {
+            let timeout = self.session.poll_timeout().map(|at| at.since(clock::now()));
+            let ready: Vec<_> =
+                self.poller.wait(timeout).map_err(|e| Failure::system("wait for events", e))?.collect();
+            for event in ready {
+                match event.token {
+                    DOWNLINK => self.guard_to_client()?,
+                    UDP => self.client_to_guard()?,
+                    CONTROL => self.talk_to_client(),
+                    GUARD => self.obey_guard()?,
+                    _ => {}
+                }
+            }
+            let now = clock::now();
+            if self.session.poll_timeout().is_some_and(|at| at <= now) || self.session.rekey_due(now) {
+                self.session.handle_timeout(now);
+            }
+            self.drain_session();
+        }
+        Ok(self.end())
+    }
+
+    /// Queue to network: each message's packets, sealed and sent in runs.
+    fn guard_to_client(&mut self) -> Outcome<()> {
+        let data = &mut self.admitted;
+        for _ in 0..MESSAGES_PER_TURN {
+            let received = data.downlink.receive(&mut data.message);
+            let Some(len) = received.map_err(|e| Failure::system("read the session's queue", e))? else {
+                break;
+            };
+            let now = clock::now();
+            for record in BatchReader::new(&data.message[..len]) {
+                match record {
+                    Ok((vnet, packet)) => {
+                        self.egress.push(&mut self.session, &data.carrier, now, vnet, packet);
+                    }
+                    Err(_) => self.session.drops.count(DropReason::BadSuperPacket),
+                }
+            }
+            self.egress.flush(&mut self.session, &data.carrier);
+        }
+        Ok(())
+    }
+
+    /// Network to device, or to the guard that writes to it.
+    fn client_to_guard(&mut self) -> Outcome<()> {
+        for _ in 0..RECEIVES_PER_TURN {
+            let data = &mut self.admitted;
+            let received = data.carrier.receive(&mut data.buffers, &mut data.received);
+            received.map_err(|e| Failure::system("read the UDP slot", e))?;
+            if data.received.is_empty() {
+                break;
+            }
+            let now = clock::now();
+            for run in &data.received {
+                let buffer = &mut data.buffers[run.buffer];
+                self.ingress.open(&mut self.session, Role::Server, now, run, buffer);
+            }
+            self.worker_to_tun();
+        }
+        Ok(())
+    }
+
+    fn worker_to_tun(&mut self) {
+        let Carrying { session, ingress, admitted: data, uso, .. } = self;
+        match &data.exit {
+            TunExit::Device(tun) => ingress.write_out(session, &data.buffers, *uso, |parts| {
+                tun.write(parts).map_err(|_| DropReason::TunRefused)
+            }),
+            TunExit::Guard(queue, _) => {
+                let batch = &mut data.uplink;
+                ingress.write_out(session, &data.buffers, *uso, |parts| worker_to_guard(batch, queue, parts));
+                if !batch.is_empty() {
+                    let sent = queue.send(batch.message());
+                    batch.clear();
+                    if !matches!(sent, Ok(true)) {
+                        session.drops.count(DropReason::UplinkFull);
+                    }
+                }
+            }
+        }
+    }
+
+    fn talk_to_client(&mut self) {
+        let now = clock::now();
+        for _ in 0..CONTROL_PER_TURN {
+            let Some(control) = &mut self.control else { return };
+            match control.receive() {
+                Ok(Some(message)) => {
+                    if let Err(reason) = self.session.handle_message(now, message) {
+                        log::warn!("{}: a message out of place", self.admitted.name);
+                        return self.finish(reason);
+                    }
+                }
+                Ok(None) => break,
+                Err(broken) => return self.control_broken(broken),
+            }
+        }
+        self.flush_control();
+    }
+
+    fn flush_control(&mut self) {
+        let Some(control) = &mut self.control else { return };
+        if let Err(broken) = control.flush() {
+            return self.control_broken(broken);
+        }
+        let _ = self.poller.modify(control.as_fd(), CONTROL, control.interest());
+    }
+
+    fn control_broken(&mut self, broken: Broken) {
+        if let Some(control) = self.control.take() {
+            let _ = self.poller.remove(control.as_fd());
+        }
+        match broken {
+            Broken::Refused(failure) => {
+                log::warn!("{}: {}", self.admitted.name, failure.text);
+                self.finish(Reason::Protocol);
+            }
+            // Only a Bye ends a session; without one the client may be on its way to another address.
+            Broken::Lost(text) => {
+                log::info!("{}: control connection lost: {text}", self.admitted.name);
+                self.lose_control();
+            }
+            Broken::Closed => self.lose_control(),
+        }
+    }
+
+    fn lose_control(&mut self) {
+        self.session.handle_control_lost(clock::now());
+        let _ = self.guard.send(&Request::ControlLost, &[]);
+    }
+
+    fn obey_guard(&mut self) -> Outcome<()> {
+        loop {
+            match self.guard.receive(false) {
+                Ok(Incoming::Message(Reply::Query, _)) => {
+                    let _ = self.guard.send(&Request::Report(Box::new(self.report())), &[]);
+                }
+                Ok(Incoming::Message(Reply::End(reason), _)) => {
+                    self.finish(reason);
+                    return Ok(());
+                }
+                Ok(Incoming::Message(other, _)) => {
+                    return Err(Failure::new(
+                        tunguard::exit::Exit::Malformed,
+                        format!("the guard's order is out of place: {other:?}"),
+                    ));
+                }
+                Ok(Incoming::Nothing) => return Ok(()),
+                Ok(Incoming::Closed) => return Err(Failure::system("listen to the guard", "it is gone")),
+                Err(violation) => {
+                    return Err(Failure::system("listen to the guard", violation));
+                }
+            }
+        }
+    }
+
+    /// Sends what the session wants sent and notes what it has to say.
+    fn drain_session(&mut self) {
+        let now = clock::now();
+        while let Some(event) = self.session.poll_event() {
+            self.note(event);
+        }
+        while let Some((message, path)) = self.session.poll_in_band() {
+            let mut datagram = [0; IN_BAND_LEN];
+            let sent = self
+                .session
+                .seal_in_band(now, message, &mut datagram)
+                .and_then(|len| self.admitted.carrier.send(&path, 0, &datagram[..len], len));
+            if let Err(reason) = sent {
+                self.session.drops.count(reason);
+            }
+        }
+        while let Some(message) = self.session.poll_message() {
+            let sent = self.control.as_mut().map_or(Ok(()), |control| control.send(&message));
+            if let Err(broken) = sent {
+                self.control_broken(broken);
+            }
+        }
+        self.flush_control();
+    }
+
+    fn note(&mut self, event: Event) {
+        let name = &self.admitted.name;
+        match event {
+            Event::Moved { old, new } => {
+                match old {
+                    None => log::info!("{name}: data channel up, client at {}", new.remote),
+                    Some(old) => log::info!("{name}: moved from {} to {}", old.remote, new.remote),
+                }
+                let _ = self.guard.send(&Request::Moved { new: new.remote }, &[]);
+            }
+            Event::Proven { rtt } => log::debug!("{name}: round trip {rtt:?}"),
+            Event::Rekeyed { epoch } => log::info!("{name}: new keys, epoch {epoch}"),
+            Event::Unreachable => log::debug!("{name}: no answer on the path"),
+            // A server takes no settings from a client: Session refuses them.
+            Event::Settings(_) | Event::Notice(_) => {}
+            Event::Ended { reason, .. } => self.ended = Some(reason),
+        }
+    }
+
+    fn finish(&mut self, reason: Reason) {
+        self.session.leave(reason);
+        self.ended.get_or_insert(reason);
+    }
+
+    /// Tells the client, if it didn't tell us, and sums up.
+    fn end(mut self) -> Request {
+        self.drain_session();
+        if let Some(control) = self.control.take() {
+            control.close();
+        }
+        let reason = self.ended.unwrap_or(Reason::Internal);
+        Request::Ended { reason: Some(reason), text: reason.to_string() }
+    }
+
+    fn report(&self) -> Report {
+        let now = clock::now();
+        let active = self.session.path();
+        Report {
+            traffic: self.session.traffic(),
+            drops: self.session.drops,
+            epoch: self.session.epoch(),
+            suite: Some(self.session.suite()),
+            peer: active.map(|a| a.path.remote),
+            rtt_us: active.and_then(|a| a.rtt).map(|rtt| rtt.as_micros() as u64),
+            silent_ms: now.since(self.session.last_heard()).as_millis() as u64,
+        }
+    }
+}
+
+/// Appends one super-packet to the batch for the guard, which goes out first where it is full.
+fn worker_to_guard(
+    batch: &mut BatchWriter,
+    queue: &tunguard::sys::mq::Writer,
+    parts: &[IoSlice<'_>],
+) -> Result<(), DropReason> {
+    let len: usize = parts.iter().map(|p| p.len()).sum();
+    let mut packet = Vec::with_capacity(MAX_RECORD);
+    for part in &parts[1..] {
+        packet.extend_from_slice(part);
+    }
+    let vnet = VnetHeader::parse(&parts[0]).ok_or(DropReason::BadInner)?;
+    debug_assert_eq!(len, VNET_LEN + packet.len());
+    if batch.push(&vnet, &packet, &[]) {
+        return Ok(());
+    }
+    let sent = queue.send(batch.message());
+    batch.clear();
+    match sent {
+        Ok(true) if batch.push(&vnet, &packet, &[]) => Ok(()),
+        Ok(true) => Err(DropReason::TooBig),
+        _ => Err(DropReason::UplinkFull),
+    }
+}
+
+const GUARD: u64 = 0;
+const CONTROL: u64 = 1;
+const UDP: u64 = 2;
+const DOWNLINK: u64 = 3;
+const EVENTS: usize = 8;
+
+// How long one source may keep the others waiting.
+const MESSAGES_PER_TURN: usize = 16;
+const RECEIVES_PER_TURN: usize = 16;
+const CONTROL_PER_TURN: usize = 32;
