@@ -21,8 +21,10 @@
 pub mod checksum;
 pub mod ecn;
 pub mod inner;
+mod split;
 
 pub use inner::addresses;
+pub use split::{MAX_SEGMENTS, Segment, Segments, pieces};
 
 /// Why a packet is not cut or merged. Whoever wrote the packet can provoke any of these: count and drop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
@@ -58,7 +60,7 @@ pub enum SegmentError {
     #[error("the checksum position is out of range")]
     BadChecksumStart,
     /// The super-packet has more than [`MAX_SEGMENTS`] segments.
-    #[error("more than 1024 segments")]
+    #[error("more than {MAX_SEGMENTS} segments")]
     TooManySegments,
     /// [`pieces`]: a segment, or a packet that is not a super-packet, is longer than the longest piece.
     #[error("one segment is longer than a piece may be")]
