@@ -19,10 +19,15 @@
 //! 5. [`checksum`]: the Internet checksum, for all of these.
 
 pub mod checksum;
+mod coalesce;
 pub mod ecn;
 pub mod inner;
 mod split;
 
+#[cfg(test)]
+mod tests;
+
+pub use coalesce::{Inner, MAX_RUN, Run, next_run};
 pub use inner::addresses;
 pub use split::{MAX_SEGMENTS, Segment, Segments, pieces};
 
