@@ -20,6 +20,7 @@ pub mod pki;
 pub mod random;
 pub mod replay;
 pub mod seal;
+pub mod segment;
 pub mod session;
 pub mod sys;
 pub mod time;
