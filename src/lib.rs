@@ -5,4 +5,5 @@
 
 pub mod config;
 pub mod exit;
+pub mod net;
 pub mod wire;
