@@ -11,20 +11,22 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails may say so by panicking")]
 
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use tunguard::config::common::DeviceName;
 use tunguard::exit::Exit;
 use tunguard::net::{
-    Conflict, DnsKeeper, Forwarding, Netlink, PROTOCOL, Route, RouteFilter, RouteKeeper, RouteKind, Table,
-    TableSpec, dns, quiet_device, routes, sysctl,
+    Conflict, DnsKeeper, Forwarding, Netlink, PROTOCOL, Route, RouteFilter, RouteKeeper, Table, TableSpec,
+    dns, quiet_device, routes, sysctl,
 };
 
 #[test]
@@ -122,7 +124,7 @@ fn routes_come_and_go_and_are_looked_up() {
         ip("route add blackhole 192.0.2.0/24");
         assert_eq!(nl.route_to(addr("192.0.2.9")).unwrap(), None);
 
-        // A gateway outside every network, as some clouls configure it; and one of the other family.
+        // A gateway outside every network, as some clouds configure it; and one of the other family.
         ip("route add default via 172.31.1.1 dev up0 onlink");
         ip("route add 192.0.3.0/24 via inet6 2001:db8:1::1 dev up0");
         let to = nl.route_to(addr("192.0.3.1")).unwrap().unwrap();
@@ -140,17 +142,36 @@ fn routes_come_and_go_and_are_looked_up() {
 fn without_privilege_the_error_says_so() {
     in_namespace(|_| {
         topology();
-        // Effective capabilities are the thread's own; the user ID isn't touched elsewhere.
-        let mut nl = Netlink::open().unwrap();
-        let up0 = nl.link_index("up0").unwrap();
-        let status = Command::new("true").status();
-        assert!(status.is_ok());
-        // A network namespace owned by another user namespace: CAP_NET_ADMIN here doesn't count there.
-        // (A thread can't make a user namespace in a threaded process, so look at the mapping through a
-        // socket that was opened by an unprivileged process instead: none at hand, so the error text alone.)
-        let refused = nl.add_route(&Route::new(net("10.0.0.0/8"), up0 + 1_000)).unwrap_err();
-        assert!(refused.text.starts_with("adding route 10.0.0.0/8"), "{refused}");
+        // This binary again, as nobody, in this namespace.
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "as_nobody", "--ignored", "--nocapture"])
+            .current_dir("/")
+            .uid(65_534)
+            .gid(65_534)
+            .output();
+        match child {
+            Ok(output) => {
+                let said = String::from_utf8_lossy(&output.stdout);
+                assert!(output.status.success() && said.contains("1 passed"), "{said}");
+            }
+            Err(e) => skip(&format!("nobody may not run this test: {e}")),
+        }
     });
+}
+
+#[test]
+#[ignore = "run by without_privilege_the_error_says_so"]
+fn as_nobody() {
+    let mut nl = Netlink::open().unwrap();
+    let up0 = nl.link_index("up0").unwrap();
+    let refused = nl.add_route(&Route::new(net("10.0.0.0/8"), up0)).unwrap_err();
+    assert_eq!(refused.exit, Exit::Privilege);
+    assert!(refused.text.contains("10.0.0.0/8") && refused.text.contains("root"), "{refused}");
+    let refused = sysctl::ensure("net/ipv4/conf/up0/forwarding", "1").unwrap_err();
+    assert_eq!(refused.exit, Exit::Privilege);
+    let spec = TableSpec { device: tg("tg0"), networks: Vec::new(), nat: true, client_to_client: false };
+    let refused = Table::install(&spec).unwrap_err();
+    assert_eq!(refused.exit, Exit::Privilege, "{refused}");
 }
 
 #[test]
@@ -347,7 +368,7 @@ fn forwarding_is_put_back_with_all_its_side_effects() {
         assert!(!state.exists());
 
         // Killed: the next run finds it on, and still puts it back.
-        std::mem::forget(only_state(Forwarding::enable(true, true, &state).unwrap(), &state));
+        leave_as_killed(Forwarding::enable(true, true, &state).unwrap(), &state);
         assert_eq!(get("net/ipv4/ip_forward"), "1");
         let next = Forwarding::enable(true, true, &state).unwrap();
         assert_eq!(get("net/ipv6/conf/up0/accept_ra"), "2");
@@ -387,14 +408,45 @@ fn forwarding_is_put_back_with_all_its_side_effects() {
 fn a_router_advertised_default_route_survives_forwarding() {
     in_namespace(|dir| {
         topology();
+        fresh("/run");
         ip("-6 route del default");
+        ip("netns add router");
+        ip("link set up0p netns router");
+        ip("-n router link set up0p up");
+        ip("-n router addr add fe80::99/64 dev up0p nodad");
         sysctl::ensure("net/ipv6/conf/up0/accept_ra", "1").unwrap();
-        // As the kernel itself would have learned it: it purges routes with this mark.
-        ip("-6 route add default via fe80::1 dev up0 proto ra expires 600");
+        // RFC 4861, 4.2: type, code, checksum (by the kernel), hop limit, flags, lifetime 1,800 s, timers.
+        let advertisement = [134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0];
+        let learned = || ip("-6 route").contains("default via fe80::99 dev up0 proto ra");
+        let learn = || {
+            let mut tries = 0;
+            while !learned() {
+                within("router", move || {
+                    use socket2::{Domain, Protocol, Socket, Type};
+                    let socket = Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::ICMPV6)).unwrap();
+                    socket.set_multicast_hops_v6(255).unwrap();
+                    let index = nix::net::if_::if_nametoindex("up0p").unwrap();
+                    socket.bind(&SocketAddrV6::new("fe80::99".parse().unwrap(), 0, 0, index).into()).unwrap();
+                    let everyone = SocketAddrV6::new("ff02::1".parse().unwrap(), 0, 0, index);
+                    socket.send_to(&advertisement, &everyone.into()).unwrap();
+                });
+                tries += 1;
+                assert!(tries < 100, "no default route from an advertisement");
+                thread::sleep(Duration::from_millis(20));
+            }
+        };
+
+        // Without care it is lost: this is why.
+        learn();
+        sysctl::ensure("net/ipv6/conf/all/forwarding", "1").unwrap();
+        assert!(!learned());
+        sysctl::ensure("net/ipv6/conf/all/forwarding", "0").unwrap();
+
+        learn();
         let forwarding = Forwarding::enable(false, true, &dir.join("forwarding.json")).unwrap();
-        assert!(ip("-6 route").contains("default via fe80::1"));
+        assert!(learned());
         forwarding.restore().unwrap();
-        assert!(ip("-6 route").contains("default via fe80::1"));
+        assert!(learned());
     });
 }
 
@@ -410,10 +462,7 @@ fn the_table_is_what_it_should_be() {
         };
         let table = Table::install(&spec).unwrap();
         let chains = chains(&spec);
-        assert_eq!(
-            chains,
-            ["client_to_client/forward/0", "clamp_mss/forward/-150", "masquerade/postrouting/100"]
-        );
+        assert_eq!(chains, ["forward/forward/0", "forward_mss/forward/-150", "postrouting/postrouting/100"]);
         let rules = rules(&spec);
         let text = rules.join("\n");
         assert_eq!(rules.len(), 5, "{text}");
@@ -426,10 +475,10 @@ fn the_table_is_what_it_should_be() {
 
         // A crash leaves the table; the next start replaces all of it.
         std::mem::forget(table);
-        nft("add rule inet tunguard_tg0 clamp_mss drop");
+        nft("add rule inet tunguard_tg0 forward_mss drop");
         let open = TableSpec { nat: false, client_to_client: true, ..spec.clone() };
         let table = Table::install(&open).unwrap();
-        assert_eq!(self::chains(&open), ["clamp_mss/forward/-150"]);
+        assert_eq!(self::chains(&open), ["forward_mss/forward/-150"]);
         assert_eq!(self::rules(&open).len(), 2);
 
         // Other tables are nobody's business, and a table that is gone is no error.
@@ -453,25 +502,107 @@ fn the_table_is_what_it_should_be() {
     });
 }
 
+/// ```text
+///  client 10.9.0.2 [tg0p]---[tg0 10.9.0.1  this namespace  up0 198.51.100.2]---[up0p] world 198.51.100.9
+/// ```
+#[test]
+fn the_table_does_what_it_should() {
+    in_namespace(|dir| {
+        topology();
+        fresh("/run");
+        for (space, device, addresses) in [
+            ("client", "tg0p", ["10.9.0.2/24", "fd09::2/64"]),
+            ("world", "up0p", ["198.51.100.9/24", "2001:db8:1::9/64"]),
+        ] {
+            ip(&format!("netns add {space}"));
+            ip(&format!("link set {device} netns {space}"));
+            for address in addresses {
+                let nodad = if address.contains(':') { "nodad" } else { "" };
+                ip(&format!("-n {space} addr add {address} dev {device} {nodad}"));
+            }
+            ip(&format!("-n {space} link set {device} up"));
+        }
+        let mut nl = Netlink::open().unwrap();
+        let tg0 = nl.link_index("tg0").unwrap();
+        nl.add_address(tg0, net("10.9.0.1/24")).unwrap();
+        nl.add_address(tg0, net("fd09::1/64")).unwrap();
+        nl.set_link_up(tg0, 1_380).unwrap();
+        for (gateway, other) in [("10.9.0.1", "10.9.0.77"), ("fd09::1", "fd09::77")] {
+            ip(&format!("-n client route add default via {gateway}"));
+            ip(&format!("-n client route add {other} via {gateway}"));
+        }
+        let _forwarding = Forwarding::enable(true, true, &dir.join("forwarding.json")).unwrap();
+        let spec = TableSpec {
+            device: tg("tg0"),
+            networks: nets(&["10.9.0.0/24", "fd09::/64"]),
+            nat: true,
+            client_to_client: false,
+        };
+        let table = Table::install(&spec).unwrap();
+
+        // One client to another: refused at once, with an ICMP error.
+        for other in ["10.9.0.77", "fd09::77"] {
+            let refused = within("client", move || ask(addr(other)).unwrap_err());
+            // ICMP_PKT_FILTERED and ICMPV6_ADM_PROHIBITED in the kernel's tables of errors.
+            let errno = if other.contains(':') { nix::libc::EACCES } else { nix::libc::EHOSTUNREACH };
+            assert_eq!(refused.raw_os_error(), Some(errno), "{other}: {refused}");
+        }
+
+        // To the world, which has no route back to 10.9.0.0/24: by the server's address.
+        for (world, ours) in [("198.51.100.9", "198.51.100.2"), ("2001:db8:1::9", "2001:db8:1::2")] {
+            let socket = within("world", move || UdpSocket::bind((addr(world), 7)).unwrap());
+            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let asker = thread::spawn(move || within("client", move || ask(addr(world))));
+            let (length, from) = socket.recv_from(&mut [0; 9]).unwrap();
+            assert_eq!((length, from.ip()), (1, addr(ours)));
+            socket.send_to(b"!", from).unwrap();
+            asker.join().unwrap().unwrap();
+        }
+
+        // A SYN leaves the client with an MSS for its 1,500 byte link, and arrives with one for the tunnel.
+        let script = dir.join("script");
+        let counted = "table inet t { chain c { type filter hook input priority 0;\n\
+                       tcp flags syn tcp option maxseg size 1340 counter accept\n}\n}\n";
+        fs::write(&script, counted).unwrap();
+        ip(&format!("netns exec world /usr/sbin/nft -f {}", script.display()));
+        let listener = within("world", || TcpListener::bind("198.51.100.9:80").unwrap());
+        within("client", || TcpStream::connect("198.51.100.9:80").unwrap());
+        drop(listener);
+        let seen = ip("netns exec world /usr/sbin/nft list table inet t");
+        assert!(seen.contains("packets 1 "), "{seen}");
+        drop(table);
+    });
+}
+
+/// Sends one datagram and waits for an answer or an error.
+fn ask(to: IpAddr) -> std::io::Result<()> {
+    let socket = UdpSocket::bind(if to.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" })?;
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    socket.connect((to, 7))?;
+    socket.send(b"?")?;
+    socket.recv(&mut [0; 9]).map(drop)
+}
+
+/// Runs `what` in a named network namespace (of this mount namespace).
+fn within<T: Send + 'static>(space: &str, what: impl FnOnce() -> T + Send + 'static) -> T {
+    let space = fs::File::open(format!("/run/netns/{space}")).unwrap();
+    thread::spawn(move || {
+        setns(space, CloneFlags::CLONE_NEWNET).unwrap();
+        what()
+    })
+    .join()
+    .unwrap()
+}
+
 #[test]
 fn a_missing_or_failing_nft_is_named() {
     in_namespace(|_| {
         let spec = TableSpec { device: tg("tg0"), networks: Vec::new(), nat: true, client_to_client: false };
-        let fake = Path::new("/usr/local/sbin/nft");
         fresh("/usr/local/sbin");
-        script(fake, "echo 'Error: syntax error' >&2; exit 1");
-        // PATH decides, so only where it names this directory first (as the fallback does).
-        let nft_first = Command::new("sh").args(["-c", "command -v nft"]).output().unwrap();
-        if String::from_utf8_lossy(&nft_first.stdout).trim() == fake.to_str().unwrap() {
-            let failed = Table::install(&spec).unwrap_err();
-            assert!(failed.text.contains("Error: syntax error"), "{failed}");
-            assert!(failed.text.contains("tunguard_tg0"), "{failed}");
-        }
-        // Not a program any more, wherever it may be.
-        fs::remove_file(fake).unwrap();
+        // Wherever it is, it is no program any more.
         let none = None::<&str>;
         for directory in std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-            .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
+            .chain(["/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"].map(PathBuf::from))
         {
             let file = directory.join("nft");
             if file.is_file() {
@@ -481,6 +612,11 @@ fn a_missing_or_failing_nft_is_named() {
         let missing = Table::install(&spec).unwrap_err();
         assert_eq!(missing.exit, Exit::MissingProgram);
         assert!(missing.text.contains("apt install nftables"), "{missing}");
+
+        script(Path::new("/usr/local/sbin/nft"), "echo 'Error: syntax error' >&2; exit 1");
+        let failed = Table::install(&spec).unwrap_err();
+        assert!(failed.text.contains("Error: syntax error"), "{failed}");
+        assert!(failed.text.contains("tunguard_tg0"), "{failed}");
     });
 }
 
@@ -613,8 +749,10 @@ fn a_quiet_device_has_no_link_local_address() {
         quiet_device(&tg("nope"));
         ip("link set p up");
         ip("link set tg0.1 up");
+        // The other end has one; this end has no address at all, so it isn't listed.
         let shown = ip("-6 addr show");
-        assert!(!shown.split("tg0.1").nth(1).unwrap().contains("fe80"), "{shown}");
+        assert!(shown.contains("p@tg0.1") && shown.contains("fe80"), "{shown}");
+        assert!(!shown.contains(": tg0.1@"), "{shown}");
         assert_eq!(get("net/ipv6/conf/tg0.1/accept_ra"), "0");
         assert_eq!(get("net/ipv6/conf/tg0.1/router_solicitations"), "0");
     });
@@ -629,10 +767,7 @@ fn in_namespace(test: impl FnOnce(&Path) + Send + 'static) {
         if let Err(e) = unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
             .and_then(|()| mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none))
         {
-            let why = format!("no namespace of my own ({e}): run as root");
-            assert!(std::env::var("CI").as_deref() != Ok("true"), "{why}");
-            println!("SKIPPED: {why}");
-            return;
+            return skip(&format!("no namespace of my own ({e}): run as root"));
         }
         ip("link set lo up");
         test(&path);
@@ -643,9 +778,15 @@ fn in_namespace(test: impl FnOnce(&Path) + Send + 'static) {
     }
 }
 
+fn skip(why: &str) {
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "{why}");
+    println!("SKIPPED: {why}");
+}
+
 fn topology() {
     ip("link add up0 type veth peer name up0p");
     ip("link add tg0 type veth peer name tg0p");
+    quiet_device(&tg("tg0"));
     for device in ["up0", "up0p", "tg0", "tg0p"] {
         sysctl::ensure(&format!("net/ipv6/conf/{device}/accept_dad"), "0").unwrap();
         sysctl::ensure(&format!("net/ipv6/conf/{device}/keep_addr_on_down"), "1").unwrap();
@@ -671,15 +812,13 @@ fn device_to(nl: &mut Netlink, address: &str) -> String {
     nix::net::if_::if_indextoname(to.device).unwrap().into_string().unwrap()
 }
 
-/// A killed process's `Forwarding`: its lock is gone and its state file is not.
-fn only_state(forwarding: Forwarding, state: &Path) -> PathBuf {
-    // Dropping would restore, forgetting would keep the lock: drop it with the settings made unrecognisable,
-    // then make both as they were.
+/// What SIGKILL leaves of a `Forwarding`: the settings and the state file, but not the lock.
+fn leave_as_killed(forwarding: Forwarding, state: &Path) {
     let kept = fs::read(state).unwrap();
+    // Without its record it restores nothing.
     fs::remove_file(state).unwrap();
     drop(forwarding);
     fs::write(state, kept).unwrap();
-    state.to_owned()
 }
 
 /// Every setting that switching forwarding may touch.
@@ -687,7 +826,7 @@ fn settings() -> Vec<(String, String)> {
     let mut found = Vec::new();
     for family in ["ipv4", "ipv6"] {
         for device in sysctl::list(&format!("net/{family}/conf")).unwrap() {
-            for setting in ["forwarding", "accept_ra", "accept_redirects"] {
+            for setting in ["forwarding", "accept_ra", "accept_redirects", "send_redirects"] {
                 let key = format!("net/{family}/conf/{device}/{setting}");
                 found.extend(sysctl::read(&key).unwrap().map(|value| (key, value)));
             }

@@ -8,6 +8,12 @@
 //!   (addrconf_fixup_forwarding(), rt6_purge_dflt_routers()): the host would cut itself off. So devices that
 //!   accept advertisements now (`accept_ra = 1`, `forwarding = 0`) get 2 first. `default` stays as it is, so a
 //!   device plugged in later behaves as on any router.
+//!
+//! `net.ipv4.conf.all.send_redirects` goes off as well. A packet from the tunnel into the tunnel would otherwise
+//! be answered with "use the other client directly", which is no use on a tunnel, and worse: the redirect is sent
+//! before the forward hook and uses up the sender's rate limit (ip_rt_send_redirect()), so that the table's own
+//! refusal is never sent. A device's own setting counts as well (either suffices), so others keep theirs, and
+//! [`quiet_device`](super::quiet_device) cares for the tunnel's.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -58,6 +64,9 @@ impl Forwarding {
         // Dropping `forwarding` on an error below restores what was done until then.
         if v4 {
             forwarding.switch_on_v4(&mut changes)?;
+            if let Err(e) = forwarding.redirects_off(&mut changes) {
+                log::debug!("redirects stay on: {e}");
+            }
         }
         if v6 {
             forwarding.switch_on_v6(&mut changes)?;
@@ -86,6 +95,13 @@ impl Forwarding {
             new.push(Change::side_effect(V4_REDIRECTS.to_owned(), &was));
         }
         self.make(changes, new)
+    }
+
+    fn redirects_off(&self, changes: &mut Changes) -> Outcome<()> {
+        match sysctl::read(V4_SEND_REDIRECTS)?.as_deref() {
+            Some("1") => self.make(changes, vec![Change::ours(V4_SEND_REDIRECTS, "1", "0")]),
+            _ => Ok(()),
+        }
     }
 
     fn switch_on_v6(&self, changes: &mut Changes) -> Outcome<()> {
@@ -157,6 +173,7 @@ impl Forwarding {
                     switched_back = true;
                     note(sysctl::ensure(&change.key, &change.was).map(drop));
                 }
+                Ok(Some(now)) if now == change.was => {}
                 Ok(Some(now)) => log::info!("{} stays {now}: somebody changed it since", change.key),
                 // The device is gone.
                 Ok(None) => {}
@@ -219,4 +236,5 @@ fn lock_shared(state_file: &Path) -> Outcome<Flock<File>> {
 
 const V4_FORWARD: &str = "net/ipv4/ip_forward";
 const V4_REDIRECTS: &str = "net/ipv4/conf/all/accept_redirects";
+const V4_SEND_REDIRECTS: &str = "net/ipv4/conf/all/send_redirects";
 const V6_FORWARD: &str = "net/ipv6/conf/all/forwarding";

@@ -5,8 +5,6 @@
 //! know (ufw, firewalld, Docker), the administrator has to allow the tunnel device there; no table of ours can
 //! overrule it, and none should.
 
-use std::fmt::Write;
-
 use ipnet::IpNet;
 
 use super::programs;
@@ -41,8 +39,10 @@ impl TableSpec {
         // By name, not by index: the rules outlive a device that is made anew.
         let tun = format!("\"{}\"", self.device);
         let mut s = String::new();
-        let mut line =
-            |text: &str| writeln!(s, "{text}").unwrap_or_else(|_| unreachable!("writing to a String"));
+        let mut line = |text: &str| {
+            s.push_str(text);
+            s.push('\n');
+        };
         line(&format!("table inet {table}"));
         line(&format!("delete table inet {table}"));
         line(&format!("table inet {table} {{"));
@@ -50,7 +50,7 @@ impl TableSpec {
             // Refused, not dropped in silence: a user who tries gets "Packet filtered" at once instead of a
             // timeout to puzzle over. Nothing is given away that the client's own address doesn't tell, and the
             // kernel limits the rate of these errors (icmp_ratelimit, icmp_ratemask).
-            line("  chain client_to_client {");
+            line("  chain forward {");
             line("    type filter hook forward priority filter; policy accept;");
             line(&format!("    iifname {tun} oifname {tun} counter reject with icmpx type admin-prohibited"));
             line("  }");
@@ -58,7 +58,7 @@ impl TableSpec {
         // TCP through the tunnel fits without path MTU discovery, which too many networks break. `rt mtu` is the
         // smaller of the MTUs of both directions less the headers, and never raises what the SYN says
         // (net/netfilter/nft_rt.c, nft_exthdr.c).
-        line("  chain clamp_mss {");
+        line("  chain forward_mss {");
         line("    type filter hook forward priority mangle; policy accept;");
         for direction in ["iifname", "oifname"] {
             line(&format!(
@@ -67,7 +67,7 @@ impl TableSpec {
         }
         line("  }");
         if self.nat && !self.networks.is_empty() {
-            line("  chain masquerade {");
+            line("  chain postrouting {");
             line("    type nat hook postrouting priority srcnat; policy accept;");
             for network in &self.networks {
                 let family = if network.addr().is_ipv6() { "ip6" } else { "ip" };

@@ -9,11 +9,17 @@ use crate::config::common::DeviceName;
 /// - `addr_gen_mode = 1`: no link-local address (IN6_ADDR_GEN_MODE_NONE in linux/if_link.h), and with none no MLD
 ///   reports and no neighbour discovery of the kernel's own.
 /// - `accept_ra = 0`, `router_solicitations = 0`: nobody in the tunnel is our router.
+/// - `send_redirects = 0`: see [`forwarding`](super::forwarding). IPv6 redirects need a link-local address.
 ///
 /// `rp_filter` stays as the administrator has it.
 pub fn quiet_device(name: &DeviceName) {
-    for (setting, value) in [("addr_gen_mode", "1"), ("accept_ra", "0"), ("router_solicitations", "0")] {
-        let key = format!("net/ipv6/conf/{name}/{setting}");
+    for (family, setting, value) in [
+        ("ipv6", "addr_gen_mode", "1"),
+        ("ipv6", "accept_ra", "0"),
+        ("ipv6", "router_solicitations", "0"),
+        ("ipv4", "send_redirects", "0"),
+    ] {
+        let key = format!("net/{family}/conf/{name}/{setting}");
         // Without IPv6 there is nothing to quiet.
         if let Ok(Some(_)) = sysctl::read(&key)
             && let Err(e) = sysctl::ensure(&key, value)
