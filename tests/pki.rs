@@ -380,18 +380,12 @@ fn a_server_needs_an_alternative_name() {
 #[test]
 fn commands_at_the_same_time_take_turns() {
     let lab = Lab::new();
-    let kinds = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..8)
-            .map(|n| {
-                scope.spawn({
-                    let lab = &lab;
-                    move || lab.client(&format!("c{n}"))
-                })
-            })
-            .collect();
-        threads.into_iter().map(|t| t.join().unwrap().unwrap()).count()
+    std::thread::scope(|scope| {
+        for n in 0..8 {
+            let lab = &lab;
+            scope.spawn(move || lab.client(&format!("c{n}")).unwrap());
+        }
     });
-    assert_eq!(kinds, 8);
     let list = lab.open().list(lab.now).unwrap();
     assert_eq!(list.len(), 10);
     assert_eq!(list.iter().filter(|i| i.kind == Side::Client).count(), 9);

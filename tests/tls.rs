@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use common::{
-    HOUR, Pair, Stream, Wish, ca, client as client_wish, credentials, crl, ec, ed25519, key_pem, make, meet,
-    p384, pem, rsa4096, server_wish,
+    HOUR, MakeKey, Pair, Stream, Wish, ca, client as client_wish, credentials, crl, ec, ed25519, key_pem,
+    make, meet, p384, pem, rsa4096, server_wish,
 };
 use openssl::nid::Nid;
 use openssl::ssl::{Ssl, SslContext, SslContextBuilder, SslMethod, SslVerifyMode, SslVersion};
@@ -83,7 +83,7 @@ impl Lab {
 }
 
 fn both_failed((server, client): (Outcome<Stream>, Outcome<Stream>)) -> (Failure, Failure) {
-    (server.err().expect("the server must fail"), client.err().expect("the client must fail"))
+    (server.expect_err("the server must fail"), client.expect_err("the client must fail"))
 }
 
 #[track_caller]
@@ -107,8 +107,7 @@ fn certificates_of_one_ca_get_along() {
 
 #[test]
 fn every_kind_of_key_is_served() {
-    let kinds: [(&str, fn() -> openssl::pkey::PKey<openssl::pkey::Private>); 3] =
-        [("P-384", p384), ("Ed25519", ed25519), ("RSA-4096", rsa4096)];
+    let kinds: [(&str, MakeKey); 3] = [("P-384", p384), ("Ed25519", ed25519), ("RSA-4096", rsa4096)];
     for (kind, key) in kinds {
         let mut lab = Lab::new();
         lab.server = make(&Wish { key, ..server_wish() }, Some(&lab.ca));
@@ -644,7 +643,7 @@ fn an_encrypted_key_is_refused_without_a_question() {
 
 #[test]
 fn keys_of_other_kinds_are_refused() {
-    let kinds: [fn() -> openssl::pkey::PKey<openssl::pkey::Private>; 2] = [
+    let kinds: [MakeKey; 2] = [
         || ec(Nid::SECP256K1),
         || openssl::rsa::Rsa::generate(1024).and_then(openssl::pkey::PKey::from_rsa).unwrap(),
     ];

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 
 use crate::exit::{Failure, Outcome};
-use crate::pki::{AltName, Authority, CLIENT_DAYS, Issued, Name, RemoteHost, SERVER_DAYS};
+use crate::pki::{AltName, Authority, CLIENT_DAYS, Files, Issued, Name, RemoteHost, SERVER_DAYS};
 use crate::tls::time::{date, wall_clock};
 
 /// Make and revoke certificates
@@ -104,24 +104,28 @@ pub struct Dir {
 impl PkiCommand {
     /// Does it; results go to standard output.
     pub fn run(self) -> Outcome<()> {
+        self.run_to(&mut std::io::stdout().lock())
+    }
+
+    fn run_to(self, out: &mut impl Write) -> Outcome<()> {
         let now = wall_clock();
         match self {
             PkiCommand::Init { dir: Dir { dir }, name } => {
                 Authority::init(&dir, &name, now)?;
                 let dir = dir.display();
-                print(&format!("{dir}/ca.pem, {dir}/ca.key and {dir}/crl.pem: the authority {name:?}\n"))
+                print(out, &format!("{dir}/ca.pem, {dir}/ca.key and {dir}/crl.pem: the authority {name:?}\n"))
             }
             PkiCommand::Server { dir: Dir { dir }, name, alt_names, days } => {
                 let files = Authority::open(&dir)?.server(&name, &alt_names, days, now)?;
-                print_files(&files)
+                print_files(out, &files)
             }
             PkiCommand::Client { dir: Dir { dir }, name, days } => {
                 let files = Authority::open(&dir)?.client(&name, days, now)?;
-                print_files(&files)
+                print_files(out, &files)
             }
             PkiCommand::Profile { dir: Dir { dir }, name, remotes, server_name } => {
                 let server_name = server_name.map(server_name_text).transpose()?;
-                print(&Authority::open(&dir)?.profile(&name, &remotes, server_name.as_deref(), now)?)
+                print(out, &Authority::open(&dir)?.profile(&name, &remotes, server_name.as_deref(), now)?)
             }
             PkiCommand::Revoke { dir: Dir { dir }, name } => {
                 let revoked = Authority::open(&dir)?.revoke(&name, now)?;
@@ -129,20 +133,23 @@ impl PkiCommand {
                 let lines = revoked.iter().map(|issued| {
                     format!("{}: revoked {}, serial {}\n", crl.display(), issued.name, issued.serial)
                 });
-                print(&lines.collect::<String>())
+                print(out, &lines.collect::<String>())
             }
-            PkiCommand::List { dir: Dir { dir } } => print(&table(&Authority::open(&dir)?.list(now)?)),
+            PkiCommand::List { dir: Dir { dir } } => print(out, &table(&Authority::open(&dir)?.list(now)?)),
         }
     }
 }
 
-fn print_files(files: &crate::pki::Files) -> Outcome<()> {
-    print(&format!(
-        "{}, {}: valid until {}\n",
-        files.cert.display(),
-        files.key.display(),
-        date(files.not_after)
-    ))
+fn print_files(out: &mut impl Write, files: &Files) -> Outcome<()> {
+    print(
+        out,
+        &format!(
+            "{}, {}: valid until {}\n",
+            files.cert.display(),
+            files.key.display(),
+            date(files.not_after)
+        ),
+    )
 }
 
 /// What a client compares with: a pattern is for certificates only.
@@ -179,8 +186,7 @@ fn table(all: &[Issued]) -> String {
     text
 }
 
-fn print(text: &str) -> Outcome<()> {
-    let mut out = std::io::stdout().lock();
+fn print(out: &mut impl Write, text: &str) -> Outcome<()> {
     out.write_all(text.as_bytes())
         .and_then(|()| out.flush())
         .map_err(|e| Failure::system("writing to standard output", e))
@@ -205,24 +211,41 @@ mod tests {
         command: PkiCommand,
     }
 
-    fn run(line: &str) -> Result<Outcome<()>, clap::Error> {
-        Cli::try_parse_from(line.split(' ')).map(|cli| cli.command.run())
+    fn run(line: &str) -> Result<Outcome<String>, clap::Error> {
+        let cli = Cli::try_parse_from(line.split(' '))?;
+        let mut out = Vec::new();
+        let outcome = cli.command.run_to(&mut out);
+        Ok(outcome.map(|()| String::from_utf8(out).expect("text")))
     }
 
     #[test]
     fn commands_work_from_end_to_end() {
         let temp = tempfile::tempdir().expect("a directory");
         let dir = temp.path().join("certs");
-        for line in [
-            "pki init --dir DIR --name Lab",
-            "pki server --dir DIR gate --san vpn.example.org --san 192.0.2.1",
-            "pki client alice --dir DIR --days 30",
-            "pki profile --dir DIR alice --remote vpn.example.org:1 --remote [::1]:2 --server-name vpn",
-            "pki revoke --dir DIR alice",
-            "pki list --dir DIR",
+        for (line, printed) in [
+            (
+                "pki init --dir DIR --name Lab",
+                "DIR/ca.pem, DIR/ca.key and DIR/crl.pem: the authority \"Lab\"\n",
+            ),
+            (
+                "pki server --dir DIR gate --san vpn.example.org --san 192.0.2.1",
+                "DIR/gate.pem, DIR/gate.key: valid",
+            ),
+            (
+                "pki client alice --dir DIR --days 30",
+                "DIR/clients/alice.pem, DIR/clients/alice.key: valid until 20",
+            ),
+            (
+                "pki profile --dir DIR alice --remote a:1 --remote [::1]:2",
+                "remote = [\"a:1\", \"[::1]:2\"]\n",
+            ),
+            ("pki profile --dir DIR alice --remote a --server-name ::1", "server_name = \"::1\"\n"),
+            ("pki revoke --dir DIR alice", "DIR/crl.pem: revoked alice, serial "),
+            ("pki list --dir DIR", "revoked on 20"),
         ] {
-            let line = line.replace("DIR", &dir.display().to_string());
-            run(&line).expect("a command line").expect("a success");
+            let [line, printed] = [line, printed].map(|text| text.replace("DIR", &dir.display().to_string()));
+            let out = run(&line).expect("a command line").expect("a success");
+            assert!(out.contains(&printed), "{out}");
         }
         assert!(dir.join("clients/alice.pem").exists());
     }

@@ -142,7 +142,7 @@ fn builder(
     let mut cert = X509Builder::new()?;
     cert.set_version(2)?;
     let (number, serial) = new_serial()?;
-    cert.set_serial_number(&*number)?;
+    cert.set_serial_number(&number)?;
     cert.set_subject_name(&*subject(name)?)?;
     cert.set_pubkey(key)?;
     cert.set_not_before(&*asn1(not_before)?)?;

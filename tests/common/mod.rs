@@ -39,7 +39,7 @@ pub struct Wish<'a> {
     pub ip: &'a [&'a str],
     /// Seconds from now.
     pub valid: (i64, i64),
-    pub key: fn() -> PKey<Private>,
+    pub key: MakeKey,
     pub ca: bool,
 }
 
@@ -58,6 +58,8 @@ impl Default for Wish<'_> {
         }
     }
 }
+
+pub type MakeKey = fn() -> PKey<Private>;
 
 pub const HOUR: i64 = 3_600;
 
