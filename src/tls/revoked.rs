@@ -1,7 +1,7 @@
 //! Revoked certificates: lists (CRLs) signed by our CA, parsed into what a look-up needs.
 //!
 //! OpenSSL could check lists itself, but takes them only from files, and a worker has no file system. So the
-//! lists are verified here once, and the handshake asks [`Revoked::check_chain`].
+//! lists are verified here once, and the handshake asks `Revoked::check_chain`.
 //!
 //! Everything fails closed: a list that is expired, partial (delta or distribution point), indirect or not signed by
 //! one of our CAs is an error, and where there is a list, an issuer without one is refused.
@@ -37,6 +37,15 @@ impl Revoked {
             let crl =
                 X509Crl::from_pem(pem).map_err(|e| refuse(format!("it is malformed: {}", reason(&e))))?;
             revoked.add(&crl, &cas)?;
+        }
+        // A trust anchor ends every chain below it, so no handshake would look at what its issuer says of it.
+        for ca in &cas {
+            if revoked.contains(&CertId::of(ca)?) {
+                let name = shown_name(ca);
+                return Err(refuse(format!(
+                    "it revokes the CA {name}, which tls.ca trusts: take it out of there"
+                )));
+            }
         }
         Ok(revoked)
     }
