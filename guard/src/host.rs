@@ -80,7 +80,10 @@ pub fn require_root() -> Outcome<()> {
     if Uid::effective().is_root() {
         return Ok(());
     }
-    Err(Failure::new(Exit::Privilege, "the server makes a network device and starts its workers as other users: run it as root"))
+    Err(Failure::new(
+        Exit::Privilege,
+        "the server makes a network device and starts its workers as other users: run it as root",
+    ))
 }
 
 /// The queues' namespace, and the size the sessions' queues get in it.

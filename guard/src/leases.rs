@@ -241,7 +241,8 @@ mod tests {
         };
         config.clients.insert("ann".into(), entry);
         let mut leases = Leases::load(&config).expect("no file yet");
-        let want = ["10.9.0.2", "10.9.0.1", "10.9.0.255", "10.9.0.77"].map(|a| a.parse().expect("an address"));
+        let want =
+            ["10.9.0.2", "10.9.0.1", "10.9.0.255", "10.9.0.77"].map(|a| a.parse().expect("an address"));
         assert_eq!(texts(&leases.grant("bob", &want).expect("room")), ["10.9.0.77/24"]);
         assert_eq!(texts(&leases.grant("cid", &want).expect("room")), ["10.9.0.3/24"]);
         assert_eq!(texts(&leases.grant("ann", &[]).expect("room")), ["10.9.0.2/24"]);

@@ -43,11 +43,7 @@ fn main() -> ExitCode {
 fn start() -> Outcome<run::Guard> {
     // 1. Who are we, and what are we told?
     let (file, log_level) = arguments()?;
-    env_logger::Builder::new()
-        .parse_filters(&log_level)
-        .format_timestamp_secs()
-        .format_target(false)
-        .init();
+    env_logger::Builder::new().parse_filters(&log_level).format_timestamp_secs().format_target(false).init();
     host::require_root()?;
     let config = ServerConfig::load(&file)?;
     let trust = trust::Trust::load(&config)?;

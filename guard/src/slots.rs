@@ -11,6 +11,7 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use tunguard::config::server::ServerConfig;
@@ -102,7 +103,7 @@ fn listen(address: SocketAddr) -> Outcome<TcpListener> {
     let bound = TcpListener::bind(address).or_else(|error| {
         // A host without IPv6: [::] was meant as "everywhere".
         let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
-        let no_ipv6 = matches!(error.raw_os_error(), Some(libc_eafnosupport) if libc_eafnosupport == nix::errno::Errno::EAFNOSUPPORT as i32)
+        let no_ipv6 = error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32)
             || error.kind() == ErrorKind::AddrNotAvailable;
         match address.ip() {
             IpAddr::V6(v6) if v6.is_unspecified() && no_ipv6 => TcpListener::bind(everywhere),
@@ -132,10 +133,9 @@ fn refused(protocol: &str, address: SocketAddr, error: io::Error) -> Failure {
             Exit::Privilege,
             format!("may not listen on {protocol} {address}: run as root, or choose a port above 1023"),
         ),
-        ErrorKind::AddrNotAvailable => Failure::usage(format!(
-            "listen = \"{address}\": this host has no address {}",
-            address.ip()
-        )),
+        ErrorKind::AddrNotAvailable => {
+            Failure::usage(format!("listen = \"{address}\": this host has no address {}", address.ip()))
+        }
         _ => Failure::system(format!("listen on {protocol} {address}"), error),
     }
 }
@@ -143,8 +143,8 @@ fn refused(protocol: &str, address: SocketAddr, error: io::Error) -> Failure {
 /// A slot, a channel and two queues a session, and the handshakes.
 fn make_room(slots: u16) -> Outcome<()> {
     let need = u64::from(slots) * 4 + 1024;
-    let (soft, hard) =
-        getrlimit(Resource::RLIMIT_NOFILE).map_err(|e| Failure::system("read the limit of descriptors", e))?;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)
+        .map_err(|e| Failure::system("read the limit of descriptors", e))?;
     if soft < need && setrlimit(Resource::RLIMIT_NOFILE, need.min(hard), hard).is_ok() && hard < need {
         log::warn!(
             "{hard} descriptors are allowed, {need} may be needed for max_clients: raise the limit (ulimit -n)"
