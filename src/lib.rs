@@ -15,6 +15,7 @@ pub mod hardware;
 pub mod ingress;
 pub mod ipc;
 pub mod keys;
+pub mod net;
 pub mod path;
 pub mod pki;
 pub mod random;
