@@ -10,12 +10,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use common::{
-    HOUR, MakeKey, Pair, Stream, Wish, ca, client as client_wish, credentials, crl, ec, ed25519, key_pem,
-    make, meet, p384, pem, rsa4096, server_wish,
+    HOUR, MakeKey, Pair, Stream, Wish, ca, client as client_wish, credentials, crl, crl_with, ec, ed25519,
+    key_pem, make, meet, p384, pem, rsa4096, server_wish,
 };
+use openssl::asn1::{Asn1Object, Asn1OctetString};
 use openssl::nid::Nid;
 use openssl::ssl::{Ssl, SslContext, SslContextBuilder, SslMethod, SslVerifyMode, SslVersion};
 use openssl::symm::Cipher;
+use openssl::x509::X509Extension;
 use tunguard::config::client::ClientTls;
 use tunguard::config::common::Pem;
 use tunguard::config::server::ServerTls;
@@ -310,6 +312,42 @@ fn an_intermediate_can_be_revoked_and_needs_a_list() {
     let (server, client) = both_failed(run(&ca, &[empty(&lab.ca), crl(&between, &[&alice], (-HOUR, HOUR))]));
     says(&server, Exit::CertificateRevoked, &["\"alice\""]);
     says(&client, Exit::CertificateRevoked, &["certificate revoked"]);
+
+    let (server, client) =
+        both_failed(run(&ca, &[crl(&lab.ca, &[&between], (-HOUR, HOUR)), empty(&between)]));
+    says(&server, Exit::CertificateRevoked, &["\"Office CA\""]);
+    says(&client, Exit::CertificateRevoked, &["certificate revoked"]);
+}
+
+#[test]
+fn a_ca_below_another_is_trusted_for_itself_alone() {
+    let lab = Lab::new();
+    let between =
+        make(&Wish { names: &["Office CA"], ca: true, client: false, ..client_wish() }, Some(&lab.ca));
+    let server = server_context(&Credentials { ca: pem(&between), ..lab.server_credentials() }).unwrap();
+    let run = |pair: &Pair| {
+        let client = client_context(&credentials(&lab.ca, pair)).unwrap();
+        meet(server_ssl(&server).unwrap(), client_ssl(&client, lab.expected).unwrap())
+    };
+    let (server, client) = run(&make(&client_wish(), Some(&between)));
+    client.unwrap();
+    server.unwrap();
+    let (server, _) = both_failed(run(&lab.client));
+    says(&server, Exit::CertificateForeign, &["not signed by our CA \"Office CA\""]);
+}
+
+#[test]
+fn a_serial_number_that_no_list_can_name_is_refused() {
+    for (serial, fits) in [(&[0x7f; 20][..], true), (&[0xff; 20], true), (&[0], true), (&[1; 21], false)] {
+        let lab = Lab::with_client(Wish { serial: Some(serial), ..client_wish() });
+        if fits {
+            assert_eq!(lab.passes().cert.serial, serial);
+            continue;
+        }
+        let (server, client) = lab.fails();
+        says(&server, Exit::CertificateForeign, &["\"alice\"", "longer than 20 bytes"]);
+        says(&client, Exit::CertificateForeign, &["bad certificate"]);
+    }
 }
 
 #[test]
@@ -703,6 +741,7 @@ fn lists_that_prove_nothing_are_refused() {
     let lab = Lab::new();
     let files = Files::new(&lab);
     let twin = ca("Lab CA");
+    let twin_named_otherwise = ca("Other CA");
     let good = crl(&lab.ca, &[], (-HOUR, HOUR));
     let mut flipped = openssl::x509::X509Crl::from_pem(&good).unwrap().to_der().unwrap();
     *flipped.last_mut().unwrap() ^= 1;
@@ -714,6 +753,15 @@ fn lists_that_prove_nothing_are_refused() {
         (flipped, "not signed by our CA"),
         (crl(&lab.ca, &[], (-2 * HOUR, -HOUR)), "expired on 20"),
         (crl(&lab.ca, &[], (HOUR, 2 * HOUR)), "not valid before 20"),
+        (
+            crl(&Pair { cert: twin_named_otherwise.cert, key: lab.ca.key.clone() }, &[], (-HOUR, HOUR)),
+            "not signed by our CA",
+        ),
+        (crl_with(&lab.ca, &[], (-HOUR, HOUR), Some(extension("2.5.29.27", &[2, 1, 1]))), "complete lists"),
+        (
+            crl_with(&lab.ca, &[], (-HOUR, HOUR), Some(extension("2.5.29.28", &[0x30, 3, 0x81, 1, 0xff]))),
+            "complete lists",
+        ),
         ([good.clone(), crl(&twin, &[], (-HOUR, HOUR))].concat(), "not signed by our CA"),
         (good[..good.len() - 30].to_vec(), "cut short"),
         (pem(&lab.ca), "no X509 CRL"),
@@ -723,6 +771,19 @@ fn lists_that_prove_nothing_are_refused() {
     }
     files.put("crl.pem", &good);
     files.server(Some("crl.pem")).unwrap();
+}
+
+#[test]
+fn a_ca_that_may_not_sign_lists_signs_none() {
+    let mut lab = Lab::new();
+    for (signs_lists, fits) in [(true, true), (false, false)] {
+        lab.ca =
+            make(&Wish { names: &["Lab CA"], ca: true, client: false, signs_lists, ..client_wish() }, None);
+        lab.server = make(&server_wish(), Some(&lab.ca));
+        let files = Files::new(&lab);
+        files.put("crl.pem", &crl(&lab.ca, &[], (-HOUR, HOUR)));
+        assert_eq!(files.server(Some("crl.pem")).is_ok(), fits);
+    }
 }
 
 #[test]
@@ -748,6 +809,11 @@ fn a_key_open_to_others_is_warned_about() {
     fs::set_permissions(files.path("own.key"), fs::Permissions::from_mode(0o640)).unwrap();
     files.server(None).unwrap();
     assert!(warned(&files.path("own.key")));
+}
+
+fn extension(oid: &str, der: &[u8]) -> X509Extension {
+    let oid = Asn1Object::from_str(oid).unwrap();
+    X509Extension::new_from_der(&oid, true, &Asn1OctetString::new_from_bytes(der).unwrap()).unwrap()
 }
 
 /// An end that checks nothing: what a hostile or mistaken peer might run.

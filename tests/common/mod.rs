@@ -16,7 +16,7 @@ use openssl::x509::extension::{
     AuthorityKeyIdentifier, BasicConstraints, CrlNumber, ExtendedKeyUsage, KeyUsage, SubjectAlternativeName,
     SubjectKeyIdentifier,
 };
-use openssl::x509::{X509, X509Builder, X509CrlBuilder, X509Name, X509RevokedBuilder};
+use openssl::x509::{X509, X509Builder, X509CrlBuilder, X509Extension, X509Name, X509RevokedBuilder};
 use tunguard::exit::{Failure, Outcome};
 use tunguard::tls::time::wall_clock;
 use tunguard::tls::{Credentials, failure_of_connect, failure_of_io};
@@ -41,6 +41,10 @@ pub struct Wish<'a> {
     pub valid: (i64, i64),
     pub key: MakeKey,
     pub ca: bool,
+    /// Whether a CA may sign revocation lists.
+    pub signs_lists: bool,
+    /// Instead of a random one.
+    pub serial: Option<&'a [u8]>,
 }
 
 impl Default for Wish<'_> {
@@ -55,6 +59,8 @@ impl Default for Wish<'_> {
             valid: (-HOUR, HOUR),
             key: p256,
             ca: false,
+            signs_lists: true,
+            serial: None,
         }
     }
 }
@@ -93,7 +99,10 @@ pub fn make(wish: &Wish<'_>, issuer: Option<&Pair>) -> Pair {
     let name = name.build();
     let mut cert = X509Builder::new().expect("a builder");
     let mut serial = BigNum::new().expect("a number");
-    serial.rand(120, MsbOption::ONE, false).expect("random bits");
+    match wish.serial {
+        Some(bytes) => serial.copy_from_slice(bytes).expect("a number"),
+        None => serial.rand(120, MsbOption::ONE, false).expect("random bits"),
+    }
     let (begin, end) = (wall_clock() + wish.valid.0, wall_clock() + wish.valid.1);
     let issuer_cert = issuer.map(|i| i.cert.as_ref());
     let mut set = || -> Result<(), openssl::error::ErrorStack> {
@@ -108,7 +117,12 @@ pub fn make(wish: &Wish<'_>, issuer: Option<&Pair>) -> Pair {
         cert.append_extension(id)?;
         if wish.ca {
             cert.append_extension(BasicConstraints::new().critical().ca().build()?)?;
-            cert.append_extension(KeyUsage::new().critical().key_cert_sign().crl_sign().build()?)?;
+            let mut usage = KeyUsage::new();
+            usage.critical().key_cert_sign();
+            if wish.signs_lists {
+                usage.crl_sign();
+            }
+            cert.append_extension(usage.build()?)?;
         }
         if issuer.is_some() {
             let id =
@@ -146,6 +160,16 @@ pub fn make(wish: &Wish<'_>, issuer: Option<&Pair>) -> Pair {
 
 /// A revocation list of `issuer`, valid between the two times (seconds from now).
 pub fn crl(issuer: &Pair, revoked: &[&Pair], valid: (i64, i64)) -> Vec<u8> {
+    crl_with(issuer, revoked, valid, None)
+}
+
+/// The same with one more extension.
+pub fn crl_with(
+    issuer: &Pair,
+    revoked: &[&Pair],
+    valid: (i64, i64),
+    extension: Option<X509Extension>,
+) -> Vec<u8> {
     let make = || -> Result<Vec<u8>, openssl::error::ErrorStack> {
         let at = |offset: i64| Asn1Time::from_unix(wall_clock() + offset);
         let mut crl = X509CrlBuilder::new()?;
@@ -162,6 +186,9 @@ pub fn crl(issuer: &Pair, revoked: &[&Pair], valid: (i64, i64)) -> Vec<u8> {
         let context = context.x509v3_context(Some(&issuer.cert), None);
         crl.append_extension(AuthorityKeyIdentifier::new().keyid(true).build(&context)?)?;
         crl.append_extension(CrlNumber::new(BigNum::from_u32(1)?)?.build()?)?;
+        if let Some(extension) = extension {
+            crl.append_extension(extension)?;
+        }
         crl.sign(&issuer.key, MessageDigest::sha256())?;
         crl.build()?.to_pem()
     };
