@@ -38,6 +38,15 @@ impl Revoked {
                 X509Crl::from_pem(pem).map_err(|e| refuse(format!("it is malformed: {}", reason(&e))))?;
             revoked.add(&crl, &cas)?;
         }
+        // A trust anchor ends every chain below it, so no handshake would look at what its issuer says of it.
+        for ca in &cas {
+            if revoked.contains(&CertId::of(ca)?) {
+                let name = shown_name(ca);
+                return Err(refuse(format!(
+                    "it revokes the CA {name}, which tls.ca trusts: take it out of there"
+                )));
+            }
+        }
         Ok(revoked)
     }
 
