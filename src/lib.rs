@@ -11,6 +11,7 @@ pub mod config;
 pub mod drops;
 pub mod egress;
 pub mod epochs;
+pub mod escape;
 pub mod exit;
 pub mod hardware;
 pub mod ingress;

@@ -1,1 +1,82 @@
-fn main() {}
+//! `tunguard-guard`: the server process. It owns the TUN device, hands each session its packets through a
+//! message queue, grants leases and slots, and starts one worker per connection. It parses nothing that comes
+//! from the network but the addresses of inner packets.
+
+#![forbid(unsafe_code)]
+
+mod accounts;
+mod admin;
+mod clients;
+mod grants;
+mod host;
+mod leases;
+mod outbox;
+mod routes;
+mod run;
+mod slots;
+mod spawn;
+mod trust;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use tunguard::VERSION;
+use tunguard::config::server::ServerConfig;
+use tunguard::exit::{Exit, Failure, Outcome};
+
+fn main() -> ExitCode {
+    match start().and_then(run::Guard::run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            for line in failure.text.lines() {
+                // Not through the log: its level is the user's, this must be seen.
+                let _ = writeln!(std::io::stderr(), "tunguard: {line}");
+            }
+            failure.exit.into()
+        }
+    }
+}
+
+/// Everything between the command line and the first packet, in order: what can fail for reasons of
+/// configuration comes before anything on the host is changed.
+fn start() -> Outcome<run::Guard> {
+    // 1. Who are we, and what are we told?
+    let (file, log_level) = arguments()?;
+    env_logger::Builder::new().parse_filters(&log_level).format_timestamp_secs().format_target(false).init();
+    host::require_root()?;
+    let config = ServerConfig::load(&file)?;
+    let trust = trust::Trust::load(&config)?;
+    // 2. The binaries beside us.
+    let spawner = spawn::Spawner::new(&config)?;
+    // 3. Ports: a second server on them ends here, before it disturbs the first.
+    let (listener, slots) = slots::bind(&config)?;
+    // 4. The host: device, addresses, routes, forwarding, nftables; undone in reverse when dropped.
+    let host = host::Host::set_up(&config)?;
+    // 5. Queues in a namespace of our own.
+    let queues = host::prepare_queues(&config)?;
+    // 6. What was promised to whom before.
+    let leases = leases::Leases::load(&config)?;
+    let admin = admin::Admin::listen(&config.socket)?;
+    run::Guard::new(config, trust, spawner, listener, slots, host, queues, leases, admin)
+}
+
+/// `tunguard-guard VERSION --config FILE [--log FILTER]`, as `tunguard server` calls it.
+fn arguments() -> Outcome<(PathBuf, String)> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let usage = "tunguard-guard is started by: tunguard server --config server.toml";
+    let [version, flag, file, rest @ ..] = &arguments[..] else { return Err(Failure::usage(usage)) };
+    if version != VERSION {
+        let text = format!("this guard is version {VERSION}, the command {version}: install them together");
+        return Err(Failure::new(Exit::Version, text));
+    }
+    let level = match rest {
+        [] => "info".to_owned(),
+        [flag, level] if flag == "--log" => level.clone(),
+        _ => return Err(Failure::usage(usage)),
+    };
+    if flag != "--config" {
+        return Err(Failure::usage(usage));
+    }
+    Ok((Path::new(file).to_owned(), level))
+}

@@ -65,7 +65,7 @@ pub enum PkiCommand {
         dir: Dir,
         /// Identity of the client
         name: Name,
-        /// Where the server is: HOST, HOST:PORT or [v6]:PORT (repeat it for more, in order of preference)
+        /// Where the server is; an IPv6 address with a port in brackets (repeat it, in order of preference)
         #[arg(long = "remote", value_name = "HOST[:PORT]", required = true)]
         remotes: Vec<RemoteHost>,
         /// Name the server's certificate must carry

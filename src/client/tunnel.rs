@@ -140,7 +140,7 @@ struct Attempt {
 enum Stage {
     Dialling,
     Connecting(Connecting),
-    Configuring(Link),
+    Configuring(Box<Link>),
 }
 
 /// What a `Configure` was for.
@@ -309,7 +309,7 @@ impl<'a> Tunnel<'a> {
         match connecting.into_link(&self.setup, welcome, clock::now()) {
             Ok(link) => {
                 let wishes = wishes_of(&link);
-                self.attempt = Some(Attempt { serial, deadline, stage: Stage::Configuring(link) });
+                self.attempt = Some(Attempt { serial, deadline, stage: Stage::Configuring(Box::new(link)) });
                 self.configure(wishes, Purpose::Attempt(serial))
             }
             Err(failure) => self.attempt_failed(Failed::passing(failure), Reason::Internal),
@@ -357,7 +357,7 @@ impl<'a> Tunnel<'a> {
         // Its control connection was silent; from here on it is waited for again.
         link.start(&self.poller, tokens)?;
         self.want = link.inner();
-        if let Some(old) = self.link.replace(link) {
+        if let Some(old) = self.link.replace(*link) {
             old.end(&self.poller);
         }
         self.asked_since = false;

@@ -1,6 +1,6 @@
 //! Why a TLS connection failed, in a sentence that says whose fault it is and what to do.
 //!
-//! Three sources: our own verdict on the peer ([`super::verify::Notes`]), an alert from the peer, and what OpenSSL
+//! Three sources: our own verdict on the peer (`Notes`), an alert from the peer, and what OpenSSL
 //! made of the bytes. In TLS 1.3 a client's handshake is done before the server has looked at the client's certificate,
 //! so a client learns of its rejection by its first read: hand that read's error to [`failure_of_io`] or
 //! [`failure_of_handshake`], too.

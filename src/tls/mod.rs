@@ -21,6 +21,7 @@ pub use credentials::Credentials;
 pub use failure::{failure_of_connect, failure_of_handshake, failure_of_io};
 pub use identity::{CertId, Identity, confirm_peer, peer_identity};
 pub use revoked::Revoked;
+pub use verify::Side;
 
 use openssl::error::ErrorStack;
 use openssl::pkey::Id;

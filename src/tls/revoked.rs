@@ -1,7 +1,7 @@
 //! Revoked certificates: lists (CRLs) signed by our CA, parsed into what a look-up needs.
 //!
 //! OpenSSL could check lists itself, but takes them only from files, and a worker has no file system. So the
-//! lists are verified here once, and the handshake asks [`Revoked::check_chain`].
+//! lists are verified here once, and the handshake asks `Revoked::check_chain`.
 //!
 //! Everything fails closed: a list that is expired, partial (delta or distribution point), indirect or not signed by
 //! one of our CAs is an error, and where there is a list, an issuer without one is refused.

@@ -3,7 +3,7 @@
 //! OpenSSL builds and checks the chain (signatures, validity, use, expected name) and asks us at each step. We
 //! add what it leaves open: extended key usage must be there, nothing may be revoked, a client needs a name, and
 //! ALPN must have been agreed. What we refuse ends the handshake with the alert that fits, and the sentence for the
-//! user is kept with the connection ([`Notes`]), because OpenSSL forgets a certificate it refused.
+//! user is kept with the connection (`Notes`), because OpenSSL forgets a certificate it refused.
 
 use std::fmt;
 use std::sync::OnceLock;

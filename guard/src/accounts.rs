@@ -1,0 +1,68 @@
+//! What the guard itself drops, by reason.
+
+/// Why the guard dropped a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuardDrop {
+    /// From the device: no session has this destination.
+    NoRoute,
+    /// From the device: no IP packet of the stated length.
+    BadInner,
+    /// From the device: the session's queue and backlog are full.
+    QueueFull,
+    /// From the device: it doesn't fit a message, and can't be cut.
+    TooLong,
+    /// From a worker: no record, or no IP packet of the stated length.
+    BadRecord,
+    /// From a worker: the source is not its session's.
+    SourceNotOurs,
+    /// From a worker: the device refused it.
+    TunRefused,
+}
+
+impl GuardDrop {
+    /// Every reason, in order.
+    pub const ALL: [GuardDrop; 7] = [
+        GuardDrop::NoRoute,
+        GuardDrop::BadInner,
+        GuardDrop::QueueFull,
+        GuardDrop::TooLong,
+        GuardDrop::BadRecord,
+        GuardDrop::SourceNotOurs,
+        GuardDrop::TunRefused,
+    ];
+
+    /// The name in `status`.
+    pub fn name(self) -> &'static str {
+        match self {
+            GuardDrop::NoRoute => "no_route",
+            GuardDrop::BadInner => "bad_inner",
+            GuardDrop::QueueFull => "queue_full",
+            GuardDrop::TooLong => "too_long",
+            GuardDrop::BadRecord => "bad_record",
+            GuardDrop::SourceNotOurs => "source_not_ours",
+            GuardDrop::TunRefused => "tun_refused",
+        }
+    }
+}
+
+/// Packets and bytes through the device, and drops.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Accounts {
+    /// Packets and super-packets read from the device.
+    pub read_packets: u64,
+    /// Their bytes.
+    pub read_bytes: u64,
+    drops: [u64; GuardDrop::ALL.len()],
+}
+
+impl Accounts {
+    /// Counts one packet dropped.
+    pub fn drop(&mut self, reason: GuardDrop) {
+        self.drops[reason as usize] += 1;
+    }
+
+    /// Packets dropped for `reason`.
+    pub fn dropped(&self, reason: GuardDrop) -> u64 {
+        self.drops[reason as usize]
+    }
+}

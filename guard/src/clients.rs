@@ -1,0 +1,203 @@
+//! The workers and their sessions, as the guard sees them.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+
+use tunguard::ipc::{GuardEnd, Report};
+use tunguard::sys::mq::Reader;
+use tunguard::time::Time;
+use tunguard::tls::CertId;
+use tunguard::wire::data::SessionId;
+
+use crate::outbox::Outbox;
+
+/// How far a worker is. It only moves forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// The client hasn't proved anything yet.
+    Handshake,
+    /// It has a lease and a slot; its queue isn't there yet.
+    Granted,
+    /// Packets flow.
+    Established,
+    /// It was told to end.
+    Ending,
+}
+
+/// One worker process.
+pub struct Worker {
+    /// Its process.
+    pub pid: i32,
+    /// Its user.
+    pub uid: u32,
+    /// The channel to it.
+    pub channel: GuardEnd,
+    /// Where its TCP connection comes from.
+    pub tcp_peer: SocketAddr,
+    /// How far it is.
+    pub phase: Phase,
+    /// When it was started.
+    pub started: Time,
+    /// When it is killed if it still runs.
+    pub kill_at: Option<Time>,
+    /// What it carries, from `Granted` on.
+    pub session: Option<Session>,
+    /// Log lines it may still send.
+    pub log_budget: LogBudget,
+    /// Its last word came, so its exit needs no line of its own.
+    pub explained: bool,
+}
+
+/// One session.
+pub struct Session {
+    /// Its ID, with its slot.
+    pub id: SessionId,
+    /// Whose.
+    pub name: String,
+    /// With which certificate.
+    pub cert: CertId,
+    /// Inner addresses with their network's prefix length.
+    pub addresses: Vec<IpNet>,
+    /// Subnets behind the client.
+    pub subnets: Vec<IpNet>,
+    /// When it was granted.
+    pub since: Time,
+    /// Packets to the client, from `Established` on.
+    pub outbox: Option<Outbox>,
+    /// Packets from the client, where the guard writes them to the device.
+    pub uplink: Option<Reader>,
+    /// Where the client is.
+    pub peer: Option<SocketAddr>,
+    /// Its control connection is up.
+    pub control: bool,
+    /// What its worker last reported.
+    pub report: Report,
+}
+
+impl Session {
+    /// Everything routed to this session.
+    pub fn nets(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.addresses.iter().map(|a| IpNet::from(a.addr())).chain(self.subnets.iter().copied())
+    }
+}
+
+impl Worker {
+    /// Who it is in log lines.
+    pub fn label(&self) -> String {
+        match &self.session {
+            Some(session) => format!("{} ({})", session.name, session.id),
+            None => format!("{}", self.tcp_peer),
+        }
+    }
+}
+
+/// The workers by number; a number is never used twice.
+#[derive(Default)]
+pub struct Workers {
+    next: u64,
+    by_key: HashMap<u64, Worker>,
+    by_pid: HashMap<i32, u64>,
+}
+
+impl Workers {
+    /// Takes in a worker and says its number.
+    pub fn insert(&mut self, worker: Worker) -> u64 {
+        let key = self.next;
+        self.next += 1;
+        self.by_pid.insert(worker.pid, key);
+        self.by_key.insert(key, worker);
+        key
+    }
+
+    /// The worker of this number, if it is still there.
+    pub fn get_mut(&mut self, key: u64) -> Option<&mut Worker> {
+        self.by_key.get_mut(&key)
+    }
+
+    /// Its session's way out, where packets may go already.
+    pub fn outbox(&mut self, key: u64) -> Option<&mut Outbox> {
+        self.by_key.get_mut(&key)?.session.as_mut()?.outbox.as_mut()
+    }
+
+    /// The number of the worker whose process this is.
+    pub fn key_of(&self, pid: i32) -> Option<u64> {
+        self.by_pid.get(&pid).copied()
+    }
+
+    /// Takes out the worker whose process this was.
+    pub fn remove_pid(&mut self, pid: i32) -> Option<(u64, Worker)> {
+        let key = self.by_pid.remove(&pid)?;
+        Some((key, self.by_key.remove(&key)?))
+    }
+
+    /// All of them, with their numbers.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, &Worker)> {
+        self.by_key.iter().map(|(key, worker)| (*key, worker))
+    }
+
+    /// All of them, to be changed.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (u64, &mut Worker)> {
+        self.by_key.iter_mut().map(|(key, worker)| (*key, worker))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    /// How many have no session yet.
+    pub fn handshakes(&self) -> usize {
+        self.by_key.values().filter(|w| w.session.is_none()).count()
+    }
+}
+
+/// A worker's log lines: a burst, then a slow trickle.
+pub struct LogBudget {
+    lines: f64,
+    updated: Time,
+    suppressed: u64,
+}
+
+impl LogBudget {
+    /// A full budget.
+    pub fn new(now: Time) -> LogBudget {
+        LogBudget { lines: LOG_BURST, updated: now, suppressed: 0 }
+    }
+
+    /// Whether a line may be shown; with it, how many before it were not.
+    pub fn spend(&mut self, now: Time) -> Option<u64> {
+        let refilled = self.lines + now.since(self.updated).as_secs_f64() * LOG_PER_SECOND;
+        self.lines = refilled.min(LOG_BURST);
+        self.updated = now;
+        if self.lines < 1.0 {
+            self.suppressed += 1;
+            return None;
+        }
+        self.lines -= 1.0;
+        Some(std::mem::take(&mut self.suppressed))
+    }
+}
+
+const LOG_BURST: f64 = 40.0;
+const LOG_PER_SECOND: f64 = 2.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_flood_of_lines_is_cut_and_counted() {
+        let mut now = Time::default();
+        let mut budget = LogBudget::new(now);
+        let shown = (0..100).filter(|_| budget.spend(now).is_some()).count();
+        assert_eq!(shown, 40);
+        now = now + Duration::from_secs(1);
+        assert_eq!(budget.spend(now), Some(60));
+        assert_eq!(budget.spend(now), Some(0));
+        assert_eq!(budget.spend(now), None);
+    }
+}

@@ -1,0 +1,324 @@
+//! What workers ask for, and what they get. A worker counts as hostile: a request its phase doesn't permit, or
+//! one too many, ends that worker and nobody else.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use nix::sys::stat::fstat;
+
+use tunguard::config::server::{ClientEntry, TunWrite};
+use tunguard::escape::Escaped;
+use tunguard::exit::{Failure, Outcome};
+use tunguard::ipc::{Claim, Grant, MAX_LOG_LINE, Reply, Report, Request};
+use tunguard::sys::clock;
+use tunguard::sys::mq::{self, QueueSize, Reader, Writer};
+use tunguard::sys::poller::Interest;
+use tunguard::sys::seqpacket::Incoming;
+use tunguard::wire::control::Reason;
+
+use crate::clients::{Phase, Session};
+use crate::outbox::Outbox;
+use crate::run::{Guard, Source};
+
+/// Which requests a phase permits. `Claim` and `Register` are consumed: each moves the phase on.
+fn permitted(phase: Phase, request: &Request) -> bool {
+    match request {
+        Request::Claim(_) => phase == Phase::Handshake,
+        Request::Register { .. } => phase == Phase::Granted,
+        Request::Moved { .. } | Request::ControlLost => phase >= Phase::Established,
+        Request::Report(_) | Request::Log { .. } | Request::Ended { .. } => true,
+    }
+}
+
+impl Guard {
+    /// A worker's channel can be read: takes what it sent, up to a share of the guard's time.
+    pub fn answer_worker(&mut self, key: u64) {
+        for _ in 0..REQUESTS_PER_TURN {
+            let Some(worker) = self.workers.get_mut(key) else { return };
+            match worker.channel.receive(false) {
+                Ok(Incoming::Message(request, _)) => {
+                    if !permitted(worker.phase, &request) {
+                        return self.punish(key, &format!("a request out of place: {request:?}"));
+                    }
+                    self.handle_request(key, request);
+                }
+                Ok(Incoming::Nothing) => return,
+                // Its end is seen as a process, soon; the channel says nothing more.
+                Ok(Incoming::Closed) => {
+                    let _ = self.poller.remove(worker.channel.as_fd());
+                    return;
+                }
+                Err(violation) => return self.punish(key, &violation.to_string()),
+            }
+        }
+    }
+
+    fn handle_request(&mut self, key: u64, request: Request) {
+        match request {
+            Request::Claim(claim) => self.answer_claim(key, claim),
+            Request::Register { size } => self.answer_register(key, size),
+            Request::Moved { new } => {
+                if let Some(session) = self.session_mut(key) {
+                    session.peer = Some(new);
+                }
+            }
+            Request::ControlLost => {
+                if let Some(session) = self.session_mut(key) {
+                    session.control = false;
+                }
+            }
+            Request::Report(report) => self.take_report(key, *report),
+            Request::Log { level, text } => self.show_log_line(key, level, &text),
+            Request::Ended { reason, text } => self.take_last_word(key, reason, &text),
+        }
+    }
+
+    /// The client proved who it is: addresses, a slot and a session, or a reason why not.
+    fn answer_claim(&mut self, key: u64, claim: Claim) {
+        let name = claim.name.clone();
+        match self.grant(key, claim) {
+            Ok(grant) => {
+                let session = grant.session;
+                let slot = self.slots.socket(session);
+                let fds: &[BorrowedFd<'_>] = match self.config.tun_write {
+                    TunWrite::Direct => &[slot, self.host.tun.as_fd()],
+                    TunWrite::Guard => &[slot],
+                };
+                let Some(worker) = self.workers.get_mut(key) else { return };
+                worker.phase = Phase::Granted;
+                if !matches!(worker.channel.send(&Reply::Granted(Box::new(grant)), fds), Ok(true)) {
+                    self.punish(key, "it doesn't read its answer");
+                }
+            }
+            Err((reason, text)) => {
+                log::warn!("{} refused: {text}", Escaped(&name));
+                self.reply(key, &Reply::Refused { reason, text });
+            }
+        }
+    }
+
+    fn grant(&mut self, key: u64, claim: Claim) -> Result<Grant, (Reason, String)> {
+        let internal = |f: Failure| (Reason::Internal, f.text);
+        if self.trust.is_revoked(&claim.cert) {
+            return Err((Reason::Revoked, "its certificate is revoked".into()));
+        }
+        let others = self
+            .workers
+            .iter()
+            .filter(|(_, w)| w.phase != Phase::Ending)
+            .filter_map(|(_, w)| w.session.as_ref())
+            .filter(|s| s.name != claim.name)
+            .count();
+        if others >= usize::from(self.config.max_clients) {
+            return Err((Reason::NoRoom, format!("max_clients = {others} sessions are there already")));
+        }
+        let entry = self.config.clients.get(&claim.name).cloned().unwrap_or_default();
+        let id = match self.slots.take().map_err(internal)? {
+            Some(id) => id,
+            None => return Err((Reason::NoRoom, "every UDP slot is taken".into())),
+        };
+        let addresses = match self.leases.grant(&claim.name, &claim.want) {
+            Ok(addresses) => addresses,
+            Err(exhausted) => {
+                self.slots.release(id);
+                return Err((Reason::NoRoom, format!("every address of {} is leased", exhausted.0)));
+            }
+        };
+        let ClientEntry { subnets, .. } = entry;
+        let pid = std::process::id();
+        let grant = Grant {
+            session: id,
+            addresses: addresses.clone(),
+            subnets: subnets.clone(),
+            downlink: format!("/tunguard-{pid}-{key}-down"),
+            uplink: (self.config.tun_write == TunWrite::Guard).then(|| format!("/tunguard-{pid}-{key}-up")),
+            size: self.queue_size,
+        };
+        let session = Session {
+            id,
+            name: claim.name,
+            cert: claim.cert,
+            addresses,
+            subnets,
+            since: clock::now(),
+            outbox: None,
+            uplink: None,
+            peer: None,
+            control: true,
+            report: Report::default(),
+        };
+        if let Some(worker) = self.workers.get_mut(key) {
+            worker.session = Some(session);
+        }
+        self.open_listener();
+        Ok(grant)
+    }
+
+    /// The worker's queues are there: packets to its addresses go into them from now on, and an older session of
+    /// the same identity ends (newest wins).
+    fn answer_register(&mut self, key: u64, size: QueueSize) {
+        let opened = self.open_queues(key, size);
+        let (outbox, uplink) = match opened {
+            Ok(queues) => queues,
+            Err(failure) => {
+                log::error!("registration refused: {failure}");
+                let reply = Reply::Refused { reason: Reason::Internal, text: failure.text };
+                return self.reply(key, &reply);
+            }
+        };
+        if let Some(uplink) = &uplink
+            && let Err(error) = self.poller.add(uplink.as_fd(), Source::Uplink(key).token(), Interest::Read)
+        {
+            log::error!("can't watch a queue: {error}");
+        }
+        let interest = self.poller.add(outbox.queue().as_fd(), Source::Queue(key).token(), Interest::Nothing);
+        if let Err(error) = interest {
+            log::error!("can't watch a queue: {error}");
+        }
+        let Some(worker) = self.workers.get_mut(key) else { return };
+        worker.phase = Phase::Established;
+        let Some(session) = worker.session.as_mut() else { return };
+        session.outbox = Some(outbox);
+        session.uplink = uplink;
+        let name = session.name.clone();
+        for net in session.nets() {
+            self.routes.insert(net, key);
+        }
+        self.reply(key, &Reply::Registered);
+        let older: Vec<u64> = self
+            .workers
+            .iter()
+            .filter(|(k, w)| *k != key && w.session.as_ref().is_some_and(|s| s.name == name))
+            .map(|(k, _)| k)
+            .collect();
+        for old in older {
+            self.end_worker(old, Reason::Replaced);
+        }
+    }
+
+    /// Opens the queues under the names we gave, checks that they are this worker's and of the size agreed, and
+    /// takes the names away.
+    fn open_queues(&mut self, key: u64, size: QueueSize) -> Outcome<(Outbox, Option<Reader>)> {
+        let pid = std::process::id();
+        let uid = self.workers.get_mut(key).map_or(u32::MAX, |w| w.uid);
+        let down = format!("/tunguard-{pid}-{key}-down");
+        let writer = Writer::open(&down);
+        let _ = mq::unlink(&down);
+        let writer = writer.map_err(|e| Failure::system(format!("open the queue {down}"), e))?;
+        check_queue(&down, writer.as_fd(), writer.attributes(), uid, size, self.queue_size)?;
+        if self.config.tun_write == TunWrite::Direct {
+            return Ok((Outbox::new(writer), None));
+        }
+        let up = format!("/tunguard-{pid}-{key}-up");
+        let reader = Reader::open(&up);
+        let _ = mq::unlink(&up);
+        let reader = reader.map_err(|e| Failure::system(format!("open the queue {up}"), e))?;
+        check_queue(&up, reader.as_fd(), reader.attributes(), uid, size, self.queue_size)?;
+        Ok((Outbox::new(writer), Some(reader)))
+    }
+
+    fn show_log_line(&mut self, key: u64, level: u8, text: &str) {
+        let Some(worker) = self.workers.get_mut(key) else { return };
+        let Some(suppressed) = worker.log_budget.spend(clock::now()) else { return };
+        let level = log::Level::iter().nth(usize::from(level).saturating_sub(1)).unwrap_or(log::Level::Info);
+        let text: String = text.chars().take(MAX_LOG_LINE).collect();
+        if suppressed > 0 {
+            log::warn!("[{}] {suppressed} lines left out", worker.pid);
+        }
+        log::log!(level, "[{}] {}", worker.pid, Escaped(&text));
+    }
+
+    fn take_last_word(&mut self, key: u64, reason: Option<Reason>, text: &str) {
+        let now = clock::now();
+        let Some(worker) = self.workers.get_mut(key) else { return };
+        worker.explained = true;
+        worker.phase = Phase::Ending;
+        worker.kill_at.get_or_insert(now + GOODBYE);
+        let label = worker.label();
+        self.note_deadline(now + GOODBYE);
+        match reason {
+            Some(reason) => log::info!("{label} ended: {reason}"),
+            // One line per connection that came to nothing; strangers can make many, so not a warning.
+            None => log::info!("{label}: no session: {}", Escaped(text)),
+        }
+    }
+
+    /// Tells a worker to end; it is killed if it doesn't in time.
+    pub fn end_worker(&mut self, key: u64, reason: Reason) {
+        let now = clock::now();
+        let Some(worker) = self.workers.get_mut(key) else { return };
+        if worker.phase == Phase::Ending {
+            return;
+        }
+        worker.phase = Phase::Ending;
+        worker.kill_at = Some(now + GOODBYE);
+        self.note_deadline(now + GOODBYE);
+        self.reply(key, &Reply::End(reason));
+    }
+
+    /// Ends a worker that broke the rules, at once.
+    fn punish(&mut self, key: u64, what: &str) {
+        let Some(worker) = self.workers.get_mut(key) else { return };
+        log::error!("{}: killed: the worker broke the rules: {}", worker.label(), Escaped(what));
+        worker.explained = true;
+        worker.phase = Phase::Ending;
+        let _ = self.poller.remove(worker.channel.as_fd());
+        self.kill(key);
+    }
+
+    fn reply(&mut self, key: u64, reply: &Reply) {
+        let Some(worker) = self.workers.get_mut(key) else { return };
+        // A worker that doesn't read, or is gone, is dealt with by its deadline or its end.
+        let _ = worker.channel.send(reply, &[]);
+    }
+
+    fn session_mut(&mut self, key: u64) -> Option<&mut Session> {
+        self.workers.get_mut(key)?.session.as_mut()
+    }
+}
+
+fn check_queue(
+    name: &str,
+    fd: BorrowedFd<'_>,
+    attributes: std::io::Result<(QueueSize, usize)>,
+    uid: u32,
+    registered: QueueSize,
+    granted: QueueSize,
+) -> Outcome<()> {
+    let (size, _) = attributes.map_err(|e| Failure::system(format!("read the size of {name}"), e))?;
+    let owner = fstat(fd).map_err(|e| Failure::system(format!("read the owner of {name}"), e))?.st_uid;
+    if owner != uid || size != granted || registered != granted {
+        let text = format!("{name} is {size:?} of user {owner}, {granted:?} of user {uid} was granted");
+        return Err(Failure::new(tunguard::exit::Exit::Refused, text));
+    }
+    Ok(())
+}
+
+/// How long a worker may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(2);
+const REQUESTS_PER_TURN: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tunguard::tls::CertId;
+
+    #[test]
+    fn each_phase_permits_its_own_requests_only() {
+        let cert = CertId { issuer: [0; 32], serial: vec![1], not_after: 0 };
+        let claim = Request::Claim(Claim { name: "ann".into(), cert, want: vec![] });
+        let register = Request::Register { size: QueueSize::KERNEL_DEFAULT };
+        let moved = Request::Moved { new: ([192, 0, 2, 1], 1).into() };
+        use Phase::*;
+        for (request, phases) in [
+            (&claim, &[Handshake][..]),
+            (&register, &[Granted]),
+            (&moved, &[Established, Ending]),
+            (&Request::ControlLost, &[Established, Ending]),
+        ] {
+            for phase in [Handshake, Granted, Established, Ending] {
+                assert_eq!(permitted(phase, request), phases.contains(&phase), "{phase:?} {request:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! What the guard changes on the host, and undoes when it goes.
+
+use nix::unistd::Uid;
+
+use tunguard::config::server::ServerConfig;
+use tunguard::exit::{Exit, Failure, Outcome};
+use tunguard::net::forwarding::Forwarding;
+use tunguard::net::netlink::{Netlink, Route};
+use tunguard::net::nft::{Table, TableSpec};
+use tunguard::net::quiet_device;
+use tunguard::sys::mq::{self, QueueLimits, QueueSize};
+use tunguard::sys::tun::{Offloads, Tun};
+
+/// The device and everything around it. Dropping it undoes all of it: fields in this order, the device last.
+pub struct Host {
+    table: Option<Table>,
+    forwarding: Option<Forwarding>,
+    /// The device.
+    pub tun: Tun,
+    /// What it can do.
+    pub offloads: Offloads,
+}
+
+impl Host {
+    /// Makes the device, gives it its addresses and routes, and prepares the host to forward.
+    pub fn set_up(config: &ServerConfig) -> Outcome<Host> {
+        let (tun, offloads) = Tun::create(&config.device)?;
+        // Before it goes up: it must not get a link-local address, nor count as a router's client.
+        quiet_device(&config.device);
+        let mut netlink = Netlink::open()?;
+        let index = netlink.link_index(config.device.as_str())?;
+        netlink.set_link_up(index, config.mtu)?;
+        for address in config.server_addresses() {
+            netlink.add_address(index, address)?;
+        }
+        let subnets: Vec<_> = config.clients.values().flat_map(|c| c.subnets.iter().copied()).collect();
+        for subnet in &subnets {
+            netlink.add_route(&Route::new(*subnet, index))?;
+        }
+        let v4 = config.networks.iter().any(|n| n.addr().is_ipv4());
+        let v6 = config.networks.iter().any(|n| n.addr().is_ipv6());
+        let forwards =
+            config.nat || config.client_to_client || !config.push.routes.is_empty() || !subnets.is_empty();
+        let forwarding = match forwards {
+            true => Some(Forwarding::enable(v4, v6, &config.state_dir.join("forwarding.json"))?),
+            false => None,
+        };
+        // Without forwarding nothing goes from client to client, nor anywhere else: no table is needed.
+        let table = match forwards {
+            true => Some(Table::install(&TableSpec {
+                device: config.device.clone(),
+                networks: config.networks.iter().chain(&subnets).copied().collect(),
+                nat: config.nat,
+                client_to_client: config.client_to_client,
+            })?),
+            false => None,
+        };
+        log::info!(
+            "device {}: {}, MTU {}{}",
+            config.device,
+            config.server_addresses().iter().map(|a| a.to_string()).collect::<Vec<_>>().join(" "),
+            config.mtu,
+            if offloads.uso { ", UDP segmentation" } else { "" },
+        );
+        Ok(Host { table, forwarding, tun, offloads })
+    }
+
+    /// Undoes everything, and says what could not be undone.
+    pub fn restore(self) {
+        let table = self.table.map_or(Ok(()), Table::remove);
+        let forwarding = self.forwarding.map_or(Ok(()), Forwarding::restore);
+        for failure in [table, forwarding].into_iter().filter_map(Result::err) {
+            log::error!("on leaving: {failure}");
+        }
+    }
+}
+
+/// A server needs root: devices, routes, other users for its workers.
+pub fn require_root() -> Outcome<()> {
+    if Uid::effective().is_root() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Exit::Privilege,
+        "the server makes a network device and starts its workers as other users: run it as root",
+    ))
+}
+
+/// The queues' namespace, and the size the sessions' queues get in it.
+pub fn prepare_queues(config: &ServerConfig) -> Outcome<(QueueLimits, QueueSize)> {
+    // Two a session, and those of sessions that drain.
+    let queues = usize::from(config.max_clients) * 3 + 64;
+    let limits = mq::prepare(QUEUE_MESSAGES, QUEUE_BYTES, queues)
+        .map_err(|e| Failure::system("prepare the message queues (is CONFIG_POSIX_MQUEUE missing?)", e))?;
+    let size = QueueSize::within(QUEUE_MESSAGES, QUEUE_BYTES, &limits);
+    let smallest = usize::from(config.mtu) + tunguard::batch::RECORD_LEN;
+    if size.bytes < smallest {
+        return Err(Failure::system(
+            "prepare the message queues",
+            format!(
+                "messages of {} bytes are allowed here, {smallest} are needed for mtu = {}: raise \
+                 fs.mqueue.msgsize_max or RLIMIT_MSGQUEUE, or lower mtu",
+                size.bytes, config.mtu
+            ),
+        ));
+    }
+    log::info!(
+        "queues: {} messages of {} bytes each, {}",
+        size.messages,
+        size.bytes,
+        if limits.private { "in an IPC namespace of their own" } else { "in the host's IPC namespace" },
+    );
+    Ok((limits, size))
+}
+
+/// A super-packet fits, and the charge stays within the default RLIMIT_MSGQUEUE of 819,200 bytes.
+const QUEUE_BYTES: usize = 67_000;
+const QUEUE_MESSAGES: usize = 11;

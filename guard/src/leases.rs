@@ -1,0 +1,275 @@
+//! Inner addresses: which identity has which, and for how long it stays reserved.
+//!
+//! An identity keeps its addresses across sessions and restarts. Fixed addresses (`clients.d/`) are nobody
+//! else's, ever. When a pool is used up, the lease that has been unused longest goes, if its time is over.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{ErrorKind, Write};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use tunguard::config::server::ServerConfig;
+use tunguard::exit::{Failure, Outcome};
+
+/// The leases.
+pub struct Leases {
+    file: PathBuf,
+    networks: Vec<IpNet>,
+    reserve: Duration,
+    fixed: HashMap<IpAddr, String>,
+    by_name: BTreeMap<String, Lease>,
+    by_address: HashMap<IpAddr, String>,
+    /// Changed since it was written.
+    dirty: bool,
+}
+
+/// One identity's addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Lease {
+    addresses: Vec<IpAddr>,
+    /// Seconds since 1970, when its last session ended (or began, while one lasts).
+    last_used: u64,
+    #[serde(skip)]
+    sessions: u32,
+}
+
+/// Every address of a network is taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exhausted(pub IpNet);
+
+impl Leases {
+    /// Reads the state file, if there is one. What no longer fits the configuration is forgotten.
+    ///
+    /// Errors: it exists and can't be read or is no lease file; it is not overwritten.
+    pub fn load(config: &ServerConfig) -> Outcome<Leases> {
+        let mut leases = Leases::new(config);
+        let text = match std::fs::read_to_string(&leases.file) {
+            Ok(text) => text,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(leases),
+            Err(e) => return Err(Failure::system(format!("read {}", leases.file.display()), e)),
+        };
+        let stored: BTreeMap<String, Lease> = serde_json::from_str(&text).map_err(|e| {
+            Failure::usage(format!(
+                "{}: no lease file ({e}): remove it, and clients get new addresses",
+                leases.file.display()
+            ))
+        })?;
+        for (name, lease) in stored {
+            leases.remember(name, lease);
+        }
+        Ok(leases)
+    }
+
+    fn new(config: &ServerConfig) -> Leases {
+        let fixed = config
+            .clients
+            .iter()
+            .flat_map(|(name, entry)| entry.addresses.iter().map(|a| (*a, name.clone())))
+            .chain(config.server_addresses().iter().map(|a| (a.addr(), String::new())))
+            .collect();
+        Leases {
+            file: config.state_dir.join(format!("{}.leases", config.device)),
+            networks: config.networks.clone(),
+            reserve: config.lease,
+            fixed,
+            by_name: BTreeMap::new(),
+            by_address: HashMap::new(),
+            dirty: false,
+        }
+    }
+
+    fn remember(&mut self, name: String, mut lease: Lease) {
+        lease.addresses.retain(|a| self.may_have(&name, *a) && !self.by_address.contains_key(a));
+        if !lease.addresses.is_empty() {
+            self.by_address.extend(lease.addresses.iter().map(|a| (*a, name.clone())));
+            self.by_name.insert(name, lease);
+        }
+    }
+
+    /// An address of each network for `name`, with the network's prefix length: its fixed one, the one it had, the
+    /// one it would like, or a free one. Counts a session until [`Leases::release`].
+    pub fn grant(&mut self, name: &str, want: &[IpAddr]) -> Result<Vec<IpNet>, Exhausted> {
+        let had = self.by_name.get(name).map(|l| l.addresses.clone()).unwrap_or_default();
+        let mut addresses = Vec::new();
+        for network in self.networks.clone() {
+            let address = self.choose(name, &network, &had, want).ok_or(Exhausted(network))?;
+            addresses.push((address, network));
+        }
+        for gone in had.iter().filter(|a| !addresses.iter().any(|(b, _)| *a == b)) {
+            self.by_address.remove(gone);
+        }
+        for (address, _) in &addresses {
+            self.by_address.insert(*address, name.to_owned());
+        }
+        let sessions = self.by_name.get(name).map_or(0, |l| l.sessions) + 1;
+        let kept = addresses.iter().map(|(a, _)| *a).collect();
+        self.by_name.insert(name.to_owned(), Lease { addresses: kept, last_used: now(), sessions });
+        self.dirty = true;
+        Ok(addresses
+            .into_iter()
+            .filter_map(|(address, network)| IpNet::new(address, network.prefix_len()).ok())
+            .collect())
+    }
+
+    /// A session of `name` is over; the lease stays reserved.
+    pub fn release(&mut self, name: &str) {
+        if let Some(lease) = self.by_name.get_mut(name) {
+            lease.sessions = lease.sessions.saturating_sub(1);
+            lease.last_used = now();
+            self.dirty = true;
+        }
+    }
+
+    /// Whether there is something to write.
+    pub fn is_dirty(&self) -> bool {
+        self.dirty
+    }
+
+    /// Writes the state file, atomically: it is the old or the new one, whatever happens.
+    pub fn save(&mut self) -> Outcome<()> {
+        let failed = |e| Failure::system(format!("write {}", self.file.display()), e);
+        let folder = self.file.parent().unwrap_or(&self.file);
+        std::fs::create_dir_all(folder).map_err(failed)?;
+        let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+        let text = serde_json::to_string_pretty(&self.by_name).map_err(|e| failed(e.into()))?;
+        file.write_all(text.as_bytes()).map_err(failed)?;
+        file.as_file().sync_all().map_err(failed)?;
+        file.persist(&self.file).map_err(|e| failed(e.error))?;
+        self.dirty = false;
+        Ok(())
+    }
+
+    fn choose(&mut self, name: &str, network: &IpNet, had: &[IpAddr], want: &[IpAddr]) -> Option<IpAddr> {
+        let fixed = self.fixed.iter().find(|(a, n)| *n == name && network.contains(*a)).map(|(a, _)| *a);
+        if let Some(fixed) = fixed {
+            return Some(fixed);
+        }
+        let inside = |a: &&IpAddr| network.contains(*a) && self.may_have(name, **a);
+        if let Some(had) = had.iter().find(inside) {
+            return Some(*had);
+        }
+        let free = |a: &IpAddr| self.may_have(name, *a) && !self.by_address.contains_key(a);
+        if let Some(wanted) = want.iter().find(|a| network.contains(*a) && free(a)) {
+            return Some(*wanted);
+        }
+        // At most as many are taken as there are leases and fixed addresses: the search ends soon.
+        let most = self.by_address.len() + self.fixed.len() + 2;
+        if let Some(address) = network.hosts().take(most).find(free) {
+            return Some(address);
+        }
+        self.reclaim(network)
+    }
+
+    /// The address of `network` whose lease has been over longest.
+    fn reclaim(&mut self, network: &IpNet) -> Option<IpAddr> {
+        let over = now().saturating_sub(self.reserve.as_secs());
+        let (_, name) = self
+            .by_name
+            .iter()
+            .filter(|(_, l)| l.sessions == 0 && l.last_used <= over)
+            .filter(|(n, l)| l.addresses.iter().any(|a| network.contains(a) && self.fixed.get(a) != Some(n)))
+            .map(|(n, l)| (l.last_used, n.clone()))
+            .min()?;
+        let lease = self.by_name.remove(&name)?;
+        for address in &lease.addresses {
+            self.by_address.remove(address);
+        }
+        lease.addresses.into_iter().find(|a| network.contains(a))
+    }
+
+    /// Whether `name` may hold `address` at all: a host of one of the networks, and nobody else's fixed one.
+    fn may_have(&self, name: &str, address: IpAddr) -> bool {
+        let host = self.networks.iter().any(|n| {
+            let edge = match n {
+                // The network's and the broadcast address are nobody's; in IPv6 the first is the routers'.
+                IpNet::V4(v4) => IpAddr::V4(v4.broadcast()),
+                IpNet::V6(v6) => IpAddr::V6(v6.network()),
+            };
+            n.contains(&address) && address != n.network() && address != edge
+        });
+        host && self.fixed.get(&address).is_none_or(|owner| owner == name)
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn config(networks: &str, folder: &Path, lease: &str) -> ServerConfig {
+        let text = format!(
+            "networks = {networks}\nlease = \"{lease}\"\nstate_dir = {folder:?}\n\
+             [tls]\nca = \"a\"\ncert = \"b\"\nkey = \"c\"\n"
+        );
+        ServerConfig::parse(&text, Path::new("server.toml")).expect("a valid configuration")
+    }
+
+    fn texts(granted: &[IpNet]) -> Vec<String> {
+        granted.iter().map(|n| n.to_string()).collect()
+    }
+
+    #[test]
+    fn leases_stick_across_restarts() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = config("[\"10.9.0.0/24\", \"fd09::/64\"]", folder.path(), "24h");
+        let mut leases = Leases::load(&config).expect("no file yet");
+        assert_eq!(texts(&leases.grant("ann", &[]).expect("room")), ["10.9.0.2/24", "fd09::2/64"]);
+        assert_eq!(texts(&leases.grant("bob", &[]).expect("room")), ["10.9.0.3/24", "fd09::3/64"]);
+        leases.release("ann");
+        leases.save().expect("writes");
+        let mut again = Leases::load(&config).expect("reads");
+        assert_eq!(texts(&again.grant("cid", &[]).expect("room")), ["10.9.0.4/24", "fd09::4/64"]);
+        assert_eq!(texts(&again.grant("bob", &[]).expect("room")), ["10.9.0.3/24", "fd09::3/64"]);
+        assert_eq!(texts(&again.grant("ann", &[]).expect("room")), ["10.9.0.2/24", "fd09::2/64"]);
+    }
+
+    #[test]
+    fn fixed_addresses_are_nobody_elses_and_wishes_are_heard() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut config = config("[\"10.9.0.0/24\"]", folder.path(), "24h");
+        let entry = tunguard::config::server::ClientEntry {
+            addresses: vec!["10.9.0.2".parse().expect("an address")],
+            ..Default::default()
+        };
+        config.clients.insert("ann".into(), entry);
+        let mut leases = Leases::load(&config).expect("no file yet");
+        let want =
+            ["10.9.0.2", "10.9.0.1", "10.9.0.255", "10.9.0.77"].map(|a| a.parse().expect("an address"));
+        assert_eq!(texts(&leases.grant("bob", &want).expect("room")), ["10.9.0.77/24"]);
+        assert_eq!(texts(&leases.grant("cid", &want).expect("room")), ["10.9.0.3/24"]);
+        assert_eq!(texts(&leases.grant("ann", &[]).expect("room")), ["10.9.0.2/24"]);
+    }
+
+    #[test]
+    fn a_full_pool_gives_up_only_leases_that_are_over() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut leases = Leases::load(&config("[\"10.9.0.0/30\"]", folder.path(), "24h")).expect("none yet");
+        assert_eq!(texts(&leases.grant("ann", &[]).expect("room")), ["10.9.0.2/30"]);
+        leases.release("ann");
+        assert!(leases.grant("bob", &[]).is_err(), "still reserved for ann");
+        let mut leases = Leases::load(&config("[\"10.9.0.0/30\"]", folder.path(), "0s")).expect("none yet");
+        assert_eq!(texts(&leases.grant("ann", &[]).expect("room")), ["10.9.0.2/30"]);
+        assert!(leases.grant("bob", &[]).is_err(), "in use");
+        leases.release("ann");
+        assert_eq!(texts(&leases.grant("bob", &[]).expect("room")), ["10.9.0.2/30"]);
+    }
+
+    #[test]
+    fn a_damaged_file_is_refused_and_kept() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = config("[\"10.9.0.0/24\"]", folder.path(), "24h");
+        let file = folder.path().join("tg0.leases");
+        std::fs::write(&file, "{ half").expect("writes");
+        let failure = Leases::load(&config).err().expect("refused");
+        assert!(failure.text.contains("tg0.leases: no lease file"), "{failure}");
+        assert_eq!(std::fs::read_to_string(&file).expect("reads"), "{ half");
+    }
+}

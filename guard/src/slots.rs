@@ -1,0 +1,156 @@
+//! The port: one TCP listener, and one UDP socket per slot, all on one port, steered by session ID in the
+//! kernel.
+//!
+//! ```text
+//! free --take--> shut and drained, new ID, filter admits that ID only --release--> shut and drained --> free
+//! ```
+//! A slot's socket is never closed while the server runs: that would renumber the group.
+
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+use tunguard::config::server::ServerConfig;
+use tunguard::exit::{Exit, Failure, Outcome};
+use tunguard::random;
+use tunguard::sys::{steer, udp};
+use tunguard::wire::data::SessionId;
+
+/// The UDP slots.
+pub struct Slots {
+    sockets: Vec<UdpSocket>,
+    /// First in, first out: a slot rests as long as possible before it is used again.
+    free: VecDeque<u16>,
+}
+
+/// Opens the port for TCP and UDP.
+///
+/// Errors: [`Exit::PortInUse`], [`Exit::Privilege`].
+pub fn bind(config: &ServerConfig) -> Outcome<(TcpListener, Slots)> {
+    // More slots than sessions, so that a client can come back while its old session drains.
+    let count = config.max_clients + (config.max_clients / 4).max(SPARE_SLOTS);
+    make_room(count)?;
+    let listener = listen(config.listen)?;
+    let address = listener.local_addr().map_err(|e| Failure::system("ask for our own address", e))?;
+    let refused = |error| refused("UDP", address, error);
+    // The group is shared by user: a server that runs already as root would let us in, so we look first,
+    // without SO_REUSEPORT.
+    drop(bind_alone(address).map_err(refused)?);
+    let mut sockets = Vec::with_capacity(count.into());
+    for slot in 0..count {
+        let socket = udp::bind_shared(address).map_err(refused)?;
+        steer::admit_nothing(&socket).map_err(|e| Failure::system("shut a UDP slot", e))?;
+        if slot == 0 {
+            steer::attach_slot_steering(&socket)
+                .map_err(|e| Failure::system("steer datagrams by session ID", e))?;
+        }
+        sockets.push(socket);
+    }
+    log::info!("listening on {address}, TCP and UDP, {count} slots");
+    Ok((listener, Slots { free: (0..count).collect(), sockets }))
+}
+
+impl Slots {
+    /// A slot and the ID of its new session; `None` when all are taken.
+    pub fn take(&mut self) -> Outcome<Option<SessionId>> {
+        let Some(slot) = self.free.pop_front() else { return Ok(None) };
+        let session = SessionId::new(slot, random::bytes()?);
+        let socket = &self.sockets[usize::from(slot)];
+        // Still shut; what slipped in between two filters long ago goes now.
+        let opened = drain(socket).and_then(|()| steer::admit_only(socket, session));
+        if let Err(error) = opened {
+            self.free.push_back(slot);
+            return Err(Failure::system("open a UDP slot", error));
+        }
+        Ok(Some(session))
+    }
+
+    /// Takes a slot back. The worker that had it must be gone.
+    pub fn release(&mut self, session: SessionId) {
+        let socket = &self.sockets[usize::from(session.slot())];
+        match steer::admit_nothing(socket).and_then(|()| drain(socket)) {
+            Ok(()) => self.free.push_back(session.slot()),
+            // Never to be given to another session.
+            Err(error) => log::error!("UDP slot {} can't be shut and stays unused: {error}", session.slot()),
+        }
+    }
+
+    /// A session's socket, to be handed to its worker.
+    pub fn socket(&self, session: SessionId) -> BorrowedFd<'_> {
+        self.sockets[usize::from(session.slot())].as_fd()
+    }
+}
+
+fn drain(socket: &UdpSocket) -> io::Result<()> {
+    let mut byte = [0];
+    loop {
+        match socket.recv_from(&mut byte) {
+            Ok(_) => {}
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
+            // The error of an earlier send; reading it clears it.
+            Err(e) if matches!(e.kind(), ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable) => {}
+            Err(e) if e.kind() == ErrorKind::NetworkUnreachable => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+fn listen(address: SocketAddr) -> Outcome<TcpListener> {
+    let bound = TcpListener::bind(address).or_else(|error| {
+        // A host without IPv6: [::] was meant as "everywhere".
+        let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+        let no_ipv6 = error.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32)
+            || error.kind() == ErrorKind::AddrNotAvailable;
+        match address.ip() {
+            IpAddr::V6(v6) if v6.is_unspecified() && no_ipv6 => TcpListener::bind(everywhere),
+            _ => Err(error),
+        }
+    });
+    let listener = bound.map_err(|e| refused("TCP", address, e))?;
+    listener.set_nonblocking(true).map_err(|e| Failure::system("prepare the listener", e))?;
+    Ok(listener)
+}
+
+fn bind_alone(address: SocketAddr) -> io::Result<UdpSocket> {
+    UdpSocket::bind(address)
+}
+
+fn refused(protocol: &str, address: SocketAddr, error: io::Error) -> Failure {
+    match error.kind() {
+        ErrorKind::AddrInUse => Failure::new(
+            Exit::PortInUse,
+            format!(
+                "{protocol} port {} on {} is in use: stop the other server, or set another `listen`",
+                address.port(),
+                address.ip()
+            ),
+        ),
+        ErrorKind::PermissionDenied => Failure::new(
+            Exit::Privilege,
+            format!("may not listen on {protocol} {address}: run as root, or choose a port above 1023"),
+        ),
+        ErrorKind::AddrNotAvailable => {
+            Failure::usage(format!("listen = \"{address}\": this host has no address {}", address.ip()))
+        }
+        _ => Failure::system(format!("listen on {protocol} {address}"), error),
+    }
+}
+
+/// A slot, a channel and two queues a session, and the handshakes.
+fn make_room(slots: u16) -> Outcome<()> {
+    let need = u64::from(slots) * 4 + 1024;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)
+        .map_err(|e| Failure::system("read the limit of descriptors", e))?;
+    if soft < need && setrlimit(Resource::RLIMIT_NOFILE, need.min(hard), hard).is_ok() && hard < need {
+        log::warn!(
+            "{hard} descriptors are allowed, {need} may be needed for max_clients: raise the limit (ulimit -n)"
+        );
+    }
+    Ok(())
+}
+
+const SPARE_SLOTS: u16 = 16;

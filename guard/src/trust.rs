@@ -1,0 +1,71 @@
+//! Certificates, the server's key and the revocation list, as they are now; and the watch that notices when
+//! the list changes.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+use tunguard::config::server::{ServerConfig, ServerTls};
+use tunguard::exit::{Failure, Outcome};
+use tunguard::tls::{CertId, Credentials, Revoked};
+
+/// What decides who is let in.
+pub struct Trust {
+    files: ServerTls,
+    /// For the workers.
+    pub credentials: Credentials,
+    revoked: Revoked,
+    watch: Option<Inotify>,
+}
+
+impl Trust {
+    /// Reads and checks everything, and starts to watch the revocation list.
+    pub fn load(config: &ServerConfig) -> Outcome<Trust> {
+        let credentials = Credentials::read_server(&config.tls)?;
+        let revoked = revoked(&credentials)?;
+        Ok(Trust { files: config.tls.clone(), credentials, revoked, watch: watch(&config.tls)? })
+    }
+
+    /// Reads everything again. Where something is wrong with it, what we have stays.
+    pub fn reload(&mut self) -> Outcome<()> {
+        let credentials = Credentials::read_server(&self.files)?;
+        self.revoked = revoked(&credentials)?;
+        self.credentials = credentials;
+        Ok(())
+    }
+
+    /// Whether `cert` was revoked.
+    pub fn is_revoked(&self, cert: &CertId) -> bool {
+        self.revoked.contains(cert)
+    }
+
+    /// The watch, where there is a list.
+    pub fn watch(&self) -> Option<BorrowedFd<'_>> {
+        self.watch.as_ref().map(|w| w.as_fd())
+    }
+
+    /// Whether the watch has seen the list change.
+    pub fn list_changed(&self) -> bool {
+        let name = self.files.crl.as_ref().and_then(|path| path.file_name());
+        let events = self.watch.as_ref().and_then(|w| w.read_events().ok()).unwrap_or_default();
+        events.iter().any(|e| e.name.as_deref() == name.map(OsStr::new))
+    }
+}
+
+fn revoked(credentials: &Credentials) -> Outcome<Revoked> {
+    match &credentials.crl {
+        Some(crl) => Revoked::parse(crl, &credentials.ca),
+        None => Ok(Revoked::default()),
+    }
+}
+
+/// The folder is watched, not the file: a list is replaced by renaming a new one onto it.
+fn watch(tls: &ServerTls) -> Outcome<Option<Inotify>> {
+    let Some(folder) = tls.crl.as_ref().and_then(|path| path.parent()) else { return Ok(None) };
+    let failed = |e| Failure::system(format!("watch {} for a new revocation list", folder.display()), e);
+    let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).map_err(failed)?;
+    let flags = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO;
+    inotify.add_watch(folder, flags).map_err(failed)?;
+    Ok(Some(inotify))
+}
