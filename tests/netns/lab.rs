@@ -39,6 +39,9 @@ pub const GATEWAY_V6: &str = "fd50::1";
 pub struct Lab {
     prefix: String,
     clients: usize,
+    /// The first of the workers' user IDs. Labs don't share them: message queues are charged to the user,
+    /// whichever server it works for.
+    uids: u32,
     /// Configurations, certificates, logs.
     pub dir: PathBuf,
 }
@@ -54,7 +57,10 @@ impl Lab {
         let prefix = format!("tg{}-{test}", std::process::id());
         let dir = std::env::temp_dir().join(&prefix);
         fs::DirBuilder::new().mode(0o700).create(&dir).expect("the lab's directory");
-        let lab = Lab { prefix, clients, dir };
+        static LABS: AtomicU32 = AtomicU32::new(0);
+        let number = std::process::id() * 97 + LABS.fetch_add(1, Ordering::Relaxed);
+        let uids = FIRST_UID + number % LAB_RANGES * UIDS;
+        let lab = Lab { prefix, clients, uids, dir };
         lab.wire();
         lab.tunguard(&["pki", "init"]);
         lab.tunguard(&["pki", "server", "gate", "--san", SERVER_V4, "--san", SERVER_V6, "--san", "vpn.test"]);
@@ -112,6 +118,7 @@ impl Lab {
             .set("networks", "['10.9.0.0/24', 'fd09::/64']")
             .set("socket", format_args!("'{}'", self.path("admin.sock").display()))
             .set("state_dir", "'server-state'")
+            .set("worker_uids", format_args!("[{}, {}]", self.uids, self.uids + UIDS - 1))
             .set("tls.ca", "'certs/ca.pem'")
             .set("tls.cert", "'certs/gate.pem'")
             .set("tls.key", "'certs/gate.key'")
@@ -403,10 +410,13 @@ impl Namespace {
         addresses
     }
 
-    /// Both families' routes, one a line.
-    pub fn routes(&self) -> String {
+    /// Both families' routes in all tables, one a line.
+    pub fn routes(&self) -> Vec<String> {
         let all = ["route", "show", "table", "all"];
-        self.ip(&all) + &self.ip(&[&["-6"][..], &all].concat())
+        let text = self.ip(&all) + &self.ip(&[&["-6"][..], &all].concat());
+        let mut lines: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
+        lines.sort();
+        lines
     }
 
     /// Pings, and says whether every answer came.
@@ -436,6 +446,13 @@ pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
         assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain: {what}");
         thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Two lists of lines are the same; otherwise says what differs.
+pub fn same_lines(before: &[String], after: &[String], what: &str) {
+    let gone: Vec<&String> = before.iter().filter(|line| !after.contains(line)).collect();
+    let new: Vec<&String> = after.iter().filter(|line| !before.contains(line)).collect();
+    assert!(gone.is_empty() && new.is_empty(), "{what}\n gone: {gone:#?}\n  new: {new:#?}");
 }
 
 /// The address with the port all servers here use.
@@ -545,4 +562,7 @@ fn remove_namespace(name: &str) {
     let _ = Command::new("ip").args(["netns", "del", name]).output();
 }
 
+const FIRST_UID: u32 = 100_000;
+const UIDS: u32 = 400;
+const LAB_RANGES: u32 = 1_000;
 const SKIPPED: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/netns-skipped");

@@ -46,6 +46,9 @@ fn three_clients_transfer_at_once() {
 #[test]
 fn clients_do_not_reach_each_other_unless_allowed() {
     let Some(lab) = Lab::new("c2c", 2) else { return };
+    // A host that forwards by itself doesn't do so between clients either.
+    lab.srv().sysctl("net/ipv4/ip_forward", "1");
+    lab.srv().sysctl("net/ipv6/conf/all/forwarding", "1");
     for allowed in [false, true] {
         let mut server = lab.start_server(&lab.server().set("client_to_client", allowed));
         let mut one = lab.start_client(1, &lab.client(1));

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 
 use crate::lab::{
     Config, GATEWAY_V4, GATEWAY_V6, INNER_V4, INNER_V6, LAN_V4, LAN_V6, Lab, SERVER_V4, SERVER_V6, ip,
+    same_lines,
 };
 use crate::traffic::{can_connect, seen_as, transfer, udp_echo};
 
@@ -54,7 +55,7 @@ fn pushed_routes_come_and_go() {
     assert!(goes_through_tunnel(&lab, LAN_V4) && goes_through_tunnel(&lab, LAN_V6));
     assert!(!goes_through_tunnel(&lab, SERVER_V4));
     client.stop();
-    assert_eq!(lab.c(1).routes(), before);
+    same_lines(&before, &lab.c(1).routes(), "the client's routes");
     // The client has the last word: none of the pushed ones.
     let mut client = lab.start_client(1, &lab.client(1).set("routes", "'none'"));
     assert!(!goes_through_tunnel(&lab, LAN_V4) && !goes_through_tunnel(&lab, LAN_V6));
@@ -64,7 +65,7 @@ fn pushed_routes_come_and_go() {
     let mut client = lab.start_client(1, &lab.client(1).set("routes", "['192.168.77.0/24']"));
     assert!(goes_through_tunnel(&lab, "192.168.77.1") && !goes_through_tunnel(&lab, LAN_V4));
     client.stop();
-    assert_eq!(lab.c(1).routes(), before);
+    same_lines(&before, &lab.c(1).routes(), "the client's routes");
 }
 
 #[test]
@@ -83,7 +84,7 @@ fn a_full_tunnel_takes_everything_but_itself() {
         transfer(&lab.c(1), &lab.lan(), ip(LAN_V4), 4 << 20);
         transfer(&lab.c(1), &lab.lan(), ip(LAN_V6), 4 << 20);
         client.stop();
-        assert_eq!(lab.c(1).routes(), before, "after {remote}");
+        same_lines(&before, &lab.c(1).routes(), &format!("routes after {remote}"));
     }
 }
 
@@ -97,7 +98,7 @@ fn a_killed_clients_routes_are_repaired_by_the_next_start() {
     let mut client = lab.start_client(1, &lab.client(1));
     transfer(&lab.c(1), &lab.lan(), ip(LAN_V4), 1 << 20);
     client.stop();
-    assert_eq!(lab.c(1).routes(), before);
+    same_lines(&before, &lab.c(1).routes(), "the client's routes");
 }
 
 #[test]
@@ -117,7 +118,7 @@ fn a_subnet_behind_a_client_is_reached() {
     let session = lab.session("c1").expect("a session");
     assert_eq!(session["subnets"], serde_json::json!(["172.16.1.0/24", "fd16:1::/64"]));
     server.stop();
-    assert!(!lab.srv().routes().contains("172.16.1.0/24"));
+    assert!(!lab.srv().routes().iter().any(|route| route.contains("172.16.1.0/24")));
 }
 
 #[test]
