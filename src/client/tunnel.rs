@@ -13,6 +13,7 @@ use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 use openssl::ssl::SslContext;
 
@@ -66,6 +67,7 @@ fn start(setup: OwnedFd) -> Outcome<Setup> {
         let text = format!("the tunnel process is version {VERSION}, its supervisor {version:?}");
         return Err(Failure::new(Exit::Version, text));
     }
+    let _ = prctl::set_name(c"tunguard-tunnel");
     // 2. Ctrl-C reaches the whole terminal, and a service's stop its whole group: the supervisor hears it, and
     //    tells us to say goodbye.
     let stops = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter();
@@ -370,12 +372,12 @@ impl<'a> Tunnel<'a> {
         if let Some(attempt) = self.attempt.take() {
             self.drop_attempt(attempt, word);
         }
-        let number = self.attempts.number();
         match self.attempts.handle_failed(&failed, jitter()?) {
             Next::GiveUp(failure) => Err(Over::ForGood(failure)),
             Next::RetryIn(wait) => {
                 let text = failed.failure.text;
-                log::warn!("{text}; next attempt in {:.1} s (attempt {})", wait.as_secs_f64(), number + 1);
+                let number = self.attempts.number();
+                log::warn!("{text}; next attempt in {:.1} s (attempt {number})", wait.as_secs_f64());
                 self.retry_at = Some(clock::now() + wait);
                 Ok(())
             }
@@ -448,10 +450,9 @@ impl<'a> Tunnel<'a> {
             log::info!("{why}");
             return Ok(());
         }
-        let number = self.attempts.number();
         let now = clock::now();
         let wait = self.attempts.handle_lost(now, jitter()?);
-        let number = if self.attempts.number() <= number { 1 } else { number };
+        let number = self.attempts.number();
         log::warn!("{why}; reconnecting in {:.1} s (attempt {number})", wait.as_secs_f64());
         self.retry_at = Some(now + wait);
         Ok(())
