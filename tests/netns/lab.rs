@@ -410,11 +410,13 @@ impl Namespace {
         addresses
     }
 
-    /// Both families' routes in all tables, one a line.
+    /// Both families' routes in all tables, one a line, but for what the kernel keeps for link-local addresses.
     pub fn routes(&self) -> Vec<String> {
         let all = ["route", "show", "table", "all"];
         let text = self.ip(&all) + &self.ip(&[&["-6"][..], &all].concat());
-        let mut lines: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
+        let local = |line: &&str| line.contains("fe80:") || line.starts_with("multicast ");
+        let mut lines: Vec<String> =
+            text.lines().filter(|line| !local(line)).map(|line| line.trim().to_owned()).collect();
         lines.sort();
         lines
     }
