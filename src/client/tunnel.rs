@@ -141,7 +141,7 @@ struct Attempt {
 
 enum Stage {
     Dialling,
-    Connecting(Connecting),
+    Connecting(Box<Connecting>),
     Configuring(Box<Link>),
 }
 
@@ -278,7 +278,7 @@ impl<'a> Tunnel<'a> {
             Ok(connecting)
         });
         match made {
-            Ok(connecting) => attempt.stage = Stage::Connecting(connecting),
+            Ok(connecting) => attempt.stage = Stage::Connecting(Box::new(connecting)),
             Err(failure) => return self.attempt_failed(Failed::passing(failure), Reason::Internal),
         }
         self.advance()
@@ -293,7 +293,7 @@ impl<'a> Tunnel<'a> {
         self.asked_since |= connecting.greeted();
         match advanced {
             Ok(None) => {
-                let _ = self.poller.modify(&*connecting, token, connecting.interest());
+                let _ = self.poller.modify(&**connecting, token, connecting.interest());
                 Ok(())
             }
             Ok(Some(welcome)) => self.welcomed(welcome),
@@ -307,7 +307,7 @@ impl<'a> Tunnel<'a> {
             return Ok(());
         };
         // Silent until the host is set up.
-        let _ = self.poller.modify(&connecting, tokens_of(serial).control, Interest::Nothing);
+        let _ = self.poller.modify(&*connecting, tokens_of(serial).control, Interest::Nothing);
         match connecting.into_link(&self.setup, welcome, clock::now()) {
             Ok(link) => {
                 let wishes = wishes_of(&link);
@@ -388,7 +388,7 @@ impl<'a> Tunnel<'a> {
         match attempt.stage {
             Stage::Dialling => {}
             Stage::Connecting(connecting) => {
-                let _ = self.poller.remove(&connecting);
+                let _ = self.poller.remove(&*connecting);
                 connecting.give_up(word);
             }
             Stage::Configuring(link) => link.leave(&self.poller, word),
