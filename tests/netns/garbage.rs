@@ -127,6 +127,89 @@ fn flipped_and_replayed_datagrams_are_dropped_and_counted() {
 }
 
 #[test]
+fn malformed_messages_end_their_own_session() {
+    let Some(lab) = Lab::new("malformed", 2) else { return };
+    let server = lab.start_server(&lab.server());
+    let mut bystander = Dialler::new(&lab, 2).connect();
+    let dialler = Dialler::new(&lab, 1);
+    let mut noise = Noise::new(11);
+    let mut framed = |len: usize| {
+        let mut bytes = (len as u32).to_be_bytes().to_vec();
+        bytes.extend(noise.by_ref().take(len.min(20_000)));
+        bytes
+    };
+    let lengths = [0, 1, 2, 5, 100, 16_384, 16_385, 1 << 24, u32::MAX as usize];
+    for bytes in lengths.map(&mut framed) {
+        let mut tls = dialler.tls();
+        let _ = tls.write_all(&bytes);
+        let _ = tls.get_ref().shutdown(std::net::Shutdown::Write);
+        let mut said = Vec::new();
+        // A reset is as good an end as any.
+        let _ = tls.read_to_end(&mut said);
+        assert!(said.len() < 64, "the server said {} bytes to a malformed message", said.len());
+        server.wait_for_children(1);
+    }
+    assert_eq!(bystander.ping(1), 1);
+    assert_eq!(dialler.connect().ping(1), 1);
+}
+
+#[test]
+fn a_replayed_capture_delivers_nothing_and_moves_nothing() {
+    let Some(lab) = Lab::new("recapture", 2) else { return };
+    let _server = lab.start_server(&lab.server());
+    let _client = lab.start_client(1, &lab.client(1));
+    let wire = Capture::start(&lab.net(), "c1");
+    transfer(&lab.c(1), &lab.srv(), ip(INNER_V4), 200_000);
+    assert!(lab.c(1).pings(INNER_V4, 56, 20));
+    let datagrams: Vec<Vec<u8>> = wire
+        .stop()
+        .iter()
+        .filter_map(|packet| Some(packet.ip_after_ethernet()?.to_vec()))
+        // UDP over IPv4 to the server, unsegmented.
+        .filter(|ip| ip[0] == 0x45 && ip[9] == 17 && ip[22..24] == 55555u16.to_be_bytes())
+        .filter(|ip| ip.len() <= 1_500)
+        .map(|ip| ip[28..].to_vec())
+        .collect();
+    assert!(datagrams.len() >= 20, "{}", datagrams.len());
+
+    let before = lab.session("c1").expect("a session");
+    let device = Capture::start(&lab.srv(), "tg0");
+    let stranger = udp_to(&lab.c(2), outer(SERVER_V4)).expect("a socket");
+    for datagram in &datagrams {
+        stranger.send(datagram).expect("send");
+    }
+    let delivered = device.stop();
+    assert!(delivered.is_empty(), "{} packets were delivered again", delivered.len());
+    let after = lab.session("c1").expect("a session");
+    assert_eq!(after["peer"], before["peer"]);
+    assert_eq!(after["drops"]["duplicate"], datagrams.len());
+    assert!(lab.c(1).pings(INNER_V4, 56, 5));
+}
+
+#[test]
+fn the_newest_authentic_packet_says_where_the_client_is() {
+    let Some(lab) = Lab::new("follow", 1) else { return };
+    let _server = lab.start_server(&lab.server());
+    let mut client = Dialler::new(&lab, 1).connect();
+    assert_eq!(client.ping(1), 1);
+    let address = client.address();
+    let older = client.seal(&echo_request(address, 2));
+    let peer = || lab.session("c1").expect("a session")["peer"].clone();
+    let at_first = peer();
+    client.move_to_another_port();
+    assert_eq!(client.ping(3), 1, "no answer at the new port");
+    let moved = peer();
+    assert_ne!(moved, at_first);
+    // A packet that was on its way for long is delivered, and answered where the client is now.
+    let old_socket =
+        std::mem::replace(&mut client.udp, udp_to(&lab.c(1), outer(SERVER_V4)).expect("a socket"));
+    client.send(&older);
+    client.udp = old_socket;
+    assert_eq!(client.answers(2), 1);
+    assert_eq!(peer(), moved);
+}
+
+#[test]
 fn a_foreign_source_is_dropped_by_the_worker() {
     foreign_source("spoof", "direct");
 }
@@ -170,6 +253,11 @@ fn inner_garbage_is_dropped_by_the_worker() {
         send_inside(&mut client, &garbage);
         send_inside(&mut client, &packet[..len.min(packet.len() - 1)]);
     }
+    for protocol in [1, 6, 17, 47] {
+        for len in [20, 21, 27, 28, 33, 39, 40, 60, 1_400] {
+            partial_sums(&mut client, protocol, len);
+        }
+    }
     assert_eq!(client.answers(50), 0);
     assert_eq!(client.ping(2), 1);
     server.wait_for_children(1);
@@ -191,6 +279,19 @@ fn keys_are_renewed_during_transfers() {
     });
     let drops = lab.session("c1").expect("a session")["drops"].clone();
     assert!(drops["bad_tag"].is_null() && drops["keys_expired"].is_null(), "{drops}");
+}
+
+/// Packets of the right source and length that promise a checksum to complete, where there may be no place for it.
+fn partial_sums(client: &mut RawClient, protocol: u8, len: usize) {
+    let mut packet = echo_request(client.address(), 50);
+    packet.resize(len, 0x99);
+    packet[2..4].copy_from_slice(&(len as u16).to_be_bytes());
+    packet[9] = protocol;
+    for options in [5, 6, 15, 0] {
+        packet[0] = 0x40 | options;
+        let datagram = client.seal_partial(&packet);
+        client.send(&datagram);
+    }
 }
 
 fn send_inside(client: &mut RawClient, packet: &[u8]) {

@@ -219,6 +219,22 @@ fn what_is_in_use_is_said_and_not_disturbed() {
 }
 
 #[test]
+fn a_missing_binary_is_named() {
+    let Some(lab) = Lab::new("alone", 1) else { return };
+    let alone = lab.path("tunguard");
+    std::fs::copy(crate::lab::TUNGUARD, &alone).expect("a copy");
+    lab.write("server.toml", "");
+    let command = [alone.to_str().expect("UTF-8"), "server", "--config", "server.toml"];
+    let mut server = Process::start("alone", &lab.srv(), &lab.dir, &command);
+    // Installed ones would be found.
+    if !std::path::Path::new("/usr/libexec/tunguard").exists()
+        && !std::path::Path::new("/usr/lib/tunguard").exists()
+    {
+        ends(&mut server, Exit::Version, "tunguard-guard");
+    }
+}
+
+#[test]
 fn a_dead_remote_is_tried_again_and_the_next_one_taken() {
     let Some(lab) = Lab::new("remotes", 1) else { return };
     // Nobody is at the first, a closed port at the second.

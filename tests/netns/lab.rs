@@ -39,9 +39,6 @@ pub const GATEWAY_V6: &str = "fd50::1";
 pub struct Lab {
     prefix: String,
     clients: usize,
-    /// The first of the workers' user IDs. Labs don't share them: message queues are charged to the user,
-    /// whichever server it works for.
-    uids: u32,
     /// Configurations, certificates, logs.
     pub dir: PathBuf,
 }
@@ -57,10 +54,7 @@ impl Lab {
         let prefix = format!("tg{}-{test}", std::process::id());
         let dir = std::env::temp_dir().join(&prefix);
         fs::DirBuilder::new().mode(0o700).create(&dir).expect("the lab's directory");
-        static LABS: AtomicU32 = AtomicU32::new(0);
-        let number = std::process::id() * 97 + LABS.fetch_add(1, Ordering::Relaxed);
-        let uids = FIRST_UID + number % LAB_RANGES * UIDS;
-        let lab = Lab { prefix, clients, uids, dir };
+        let lab = Lab { prefix, clients, dir };
         lab.wire();
         lab.tunguard(&["pki", "init"]);
         lab.tunguard(&["pki", "server", "gate", "--san", SERVER_V4, "--san", SERVER_V6, "--san", "vpn.test"]);
@@ -118,7 +112,6 @@ impl Lab {
             .set("networks", "['10.9.0.0/24', 'fd09::/64']")
             .set("socket", format_args!("'{}'", self.path("admin.sock").display()))
             .set("state_dir", "'server-state'")
-            .set("worker_uids", format_args!("[{}, {}]", self.uids, self.uids + UIDS - 1))
             .set("tls.ca", "'certs/ca.pem'")
             .set("tls.cert", "'certs/gate.pem'")
             .set("tls.key", "'certs/gate.key'")
@@ -564,7 +557,4 @@ fn remove_namespace(name: &str) {
     let _ = Command::new("ip").args(["netns", "del", name]).output();
 }
 
-const FIRST_UID: u32 = 100_000;
-const UIDS: u32 = 400;
-const LAB_RANGES: u32 = 1_000;
 const SKIPPED: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/netns-skipped");

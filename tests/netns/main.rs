@@ -35,6 +35,7 @@ mod traffic;
 // The tests, each file about one promise.
 mod churn;
 mod garbage;
+mod hardship;
 mod identity;
 mod kill;
 mod many;

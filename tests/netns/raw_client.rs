@@ -18,7 +18,7 @@ use tunguard::session::{Opened, Session, Start};
 use tunguard::sys::clock;
 use tunguard::tls::{self, Credentials};
 use tunguard::wire::control::{Hello, Message, Reason, VERSION, Welcome};
-use tunguard::wire::data::{HEADER_LEN, TAG_LEN};
+use tunguard::wire::data::{HEADER_LEN, PARTIAL_CSUM, TAG_LEN};
 
 use crate::lab::{Lab, Namespace, PATIENCE, SERVER_V4};
 use crate::traffic::udp_to;
@@ -37,6 +37,7 @@ pub struct RawClient {
     pub session: Session,
     pub udp: UdpSocket,
     path: Path,
+    namespace: Namespace,
 }
 
 impl Dialler {
@@ -75,6 +76,14 @@ impl Dialler {
         Ok(control)
     }
 
+    /// TLS by OpenSSL alone, for bytes that are no message.
+    pub fn tls(&self) -> openssl::ssl::SslStream<TcpStream> {
+        let tcp = self.tcp().expect("the server's port");
+        tcp.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        let ssl = tls::client_ssl(&self.context, SERVER_V4).expect("TLS");
+        ssl.connect(tcp).expect("the TLS handshake")
+    }
+
     /// TLS and Hello: the server's first message.
     pub fn hello(&self) -> (ControlChannel, Result<Message, Broken>) {
         let mut control = self.control().expect("the TLS handshake");
@@ -111,7 +120,7 @@ impl Dialler {
             dialled: Some(path),
         };
         let session = Session::new(start, clock::now()).expect("a suite");
-        RawClient { control, welcome, session, udp, path }
+        RawClient { control, welcome, session, udp, path, namespace: self.namespace.clone() }
     }
 }
 
@@ -132,6 +141,21 @@ impl RawClient {
         datagram.extend([0; TAG_LEN]);
         self.session.seal(clock::now(), 0, &mut datagram).expect("keys");
         datagram
+    }
+
+    /// The same, saying that the packet's checksum is still to be completed.
+    pub fn seal_partial(&mut self, packet: &[u8]) -> Vec<u8> {
+        let mut datagram = vec![0; HEADER_LEN];
+        datagram.extend(packet);
+        datagram.extend([0; TAG_LEN]);
+        self.session.seal(clock::now(), PARTIAL_CSUM, &mut datagram).expect("keys");
+        datagram
+    }
+
+    /// Goes on from another socket of the same host.
+    pub fn move_to_another_port(&mut self) {
+        self.udp = udp_to(&self.namespace, self.path.remote).expect("a UDP socket");
+        self.udp.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
     }
 
     /// Sends bytes to the server's UDP port.
