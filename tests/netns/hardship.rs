@@ -76,6 +76,16 @@ fn a_client_without_ipv6_gets_the_rest() {
 }
 
 #[test]
+fn a_server_without_ipv6_serves_ipv4() {
+    let Some(lab) = Lab::new("nosrv6", 1) else { return };
+    lab.srv().sysctl("net/ipv6/conf/all/disable_ipv6", "1");
+    lab.srv().sysctl("net/ipv6/conf/default/disable_ipv6", "1");
+    let _server = lab.start_server(&lab.server().set("networks", "['10.9.0.0/24']"));
+    let _client = lab.start_client(1, &lab.client(1));
+    transfer(&lab.c(1), &lab.srv(), ip(INNER_V4), 1 << 20);
+}
+
+#[test]
 fn a_route_over_the_server_itself_keeps_the_tunnel_up() {
     let Some(lab) = Lab::new("overroute", 1) else { return };
     let over = "['198.18.100.0/24', '198.18.1.0/24', '192.168.50.0/24']";

@@ -107,6 +107,9 @@ fn exercise(lab: &Lab, mtu: usize) {
         }
         time_exceeded(lab, to.is_ipv4());
     }
+    // None of all that was lost to the server.
+    let session = lab.session("c1").expect("a session");
+    assert_eq!(session["drops"], serde_json::json!({}), "{session}");
 }
 
 /// Tiny, usual and fragmented, both ways.
