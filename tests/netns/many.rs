@@ -25,6 +25,10 @@ fn three_clients_transfer_at_once() {
         }
     });
 
+    // The queues are in a namespace that ends with the server's processes.
+    let ipc = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/ipc")).expect("an IPC namespace");
+    assert_ne!(ipc(&server.pid().to_string()), ipc("self"));
+
     // Addresses are distinct, and so are the workers' users, which can do nothing.
     let addresses: BTreeSet<IpAddr> = (1..=3).flat_map(|n| lab.inner(n)).collect();
     assert_eq!(addresses.len(), 6, "{addresses:?}");

@@ -107,9 +107,10 @@ fn exercise(lab: &Lab, mtu: usize) {
         }
         time_exceeded(lab, to.is_ipv4());
     }
-    // None of all that was lost to the server.
+    // None of all that was lost to the server, but what a full queue to a guard that writes may have cost.
     let session = lab.session("c1").expect("a session");
-    assert_eq!(session["drops"], serde_json::json!({}), "{session}");
+    let drops = session["drops"].as_object().expect("drops by reason");
+    assert!(drops.keys().all(|reason| reason == "uplink_full"), "{session}");
 }
 
 /// Tiny, usual and fragmented, both ways.

@@ -34,6 +34,42 @@ fn the_wire_shows_no_plaintext_and_the_devices_the_right_packets() {
     }
 }
 
+#[test]
+fn congestion_marks_pass_in_and_out_of_the_tunnel() {
+    let Some(lab) = Lab::new("ecn", 1) else { return };
+    let _server = lab.start_server(&lab.server());
+    let _client = lab.start_client(1, &lab.client(1));
+    let ping =
+        |tos: &str| lab.c(1).run(&["ping", "-n", "-c", "5", "-i", "0.05", "-W", "1", "-Q", tos, INNER_V4]);
+    // The outer header says what the inner one says; DSCP stays inside.
+    for ecn in 0..4u8 {
+        let (wire, far) = (Capture::start(&lab.net(), "c1"), Capture::start(&lab.srv(), "tg0"));
+        assert!(ping(&format!("{:#04x}", 0xb8 | ecn)).status.success());
+        let (wire, far) = (wire.stop(), far.stop());
+        let outer: Vec<u8> = wire.iter().filter_map(|p| datagram_to_server(p)).map(|ip| ip[1]).collect();
+        assert!(outer.iter().filter(|tos| **tos == ecn).count() >= 5, "ECN {ecn}: outer {outer:02x?}");
+        let inner: Vec<u8> = far.iter().filter(|p| !p.outgoing).map(|p| p.bytes[1]).collect();
+        assert!(inner.iter().all(|tos| *tos == 0xb8 | ecn), "ECN {ecn}: inner {inner:02x?}");
+    }
+    // A mark made on the way comes out inside, and what can't carry it is dropped (RFC 6040).
+    let rules = "table ip congested {\nchain forward {\ntype filter hook forward priority 0\n\
+                 udp dport 55555 ip ecn set ce\n}\n}\n";
+    let rules = lab.write("mark.nft", rules);
+    lab.net().must(&["nft", "-f", &rules.display().to_string()]);
+    let far = Capture::start(&lab.srv(), "tg0");
+    assert!(ping("0x02").status.success());
+    let inner: Vec<u8> = far.stop().iter().filter(|p| !p.outgoing).map(|p| p.bytes[1]).collect();
+    assert!(!inner.is_empty() && inner.iter().all(|tos| *tos == 3), "{inner:02x?}");
+    assert!(!ping("0x00").status.success(), "a packet without ECN passed congestion");
+    let drops = lab.session("c1").expect("a session")["drops"].clone();
+    assert!(drops["congested"].as_u64() >= Some(5), "{drops}");
+}
+
+/// The IPv4 packet, if it is a datagram from a client to the server.
+fn datagram_to_server(packet: &Captured) -> Option<&[u8]> {
+    packet.ip_after_ethernet().filter(|ip| ip[9] == capture::UDP && ip[22..24] == 55555u16.to_be_bytes())
+}
+
 /// The same secret both ways by TCP, UDP and ping.
 fn say_secrets(lab: &Lab, to: IpAddr, from: IpAddr) {
     let (mut near, mut far) = connect(&lab.c(1), &lab.srv(), to);

@@ -42,8 +42,15 @@ fn without_nat_the_lan_sees_the_client() {
     lab.lan().ip(&["route", "add", "fd09::/64", "via", GATEWAY_V6]);
     assert_eq!(seen_as(&lab.c(1), &lab.lan(), ip(LAN_V4)), lab.inner_v4(1));
     assert_eq!(seen_as(&lab.c(1), &lab.lan(), ip(LAN_V6)), lab.inner_v6(1));
-    // And the other way round.
+    // And the other way round; what is too large for the tunnel is said to be.
     transfer(&lab.lan(), &lab.c(1), lab.inner_v4(1), 4 << 20);
+    for (to, from) in [(lab.inner_v4(1), GATEWAY_V4), (lab.inner_v6(1), GATEWAY_V6)] {
+        let size = if to.is_ipv4() { "1472" } else { "1452" };
+        let out =
+            lab.lan().run(&["ping", "-n", "-M", "do", "-c", "1", "-W", "5", "-s", size, &to.to_string()]);
+        let text = String::from_utf8_lossy(&out.stdout);
+        assert!(text.contains(&format!("From {from}")) && text.contains("1420"), "{text}");
+    }
 }
 
 #[test]
@@ -164,6 +171,41 @@ fn one_family_inside_is_enough() {
         client.stop();
         server.stop();
     }
+}
+
+#[test]
+fn clients_behind_one_nat_are_told_apart() {
+    let Some(lab) = Lab::new("behindnat", 2) else { return };
+    let rules = lab.write(
+        "nat.nft",
+        "table ip nat {\nchain post {\ntype nat hook postrouting priority srcnat\noifname \"srv\" masquerade\n}\n}\n",
+    );
+    lab.net().must(&["nft", "-f", &rules.display().to_string()]);
+    let _server = lab.start_server(&lab.server());
+    let _one = lab.start_client(1, &lab.client(1));
+    let _two = lab.start_client(2, &lab.client(2));
+    for n in [1, 2] {
+        let session = lab.session(&format!("c{n}")).expect("a session");
+        assert!(session["peer"].as_str().is_some_and(|peer| peer.starts_with("198.18.100.1:")), "{session}");
+        transfer(&lab.c(n), &lab.srv(), ip(INNER_V4), 2 << 20);
+        transfer(&lab.srv(), &lab.c(n), lab.inner_v6(n), 2 << 20);
+    }
+}
+
+#[test]
+fn strays_disturb_nobody() {
+    let Some(lab) = Lab::new("strays", 1) else { return };
+    let mut server = lab.start_server(&lab.server());
+    let mut client = lab.start_client(1, &lab.client(1));
+    // To nobody, to everybody, to groups.
+    for (host, device) in [(lab.srv(), "tg0"), (lab.c(1), "tg0")] {
+        for stray in ["10.9.0.99", "10.9.0.255", "224.0.0.1", "fd09::99", "ff02::1", "10.9.0.0"] {
+            host.run(&["ping", "-n", "-b", "-c", "2", "-i", "0.05", "-W", "1", "-I", device, stray]);
+        }
+    }
+    assert!(lab.status()["guard_drops"]["no_route"].as_u64() > Some(0), "{}", lab.status());
+    transfer(&lab.c(1), &lab.srv(), ip(INNER_V4), 1 << 20);
+    assert_eq!((server.try_exit(), client.try_exit()), (None, None));
 }
 
 /// A server that pushes the way to the LAN behind it.
