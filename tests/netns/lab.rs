@@ -17,7 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
-use crate::process::Process;
+use crate::process::{Process, alive, field};
 
 /// How long anything may take that has to happen: far beyond what the slowest machine needs.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -528,17 +528,18 @@ fn skipped(test: &str, why: &str) {
 
 /// Removes what test processes left that are no more.
 fn sweep() {
-    let alive = |name: &str| {
+    let in_use = |name: &str| {
         let pid = name.strip_prefix("tg").and_then(|rest| rest.split_once('-')).map(|(pid, _)| pid);
         let Some(pid) = pid.filter(|pid| !pid.is_empty() && pid.bytes().all(|b| b.is_ascii_digit())) else {
             return true;
         };
-        // The number may be somebody else's by now.
-        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.starts_with("netns-"))
+        // The number may be somebody else's by now, or a zombie's.
+        let pid: i32 = pid.parse().unwrap_or(0);
+        alive(pid) && field(pid, "Name").is_some_and(|name| name.starts_with("netns-"))
     };
     let names = |dir: &Path| -> Vec<String> {
         let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-        entries.filter_map(|e| e.file_name().into_string().ok()).filter(|name| !alive(name)).collect()
+        entries.filter_map(|e| e.file_name().into_string().ok()).filter(|name| !in_use(name)).collect()
     };
     for name in names(Path::new("/run/netns")) {
         remove_namespace(&name);
