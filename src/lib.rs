@@ -6,6 +6,7 @@
 pub mod batch;
 pub mod channel;
 pub mod cli;
+pub mod client;
 pub mod config;
 pub mod drops;
 pub mod egress;

@@ -292,6 +292,9 @@ impl Session {
     pub fn leave(&mut self, reason: Reason) {
         match self.control {
             Control::Up => self.messages.push_back(Message::Bye(reason)),
+            // In band a `Replaced` would overtake the news of the session that replaces this one, at the very
+            // client that has just made it.
+            Control::LostSince(_) if reason == Reason::Replaced => {}
             Control::LostSince(_) => {
                 if let Some(active) = self.paths.active() {
                     self.in_band.push_back((InBand::Close(reason as u8), active.path));

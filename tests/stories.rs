@@ -46,7 +46,8 @@ impl Pair {
         };
         Pair {
             now,
-            client: Session::new(start(Role::Client, Some(at("198.51.100.1:55555"))), now).expect("a session"),
+            client: Session::new(start(Role::Client, Some(at("198.51.100.1:55555"))), now)
+                .expect("a session"),
             server: Session::new(start(Role::Server, None), now).expect("a session"),
             client_at: at("192.0.2.1:4000"),
             control: true,

@@ -1,3 +1,103 @@
 //! The commands of `tunguard`, each on top of a library module.
 
+pub mod client;
+pub mod logging;
 pub mod pki;
+pub mod server;
+pub mod status;
+
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::exit::Failure;
+
+/// A privilege-separated VPN: one process per session, and sessions that follow their clients
+///
+/// Start with certificates (tunguard pki --help), then a server, then clients. Every command has examples in its
+/// own --help.
+#[derive(Debug, Parser)]
+#[command(name = "tunguard", version = crate::VERSION, arg_required_else_help = true, after_help = EXIT_CODES)]
+pub struct Cli {
+    /// How much is logged.
+    #[command(flatten)]
+    pub loudness: Loudness,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How much is logged.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct Loudness {
+    /// Log more: once for debugging, twice for everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "quiet")]
+    pub verbose: u8,
+    /// Log warnings and errors only
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+}
+
+/// A command.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make and revoke certificates
+    #[command(subcommand)]
+    Pki(pki::PkiCommand),
+    /// Run a server in the foreground
+    Server(server::ServerCommand),
+    /// Connect to a server and stay connected, in the foreground
+    Client(client::ClientCommand),
+    /// Show a running server's sessions
+    Status(status::StatusCommand),
+}
+
+/// Runs the command that the arguments name. Errors go to standard error, a sentence each.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    logging::install(cli.loudness);
+    let result = match cli.command {
+        Command::Pki(command) => command.run(),
+        Command::Server(command) => command.run(),
+        Command::Client(command) => command.run(),
+        Command::Status(command) => command.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => report(&failure),
+    }
+}
+
+fn report(failure: &Failure) -> ExitCode {
+    for line in failure.text.lines() {
+        eprintln!("tunguard: {line}");
+    }
+    failure.exit.into()
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 system error; 2 wrong usage or configuration; 6 TLS failed; 7, 8 certificate or key missing
+or unreadable; 9 they don't belong together; 10 certificate expired or not yet valid; 11 refused by the server;
+13 certificate of a foreign CA, another use or another name; 14 certificate revoked; 15 no /dev/net/tun; 16 a
+privilege is missing; 17 port in use; 18 device in use; 20 binaries of different versions.";
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_command_is_named_like_a_hidden_role() {
+        for command in Cli::command().get_subcommands() {
+            assert!(
+                ![crate::client::role::TUNNEL, crate::client::role::LOOKUP].contains(&command.get_name())
+            );
+        }
+    }
+}

@@ -53,6 +53,26 @@ pub fn enter(jail: &Jail<'_>) -> Outcome<()> {
     confirm(uid)
 }
 
+/// For a helper that needs the host's files, and nothing more than any user may do: no root directory of its
+/// own, but no privilege either. In the order of [`enter`].
+pub fn become_user(uid: u32, gid: u32, parent: i32) -> Outcome<()> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    for resource in [Resource::RLIMIT_FSIZE, Resource::RLIMIT_CORE] {
+        step("limit resources", setrlimit(resource, 0, 0))?;
+    }
+    drop_bounding_set()?;
+    step("drop the supplementary groups", setgroups(&[]))?;
+    step("take the group", setresgid(gid, gid, gid))?;
+    step("take the user", setresuid(uid, uid, uid))?;
+    step("forbid new privileges", prctl::set_no_new_privs())?;
+    step("forbid dumps and tracing", prctl::set_dumpable(false))?;
+    step("tie our life to our parent's", prctl::set_pdeathsig(Signal::SIGKILL))?;
+    if getppid() != Pid::from_raw(parent) {
+        return Err(Failure::system("start", "the parent is gone"));
+    }
+    confirm(uid)
+}
+
 fn limit_resources(jail: &Jail<'_>) -> nix::Result<()> {
     let limits = [
         // No file can be written, no process made, no core left.

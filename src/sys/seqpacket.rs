@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 /// The longest message, encoded.
-pub const MAX_MESSAGE: usize = 4096;
+pub const MAX_MESSAGE: usize = 16 * 1024;
 /// Descriptors that may come with one message.
 pub const MAX_FDS: usize = 4;
 

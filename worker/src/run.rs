@@ -41,6 +41,7 @@ struct Carrying<'a> {
     session: Session,
     /// `None` once it was lost.
     control: Option<ControlChannel>,
+    control_interest: Interest,
     admitted: Data,
     poller: Poller,
     egress: Egress,
@@ -78,6 +79,7 @@ impl<'a> Carrying<'a> {
         Ok(Carrying {
             guard,
             session: admitted.session,
+            control_interest: admitted.control.interest(),
             control: Some(admitted.control),
             admitted: Data {
                 carrier: admitted.carrier,
@@ -204,7 +206,11 @@ impl<'a> Carrying<'a> {
         if let Err(broken) = control.flush() {
             return self.control_broken(broken);
         }
-        let _ = self.poller.modify(control.as_fd(), CONTROL, control.interest());
+        let interest = control.interest();
+        if interest != self.control_interest && self.poller.modify(control.as_fd(), CONTROL, interest).is_ok()
+        {
+            self.control_interest = interest;
+        }
     }
 
     fn control_broken(&mut self, broken: Broken) {

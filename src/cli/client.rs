@@ -1,0 +1,33 @@
+//! `tunguard client`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::client;
+use crate::config::client::ClientConfig;
+use crate::exit::Outcome;
+
+/// Connect to a server and stay connected, in the foreground
+///
+/// Makes the tunnel device, routes and resolvers, and puts everything back when it is stopped by Ctrl-C or SIGTERM.
+/// A lost connection is looked for again until it is there.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct ClientCommand {
+    /// client.toml, or a profile made by `tunguard pki profile`
+    #[arg(short, long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+impl ClientCommand {
+    /// Runs the client until it is stopped.
+    pub fn run(self) -> Outcome<()> {
+        client::run(&ClientConfig::load(&self.config)?)
+    }
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  tunguard client --config /etc/tunguard/client.toml
+  tunguard client --config alice.toml --verbose";

@@ -1,0 +1,345 @@
+//! The data path of an established session, in packet order:
+//!
+//! 1. `tun_to_server`: super-packets from the device are cut, sealed and sent in runs ([`crate::egress`])
+//! 2. `server_to_tun`: runs of datagrams are opened and written to the device as super-packets
+//!    ([`crate::ingress`])
+//!
+//! Control messages in between. What the session has to say is handed out as [`Word`]s.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::channel::{Broken, ControlChannel};
+use crate::egress::Egress;
+use crate::exit::{Failure, Outcome};
+use crate::ingress::{Ingress, tun_refused};
+use crate::keys::Role;
+use crate::session::{Event, IN_BAND_LEN, Session};
+use crate::sys::clock;
+use crate::sys::poller::{Interest, Poller};
+use crate::sys::tun::Tun;
+use crate::sys::udp::{Carrier, RECEIVE_BUFFER_LEN, RECEIVE_BUFFERS, Received};
+use crate::time::Time;
+use crate::wire::control::{Reason, Settings, Welcome};
+use crate::wire::vnet::{VNET_LEN, VnetHeader};
+
+/// A session with its control channel and UDP socket.
+pub struct Link {
+    session: Session,
+    /// `None` once it was lost.
+    control: Option<ControlChannel>,
+    carrier: Carrier,
+    tokens: Tokens,
+    /// The remote's name.
+    pub host: String,
+    /// Where it was reached.
+    pub address: SocketAddr,
+    /// Inner addresses with their networks' prefixes.
+    pub addresses: Vec<IpNet>,
+    /// Subnets behind us.
+    pub subnets: Vec<IpNet>,
+    /// Inner MTU.
+    pub mtu: u16,
+    /// What the server pushed last.
+    pub settings: Settings,
+    /// The data channel has worked.
+    proven: bool,
+    /// When to warn that it doesn't.
+    warn_at: Option<Time>,
+    words: Vec<Word>,
+}
+
+/// The descriptors' tokens in the epoll set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    /// Of the control connection.
+    pub control: u64,
+    /// Of the UDP socket.
+    pub udp: u64,
+}
+
+/// What the tunnel process should know of its session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// The control connection broke off: the session lives on for a while.
+    ControlLost(String),
+    /// Nothing comes back on the data channel.
+    Unreachable,
+    /// The server changed its settings.
+    Settings,
+    /// The session is over.
+    Ended {
+        /// Why.
+        reason: Reason,
+        /// The server said so.
+        by_peer: bool,
+    },
+    /// The session is over: the control channel failed in a way that no lost connection explains.
+    Failed(Failure),
+}
+
+/// Buffers of the data path, shared by one session after the other.
+pub struct Buffers {
+    egress: Egress,
+    ingress: Ingress,
+    packet: Vec<u8>,
+    runs: Vec<Vec<u8>>,
+    received: Vec<Received>,
+    /// UDP super-packets may be written to the device.
+    uso: bool,
+}
+
+impl Buffers {
+    /// Buffers for a device that takes UDP super-packets, or doesn't.
+    pub fn new(uso: bool) -> Buffers {
+        Buffers {
+            egress: Egress::default(),
+            ingress: Ingress::default(),
+            packet: vec![0; VNET_LEN + u16::MAX as usize],
+            runs: vec![vec![0; RECEIVE_BUFFER_LEN]; RECEIVE_BUFFERS],
+            received: Vec::with_capacity(RECEIVE_BUFFERS),
+            uso,
+        }
+    }
+}
+
+impl Link {
+    /// A session as `welcome` made it.
+    pub fn new(
+        session: Session,
+        control: ControlChannel,
+        carrier: Carrier,
+        (host, address): (String, SocketAddr),
+        welcome: Welcome,
+        now: Time,
+    ) -> Link {
+        Link {
+            session,
+            control: Some(control),
+            carrier,
+            tokens: Tokens { control: 0, udp: 0 },
+            host,
+            address,
+            addresses: welcome.addresses,
+            subnets: welcome.subnets,
+            mtu: welcome.mtu,
+            settings: welcome.settings,
+            proven: false,
+            warn_at: Some(now + WARN_AFTER),
+            words: Vec::new(),
+        }
+    }
+
+    /// Our inner addresses.
+    pub fn inner(&self) -> Vec<IpAddr> {
+        self.addresses.iter().map(IpNet::addr).collect()
+    }
+
+    /// The line that tells the user so.
+    pub fn summary(&self, device: &str) -> String {
+        let inner: Vec<String> = self.inner().iter().map(ToString::to_string).collect();
+        format!(
+            "tunnel up: {} on {device}, MTU {}, suite {}",
+            inner.join(", "),
+            self.mtu,
+            self.session.suite()
+        )
+    }
+
+    /// Its descriptors' tokens.
+    pub fn tokens(&self) -> Tokens {
+        self.tokens
+    }
+
+    /// Takes up its work: the server is to learn our UDP address at once. The control connection is in the epoll
+    /// set already.
+    pub fn start(&mut self, poller: &Poller, tokens: Tokens) -> Outcome<()> {
+        self.tokens = tokens;
+        poller
+            .add(&self.carrier, tokens.udp, Interest::Read)
+            .map_err(|e| Failure::system("fill the epoll set", e))?;
+        self.session.probe(clock::now());
+        // Messages behind the welcome may have been read together with it.
+        self.talk_to_server(poller);
+        Ok(())
+    }
+
+    /// Device to network.
+    ///
+    /// Errors: the device is gone.
+    pub fn tun_to_server(&mut self, tun: &Tun, buffers: &mut Buffers) -> io::Result<()> {
+        let Buffers { egress, packet, .. } = buffers;
+        for _ in 0..READS_PER_TURN {
+            let Some(len) = tun.read(packet)? else { break };
+            let now = clock::now();
+            let Some(vnet) = VnetHeader::parse(&packet[..len]) else { continue };
+            egress.push(&mut self.session, &self.carrier, now, vnet, &packet[VNET_LEN..len]);
+        }
+        egress.flush(&mut self.session, &self.carrier);
+        Ok(())
+    }
+
+    /// Network to device.
+    pub fn server_to_tun(&mut self, tun: &Tun, buffers: &mut Buffers) -> Outcome<()> {
+        let Buffers { ingress, runs, received, uso, .. } = buffers;
+        for _ in 0..RECEIVES_PER_TURN {
+            let taken = self.carrier.receive(runs, received);
+            taken.map_err(|e| Failure::system("read the UDP socket", e))?;
+            if received.is_empty() {
+                break;
+            }
+            let now = clock::now();
+            for run in received.iter() {
+                ingress.open(&mut self.session, Role::Client, now, run, &mut runs[run.buffer]);
+            }
+            ingress.write_out(&mut self.session, runs, *uso, |parts| {
+                tun.write(parts).map_err(|e| tun_refused(&e))
+            });
+        }
+        Ok(())
+    }
+
+    /// Reads what the server says on the control channel.
+    pub fn talk_to_server(&mut self, poller: &Poller) {
+        let now = clock::now();
+        for _ in 0..CONTROL_PER_TURN {
+            let Some(control) = &mut self.control else { return };
+            match control.receive() {
+                Ok(Some(message)) => {
+                    if let Err(reason) = self.session.handle_message(now, message) {
+                        self.session.leave(reason);
+                        self.words.push(Word::Ended { reason, by_peer: false });
+                        return;
+                    }
+                }
+                Ok(None) => break,
+                Err(broken) => return self.control_broken(poller, broken),
+            }
+        }
+        self.flush_control(poller);
+    }
+
+    fn flush_control(&mut self, poller: &Poller) {
+        let Some(control) = &mut self.control else { return };
+        if let Err(broken) = control.flush() {
+            return self.control_broken(poller, broken);
+        }
+        let _ = poller.modify(&*control, self.tokens.control, control.interest());
+    }
+
+    fn control_broken(&mut self, poller: &Poller, broken: Broken) {
+        if let Some(control) = self.control.take() {
+            let _ = poller.remove(&control);
+        }
+        self.session.handle_control_lost(clock::now());
+        self.words.push(match broken {
+            Broken::Lost(text) => Word::ControlLost(text),
+            Broken::Closed => Word::ControlLost("the server closed it".to_owned()),
+            Broken::Refused(failure) => Word::Failed(failure),
+        });
+    }
+
+    /// When [`Link::handle_timeout`] is to be called next.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        self.session.poll_timeout().into_iter().chain(self.warn_at).min()
+    }
+
+    /// Does what is due.
+    pub fn handle_timeout(&mut self, now: Time) {
+        if self.session.poll_timeout().is_some_and(|at| at <= now) || self.session.rekey_due(now) {
+            self.session.handle_timeout(now);
+        }
+        if self.warn_at.is_some_and(|at| at <= now) {
+            self.warn_at = None;
+            log::warn!(
+                "the server's data channel doesn't answer: is UDP port {} open on the way to {}?",
+                self.address.port(),
+                self.address.ip(),
+            );
+        }
+    }
+
+    /// Sends what the session wants sent, and hands out what it has to say.
+    pub fn drain(&mut self, poller: &Poller) -> Vec<Word> {
+        let now = clock::now();
+        while let Some(event) = self.session.poll_event() {
+            self.note(event);
+        }
+        while let Some((message, path)) = self.session.poll_in_band() {
+            let mut datagram = [0; IN_BAND_LEN];
+            let sent = self
+                .session
+                .seal_in_band(now, message, &mut datagram)
+                .and_then(|len| self.carrier.send(&path, 0, &datagram[..len], len));
+            if let Err(reason) = sent {
+                self.session.drops.count(reason);
+            }
+        }
+        let mut spoke = false;
+        while let Some(message) = self.session.poll_message() {
+            spoke = true;
+            let sent = self.control.as_mut().map_or(Ok(()), |control| control.send(&message));
+            if let Err(broken) = sent {
+                self.control_broken(poller, broken);
+            }
+        }
+        if spoke {
+            self.flush_control(poller);
+        }
+        std::mem::take(&mut self.words)
+    }
+
+    fn note(&mut self, event: Event) {
+        match event {
+            Event::Proven { rtt } => {
+                self.warn_at = None;
+                let rtt = rtt.as_secs_f64() * 1e3;
+                if self.proven {
+                    log::debug!("round trip {rtt:.1} ms");
+                } else {
+                    log::info!("data channel works, round trip {rtt:.1} ms");
+                }
+                self.proven = true;
+            }
+            Event::Rekeyed { epoch } => log::debug!("new keys, epoch {epoch}"),
+            Event::Notice(text) => log::info!("the server says {:?}", super::connect::shorten(&text)),
+            Event::Settings(settings) => {
+                self.settings = settings;
+                self.words.push(Word::Settings);
+            }
+            Event::Unreachable => self.words.push(Word::Unreachable),
+            Event::Ended { reason, by_peer } => self.words.push(Word::Ended { reason, by_peer }),
+            // The server is where it was dialled.
+            Event::Moved { .. } => {}
+        }
+    }
+
+    /// Says goodbye, by whichever way is left, and closes the control channel.
+    pub fn leave(mut self, poller: &Poller, reason: Reason) {
+        self.session.leave(reason);
+        self.drain(poller);
+        self.end(poller);
+    }
+
+    /// Closes what there is, without a word to the server.
+    pub fn end(mut self, poller: &Poller) {
+        if let Some(control) = self.control.take() {
+            let _ = poller.remove(&control);
+            control.close();
+        }
+        let _ = poller.remove(&self.carrier);
+        for (reason, packets) in self.session.drops.nonzero() {
+            log::debug!("dropped in this session: {packets} packets ({})", reason.name());
+        }
+    }
+}
+
+// How long one source may keep the others waiting.
+const READS_PER_TURN: usize = 16;
+const RECEIVES_PER_TURN: usize = 16;
+const CONTROL_PER_TURN: usize = 32;
+/// The data channel should have answered the first challenge by then.
+const WARN_AFTER: Duration = Duration::from_secs(5);

@@ -1,0 +1,221 @@
+//! From a connected socket to a session: TLS, Hello, Welcome. Driven by readiness, as the session before goes on
+//! carrying packets meanwhile.
+
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use openssl::ssl::SslContext;
+
+use super::attempts::{Failed, Finality};
+use super::carry::Link;
+use super::consent;
+use super::ipc::Setup;
+use crate::channel::{Broken, ControlChannel, Progress};
+use crate::epochs::Limits;
+use crate::exit::{Exit, Failure, Outcome};
+use crate::hardware;
+use crate::keys::{Role, Secret};
+use crate::path::Path;
+use crate::session::{Session, Start};
+use crate::sys::poller::Interest;
+use crate::sys::udp::Carrier;
+use crate::time::Time;
+use crate::tls;
+use crate::wire::control::{self, Hello, Message, Reason, Welcome};
+
+/// A connection on its way to a session: [`advance`](Connecting::advance) whenever the socket is ready, then
+/// [`into_link`](Connecting::into_link).
+pub struct Connecting {
+    control: ControlChannel,
+    carrier: Carrier,
+    /// The remote's name.
+    pub host: String,
+    /// Where it was reached.
+    pub address: SocketAddr,
+    expected_name: String,
+    greeted: bool,
+}
+
+impl Connecting {
+    /// A connection as the supervisor hands it over: TCP first, then UDP.
+    pub fn new(
+        setup: &Setup,
+        context: &SslContext,
+        (host, address): (String, SocketAddr),
+        fds: Vec<OwnedFd>,
+    ) -> Outcome<Connecting> {
+        let Ok([tcp, udp]) = <[OwnedFd; 2]>::try_from(fds) else {
+            return Err(Failure::new(
+                Exit::Malformed,
+                "the supervisor's connection came without its sockets",
+            ));
+        };
+        let expected_name = setup.server_name.clone().unwrap_or_else(|| host.clone());
+        let ssl = tls::client_ssl(context, &expected_name)?;
+        Ok(Connecting {
+            control: ControlChannel::new(ssl, TcpStream::from(tcp), Role::Client)?,
+            carrier: Carrier::new(udp).map_err(|e| Failure::system("take over the UDP socket", e))?,
+            host,
+            address,
+            expected_name,
+            greeted: false,
+        })
+    }
+
+    /// What to wait for.
+    pub fn interest(&self) -> Interest {
+        self.control.interest()
+    }
+
+    /// Whether the server has been asked for a session: it may have given it to us, even if we never hear of it.
+    pub fn greeted(&self) -> bool {
+        self.greeted
+    }
+
+    /// Goes on as far as the socket allows; the server's welcome comes last.
+    pub fn advance(&mut self, setup: &Setup, want: &[IpAddr]) -> Result<Option<Welcome>, Failed> {
+        if !self.greeted {
+            // What fails before the handshake is done may have been sent by anyone.
+            let unproven = |failure| Failed::tls(failure, false);
+            if self.control.handshake().map_err(unproven)? == Progress::Waiting {
+                return Ok(None);
+            }
+            tls::confirm_peer(self.control.ssl(), None).map_err(unproven)?;
+            log::info!(
+                "TLS 1.3 with server {:?} ({})",
+                self.expected_name,
+                tls::group_name(self.control.ssl())
+            );
+            self.greet(setup, want)?;
+        }
+        self.control.flush().map_err(broken)?;
+        loop {
+            match self.control.receive().map_err(broken)? {
+                None => return Ok(None),
+                Some(Message::Welcome(welcome)) => return accept(setup, welcome).map(Some),
+                Some(Message::Notice(text)) => log::info!("the server says {:?}", shorten(&text)),
+                Some(Message::Bye(reason)) => return Err(turned_away(reason)),
+                Some(_) => {
+                    let text = "the server's first message is neither a welcome nor a refusal";
+                    return Err(Failed::passing(Failure::new(Exit::Malformed, text)));
+                }
+            }
+        }
+    }
+
+    fn greet(&mut self, setup: &Setup, want: &[IpAddr]) -> Result<(), Failed> {
+        let hello = Hello {
+            version: control::VERSION,
+            features: hardware::features(),
+            suites: setup.suites.clone(),
+            want: want.to_vec(),
+            resume: None,
+        };
+        self.greeted = true;
+        self.control.send(&Message::Hello(hello)).map_err(broken)
+    }
+
+    /// The session that `welcome` offers.
+    pub fn into_link(self, setup: &Setup, welcome: Welcome, now: Time) -> Outcome<Link> {
+        let secret = tls::export_secret(self.control.ssl(), &welcome.session.0)?;
+        let inner = welcome
+            .addresses
+            .iter()
+            .map(|a| IpNet::from(a.addr()))
+            .chain(welcome.subnets.iter().copied())
+            .collect();
+        let start = Start {
+            role: Role::Client,
+            id: welcome.session,
+            suite: welcome.suite,
+            secret: Secret::from_bytes(*secret),
+            limits: Limits {
+                age: Duration::from_millis(setup.rekey_ms.min(welcome.rekey_ms)),
+                packets: setup.rekey_packets.min(welcome.rekey_packets),
+            },
+            inner,
+            linger: Duration::from_millis(welcome.linger_ms),
+            dialled: Some(Path::new(self.address, None)),
+        };
+        let session = Session::new(start, now).map_err(|_| {
+            Failure::new(Exit::MacLength, format!("the cipher library refuses {}", welcome.suite))
+        })?;
+        Ok(Link::new(session, self.control, self.carrier, (self.host, self.address), welcome, now))
+    }
+
+    /// Tells the server that nothing comes of it.
+    pub fn give_up(mut self, reason: Reason) {
+        if self.greeted {
+            let _ = self.control.send(&Message::Bye(reason));
+            self.control.close();
+        }
+    }
+}
+
+impl AsFd for Connecting {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.control.as_fd()
+    }
+}
+
+/// A welcome that makes sense. What it wants of the host is judged by the supervisor ([`super::consent`]).
+fn accept(setup: &Setup, welcome: Welcome) -> Result<Welcome, Failed> {
+    let fault = if welcome.epoch != 0 {
+        "its first epoch isn't 0"
+    } else if !setup.suites.contains(&welcome.suite) {
+        "it chose a suite that we didn't offer"
+    } else if welcome.addresses.is_empty() || welcome.addresses.len() > consent::MAX_ADDRESSES {
+        "it has no inner address for us, or too many"
+    } else if welcome.subnets.len() > consent::MAX_SUBNETS {
+        "it has too many subnets for us"
+    } else if !(REKEY_MS_LEAST..=REKEY_MS_MOST).contains(&welcome.rekey_ms)
+        || welcome.rekey_packets < REKEY_PACKETS_LEAST
+        || welcome.linger_ms > LINGER_MS_MOST
+    {
+        "its timers are out of range"
+    } else {
+        return Ok(welcome);
+    };
+    Err(Failed::passing(Failure::new(
+        Exit::Malformed,
+        format!("the server's welcome makes no sense: {fault}"),
+    )))
+}
+
+/// The server's word before there is a session. It comes inside TLS, so it is the server's.
+fn turned_away(reason: Reason) -> Failed {
+    let (exit, finality, advice) = match reason {
+        Reason::Revoked => (Exit::CertificateRevoked, Finality::Final, "ask for another"),
+        Reason::Forbidden => (Exit::Refused, Finality::Lasting, "the server's log says why"),
+        Reason::Incompatible => {
+            (Exit::Refused, Finality::Lasting, "compare [data] suites and versions on both sides")
+        }
+        Reason::NoRoom => (Exit::Refused, Finality::Passing, "its log says of what"),
+        _ => (Exit::Refused, Finality::Passing, "the server's log may say more"),
+    };
+    let failure = Failure::new(exit, format!("the server refused the session: {reason} ({advice})"));
+    Failed { failure, finality }
+}
+
+fn broken(broken: Broken) -> Failed {
+    let tls = |text: String| Failed::passing(Failure::new(Exit::Tls, text));
+    match broken {
+        Broken::Lost(text) => tls(format!("the connection was lost: {text}")),
+        Broken::Closed => tls("the server closed the connection".to_owned()),
+        Broken::Refused(failure) => Failed::tls(failure, true),
+    }
+}
+
+/// Text from the server, as much as a log line takes.
+pub(super) fn shorten(text: &str) -> String {
+    text.chars().take(NOTICE_CHARS).collect()
+}
+
+const NOTICE_CHARS: usize = 200;
+/// As in the configuration's `rekey` and `rekey_packets`.
+const REKEY_MS_LEAST: u64 = 1_000;
+const REKEY_MS_MOST: u64 = 365 * 86_400_000;
+const REKEY_PACKETS_LEAST: u64 = 1_000;
+const LINGER_MS_MOST: u64 = 365 * 86_400_000;

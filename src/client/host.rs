@@ -1,0 +1,127 @@
+//! What the supervisor changes on the host: the device's addresses and MTU, routes, resolvers. Only differences
+//! are applied, so that connections inside the tunnel outlive a change of session.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+
+use super::consent::Plan;
+use crate::config::client::ClientConfig;
+use crate::config::common::DeviceName;
+use crate::exit::Outcome;
+use crate::net::{DnsKeeper, Netlink, RouteKeeper, dns, quiet_device};
+
+/// The host as we have set it up so far. [`clear`](Host::clear), or drop, undoes everything but the device, which
+/// goes with its descriptors.
+#[derive(Debug)]
+pub struct Host {
+    device: DeviceName,
+    index: u32,
+    netlink: Netlink,
+    routes: RouteKeeper,
+    protected: Vec<IpAddr>,
+    addresses: Vec<IpAddr>,
+    mtu: Option<u16>,
+    dns: Option<DnsKeeper>,
+    dns_servers: Vec<IpAddr>,
+    dns_state: PathBuf,
+    conflicts: Vec<String>,
+}
+
+impl Host {
+    /// Takes over the device of `config`, which is there and down, and repairs what a killed run left behind.
+    pub fn new(config: &ClientConfig) -> Outcome<Host> {
+        let device = &config.device;
+        let state = |what: &str| config.state_dir.join(format!("client-{device}.{what}.json"));
+        let mut netlink = Netlink::open()?;
+        let index = netlink.link_index(device.as_str())?;
+        // A killed run's resolvers may be behind a tunnel that is gone: no name could be looked up.
+        let dns_state = state("dns");
+        dns::repair(&dns_state)?;
+        let routes = RouteKeeper::new(index, device, state("routes"))?;
+        quiet_device(device);
+        Ok(Host {
+            device: device.clone(),
+            index,
+            netlink,
+            routes,
+            protected: Vec::new(),
+            addresses: Vec::new(),
+            mtu: None,
+            dns: None,
+            dns_servers: Vec::new(),
+            dns_state,
+            conflicts: Vec::new(),
+        })
+    }
+
+    /// Keeps the way to `server` outside the tunnel.
+    pub fn protect(&mut self, server: IpAddr) -> Outcome<()> {
+        if !self.protected.contains(&server) {
+            self.protected.push(server);
+        }
+        self.routes.protect(server)
+    }
+
+    /// Lets go of every protected server that isn't in `keep`.
+    pub fn protect_only(&mut self, keep: &[IpAddr]) -> Outcome<()> {
+        let (kept, gone): (Vec<_>, Vec<_>) = self.protected.iter().partition(|ip| keep.contains(ip));
+        self.protected = kept;
+        gone.into_iter().try_for_each(|server| self.routes.unprotect(server))
+    }
+
+    /// Makes the host what `plan` says.
+    pub fn apply(&mut self, plan: &Plan) -> Outcome<()> {
+        // 1. New addresses, before routes that name them as sources.
+        for address in plan.addresses.iter().filter(|a| !self.addresses.contains(a)) {
+            self.netlink.add_address(self.index, IpNet::from(*address))?;
+        }
+        if self.mtu != Some(plan.mtu) {
+            self.netlink.set_link_up(self.index, plan.mtu)?;
+            self.mtu = Some(plan.mtu);
+        }
+        // 2. Routes; what somebody else has is said once.
+        let conflicts = self.routes.set(&plan.routes, &plan.addresses)?;
+        let conflicts: Vec<String> = conflicts.iter().map(ToString::to_string).collect();
+        for conflict in conflicts.iter().filter(|c| !self.conflicts.contains(c)) {
+            log::warn!("{conflict}");
+        }
+        self.conflicts = conflicts;
+        // 3. Old addresses, after routes that named them.
+        for address in self.addresses.iter().filter(|a| !plan.addresses.contains(a)) {
+            self.netlink.del_address(self.index, IpNet::from(*address))?;
+        }
+        self.addresses.clone_from(&plan.addresses);
+        self.set_dns(&plan.dns);
+        Ok(())
+    }
+
+    /// Names that can't be looked up inside the tunnel are no reason to be without one.
+    fn set_dns(&mut self, servers: &[IpAddr]) {
+        if servers == self.dns_servers {
+            return;
+        }
+        if let Some(keeper) = self.dns.take()
+            && let Err(failure) = keeper.clear()
+        {
+            log::warn!("restoring the resolvers: {failure}");
+        }
+        match DnsKeeper::apply(&self.device, self.index, servers, self.dns_state.clone()) {
+            Ok(keeper) => {
+                self.dns = keeper;
+                self.dns_servers = servers.to_vec();
+            }
+            Err(failure) => {
+                self.dns_servers.clear();
+                log::warn!("the server's resolvers are not used: {failure}");
+            }
+        }
+    }
+
+    /// Puts back resolvers and routes.
+    pub fn clear(mut self) -> Outcome<()> {
+        let dns = self.dns.take().map_or(Ok(()), DnsKeeper::clear);
+        dns.and(self.routes.clear())
+    }
+}

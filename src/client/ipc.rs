@@ -1,0 +1,336 @@
+//! Supervisor and tunnel process: the only vocabulary they share. The tunnel process reads what strangers send,
+//! so it is not trusted: a request out of place, too many of them, or one that doesn't decode ends it.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::config::common::Suite;
+use crate::exit::{Exit, Failure};
+use crate::sys::seqpacket::Channel;
+use crate::time::Time;
+use crate::tls::Credentials;
+use crate::wire::control::Settings;
+
+/// The tunnel process's end.
+pub type TunnelEnd = Channel<Request, Reply>;
+/// The supervisor's end.
+pub type SupervisorEnd = Channel<Reply, Request>;
+
+/// What the tunnel process may ask or tell; when is said by [`Phase::allows`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Connect to a remote. Answer: `Dialled` or `DialFailed`.
+    Dial {
+        /// Its place in the configuration.
+        remote: u16,
+    },
+    /// Set the host up for a session. Answer: `Configured` or `ConfigureFailed`.
+    Configure(Wishes),
+    /// A line for the log.
+    Log {
+        /// 1 error, 2 warning, 3 info, 4 debug, 5 trace (`log::Level`).
+        level: u8,
+        /// The line; shown escaped.
+        text: String,
+    },
+    /// The last word before the tunnel process exits.
+    Ended {
+        /// Why, where it wasn't told to stop.
+        failure: Option<(Exit, String)>,
+        /// Starting again wouldn't help.
+        permanent: bool,
+    },
+}
+
+/// What the server would like this host to be set up as.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wishes {
+    /// Inner addresses with the length of their network's prefix.
+    pub addresses: Vec<IpNet>,
+    /// Inner MTU.
+    pub mtu: u16,
+    /// Subnets behind this client, as the server knows them.
+    pub subnets: Vec<IpNet>,
+    /// Routes and resolvers.
+    pub settings: Settings,
+    /// The address the session was dialled at.
+    pub server: IpAddr,
+}
+
+/// What the supervisor answers and orders.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// Connected; the TCP connection is the first descriptor, a UDP socket the second.
+    Dialled {
+        /// The remote's name, as configured.
+        host: String,
+        /// Where it was reached; UDP goes there, too.
+        address: SocketAddr,
+    },
+    /// No connection.
+    DialFailed {
+        /// Why.
+        text: String,
+    },
+    /// The host is set up.
+    Configured,
+    /// It is not.
+    ConfigureFailed {
+        /// Why.
+        text: String,
+    },
+    /// Say goodbye to the server and exit.
+    Stop,
+}
+
+/// What the tunnel process is started with: in a sealed memory file, as descriptor 5.
+#[derive(Serialize, Deserialize)]
+pub struct Setup {
+    /// The supervisor's process ID: when it goes, the tunnel process goes.
+    pub supervisor: i32,
+    /// User to become.
+    pub uid: u32,
+    /// Group to become.
+    pub gid: u32,
+    /// An empty directory to be locked into.
+    pub root: PathBuf,
+    /// Certificates and our key.
+    pub credentials: Credentials,
+    /// The name the server's certificate must carry; the remote's host where it is `None`.
+    pub server_name: Option<String>,
+    /// The device's name, for the log.
+    pub device: String,
+    /// Number of remotes.
+    pub remotes: u16,
+    /// Suites, best first.
+    pub suites: Vec<Suite>,
+    /// Milliseconds of an epoch.
+    pub rekey_ms: u64,
+    /// Packets of an epoch.
+    pub rekey_packets: u64,
+    /// UDP super-packets may be written to the device.
+    pub uso: bool,
+    /// A tunnel process before this one had a session: don't give up.
+    pub established: bool,
+    /// Inner addresses it had.
+    pub want: Vec<IpAddr>,
+    /// The most verbose level the log shows (`log::LevelFilter`).
+    pub log_level: u8,
+}
+
+impl Setup {
+    /// As bytes for the memory file.
+    pub fn encode(&self) -> Vec<u8> {
+        bincode::serde::encode_to_vec(self, bincode::config::standard()).expect("plain data encodes")
+    }
+
+    /// From the memory file's bytes.
+    pub fn decode(bytes: &[u8]) -> Option<Setup> {
+        let (setup, used) = bincode::serde::decode_from_slice(bytes, bincode::config::standard()).ok()?;
+        (used == bytes.len()).then_some(setup)
+    }
+}
+
+/// How far a tunnel process is, as the supervisor sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It was started and has no connection yet.
+    Fresh,
+    /// Its first connection is being made.
+    FirstDial,
+    /// It has been given a connection.
+    Connected,
+    /// It has been given a connection, and the next is being made.
+    NextDial,
+    /// It was told to stop.
+    Stopping,
+    /// It has said its last word.
+    Ended,
+}
+
+impl Phase {
+    /// Whether `request` is in place.
+    ///
+    /// | request | Fresh | FirstDial | Connected | NextDial | Stopping | Ended |
+    /// |---|---|---|---|---|---|---|
+    /// | Dial | yes | - | yes | - | ignored | - |
+    /// | Configure | - | - | yes | yes | ignored | - |
+    /// | Log | yes | yes | yes | yes | yes | - |
+    /// | Ended | yes | yes | yes | yes | yes | - |
+    pub fn allows(self, request: &Request) -> Verdict {
+        use Phase::*;
+        match (self, request) {
+            (Ended, _) => Verdict::Violation,
+            (_, Request::Log { .. } | Request::Ended { .. }) => Verdict::Allowed,
+            // On its way to us when it was told to stop.
+            (Stopping, Request::Dial { .. } | Request::Configure(_)) => Verdict::Ignored,
+            (Fresh | Connected, Request::Dial { .. }) => Verdict::Allowed,
+            (FirstDial | NextDial, Request::Dial { .. }) => Verdict::Violation,
+            (Connected | NextDial, Request::Configure(_)) => Verdict::Allowed,
+            (Fresh | FirstDial, Request::Configure(_)) => Verdict::Violation,
+        }
+    }
+
+    /// A connection is being made.
+    pub fn dialling(self) -> Phase {
+        if self == Phase::Connected { Phase::NextDial } else { Phase::FirstDial }
+    }
+
+    /// The connection was made, or not.
+    pub fn dialled(self, made: bool) -> Phase {
+        match self {
+            Phase::FirstDial if !made => Phase::Fresh,
+            Phase::FirstDial | Phase::NextDial => Phase::Connected,
+            other => other,
+        }
+    }
+}
+
+/// What becomes of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is dealt with.
+    Allowed,
+    /// It came too late to matter.
+    Ignored,
+    /// The tunnel process ends.
+    Violation,
+}
+
+/// How many requests of a kind may come: so many at once, and one more every so often.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    left: u32,
+    burst: u32,
+    every: Duration,
+    since: Time,
+}
+
+impl Budget {
+    /// A full budget.
+    pub fn new(burst: u32, every: Duration, now: Time) -> Budget {
+        Budget { left: burst, burst, every, since: now }
+    }
+
+    /// Takes one; `false` where none is left.
+    pub fn take(&mut self, now: Time) -> bool {
+        let earned = now.since(self.since).as_nanos() / self.every.as_nanos().max(1);
+        if earned > 0 {
+            self.left = self.left.saturating_add(u32::try_from(earned).unwrap_or(u32::MAX)).min(self.burst);
+            self.since = now;
+        }
+        let any = self.left > 0;
+        self.left -= u32::from(any);
+        any
+    }
+}
+
+/// A failure as the channel carries it.
+pub fn pack(failure: &Failure) -> (Exit, String) {
+    let mut text = failure.text.clone();
+    truncate(&mut text);
+    (failure.exit, text)
+}
+
+/// Cuts `text` to what the channel carries.
+pub fn truncate(text: &mut String) {
+    let mut end = text.len().min(MAX_TEXT);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+}
+
+/// The longest text in a message, in bytes.
+pub const MAX_TEXT: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn requests() -> [Request; 4] {
+        let wishes = Wishes {
+            addresses: Vec::new(),
+            mtu: 1420,
+            subnets: Vec::new(),
+            settings: Settings::default(),
+            server: IpAddr::from([192, 0, 2, 1]),
+        };
+        [
+            Request::Dial { remote: 0 },
+            Request::Configure(wishes),
+            Request::Log { level: 3, text: String::new() },
+            Request::Ended { failure: None, permanent: false },
+        ]
+    }
+
+    #[test]
+    fn the_phase_table() {
+        use Verdict::{Allowed as Y, Ignored as I, Violation as N};
+        for (phase, verdicts) in [
+            (Phase::Fresh, [Y, N, Y, Y]),
+            (Phase::FirstDial, [N, N, Y, Y]),
+            (Phase::Connected, [Y, Y, Y, Y]),
+            (Phase::NextDial, [N, Y, Y, Y]),
+            (Phase::Stopping, [I, I, Y, Y]),
+            (Phase::Ended, [N, N, N, N]),
+        ] {
+            for (request, verdict) in requests().iter().zip(verdicts) {
+                assert_eq!(phase.allows(request), verdict, "{phase:?} {request:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn phases_follow_the_dials() {
+        let first = Phase::Fresh.dialling();
+        assert_eq!(first, Phase::FirstDial);
+        assert_eq!(first.dialled(false), Phase::Fresh);
+        assert_eq!(first.dialled(true), Phase::Connected);
+        let next = Phase::Connected.dialling();
+        assert_eq!(next, Phase::NextDial);
+        assert_eq!(next.dialled(false), Phase::Connected, "the session before is still there");
+        assert_eq!(Phase::Stopping.dialled(true), Phase::Stopping);
+    }
+
+    #[test]
+    fn a_budget_refills_with_time() {
+        let start = Time::default();
+        let mut budget = Budget::new(2, Duration::from_secs(1), start);
+        assert!(budget.take(start) && budget.take(start) && !budget.take(start));
+        assert!(!budget.take(start + Duration::from_millis(999)));
+        assert!(budget.take(start + Duration::from_secs(1)));
+        assert!(!budget.take(start + Duration::from_secs(1)));
+        let much_later = start + Duration::from_secs(1000);
+        assert!(budget.take(much_later) && budget.take(much_later) && !budget.take(much_later));
+    }
+
+    #[test]
+    fn texts_are_cut_between_characters() {
+        let mut text = "é".repeat(MAX_TEXT);
+        text.insert(0, 'x');
+        truncate(&mut text);
+        assert_eq!(text.len(), MAX_TEXT - 1);
+    }
+
+    #[test]
+    fn the_longest_wishes_fit_a_message() {
+        let wishes = Wishes {
+            addresses: vec!["fd09::2/64".parse().expect("a network"); super::super::consent::MAX_ADDRESSES],
+            mtu: 1420,
+            subnets: vec!["fd0a::/64".parse().expect("a network"); super::super::consent::MAX_SUBNETS],
+            settings: Settings {
+                routes: vec!["fd0b::/64".parse().expect("a network"); super::super::consent::MAX_ROUTES],
+                dns: vec!["fd09::1".parse().expect("an address"); super::super::consent::MAX_RESOLVERS],
+            },
+            server: "2001:db8::1".parse().expect("an address"),
+        };
+        let (tunnel, supervisor) = crate::sys::seqpacket::pair::<Request, Reply>().expect("a pair");
+        assert!(tunnel.send(&Request::Configure(wishes), &[]).expect("fits"));
+        drop(supervisor);
+    }
+}

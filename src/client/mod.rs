@@ -1,0 +1,41 @@
+//! The client: a supervisor with the host's routes in its hands, and a tunnel process with the network's bytes
+//! in its.
+//!
+//! ```text
+//!   supervisor (root)            SEQPACKET          tunnel process (unprivileged, locked in)
+//!   dial, routes, DNS, device  <- requests --       TLS, keys, data path
+//!                               -- replies ->
+//!   lookup helper (unprivileged, lives for one name)
+//! ```
+//!
+//! In the order of a connection:
+//! 1. [`supervisor`]: reads configuration and credentials, makes the device, starts the tunnel process
+//! 2. [`attempts`]: which remote to try when, and when to give up (pure)
+//! 3. [`dial`], with the names looked up by [`lookup`]: a connected TCP socket and a UDP socket
+//! 4. [`connect`]: TLS, Hello, Welcome
+//! 5. [`consent`]: what of the server's wishes this machine agrees to (pure); [`host`] carries it out
+//! 6. [`carry`]: `tun_to_server` and `server_to_tun`
+//!
+//! [`ipc`] is all that the two processes say to each other, [`tunnel`] the unprivileged one's start and loop.
+
+pub mod attempts;
+pub mod carry;
+pub mod connect;
+pub mod consent;
+pub mod dial;
+pub mod host;
+pub mod ipc;
+pub mod lookup;
+pub mod supervisor;
+pub mod tunnel;
+mod tunnel_log;
+
+pub use supervisor::run;
+
+/// First arguments by which this program starts itself in another role; not for users.
+pub mod role {
+    /// The tunnel process.
+    pub const TUNNEL: &str = "client-tunnel";
+    /// The helper that looks up one name.
+    pub const LOOKUP: &str = "client-lookup";
+}

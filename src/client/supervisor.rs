@@ -1,0 +1,596 @@
+//! The supervisor: the client's privileged half. It holds the device, routes and resolvers, starts the tunnel
+//! process, does for it what needs privilege, and starts it again when it dies. It reads nothing from the network.
+
+use std::collections::HashMap;
+use std::fs::{self, DirBuilder};
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus};
+use std::time::Duration;
+
+use nix::unistd::{Uid, geteuid};
+
+use super::consent::{Policy, judge};
+use super::dial::{Dial, Dialling, Known};
+use super::host::Host;
+use super::ipc::{Budget, MAX_TEXT, Phase, Reply, Request, Setup, SupervisorEnd, Verdict, Wishes, truncate};
+use super::role;
+use crate::VERSION;
+use crate::config::client::ClientConfig;
+use crate::exit::{Exit, Failure, Outcome};
+use crate::sys::poller::{Interest, Poller};
+use crate::sys::seqpacket::{self, Incoming};
+use crate::sys::signals::Signals;
+use crate::sys::tun::{Offloads, Tun};
+use crate::sys::{clock, memfd, spawn, udp};
+use crate::time::Time;
+use crate::tls::Credentials;
+
+/// `tunguard client`: runs until it is told to stop, or until there is no use in going on.
+pub fn run(config: &ClientConfig) -> Outcome<()> {
+    // 1. Everything that can be wrong with the configuration, before anything is touched.
+    let credentials = Credentials::read_client(&config.tls)?;
+    let user = User::look_up(&config.user)?;
+    if !geteuid().is_root() {
+        let text = "tunguard client sets up a device and routes: run it as root";
+        return Err(Failure::new(Exit::Privilege, text));
+    }
+    let root = empty_root(&config.state_dir)?;
+    let signals = Signals::install().map_err(|e| Failure::system("listen for signals", e))?;
+    // 2. The device, which is there until we exit, and what a killed run left behind.
+    let (tun, offloads) = Tun::create(&config.device)?;
+    let host = Host::new(config)?;
+    // 3. The tunnel process, again and again.
+    let mut supervisor = Supervisor::new(config, (credentials, user, root), (tun, offloads), signals)?;
+    let result = supervisor.supervise(host);
+    log::debug!("client ends: {result:?}");
+    result
+}
+
+/// An unprivileged user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct User {
+    /// Its number.
+    pub uid: u32,
+    /// Its group's.
+    pub gid: u32,
+}
+
+impl User {
+    /// The user called or numbered `name`; never root.
+    pub fn look_up(name: &str) -> Outcome<User> {
+        let found = match name.parse::<u32>() {
+            Ok(uid) => nix::unistd::User::from_uid(Uid::from_raw(uid)),
+            Err(_) => nix::unistd::User::from_name(name),
+        };
+        let found = found.map_err(|e| Failure::system(format!("look up the user {name:?}"), e))?;
+        let user = match (found, name.parse::<u32>()) {
+            (Some(user), _) => User { uid: user.uid.as_raw(), gid: user.gid.as_raw() },
+            // A number needs no name.
+            (None, Ok(uid)) => User { uid, gid: uid },
+            (None, Err(_)) => {
+                return Err(Failure::usage(format!("there is no user {name:?}: set another `user`")));
+            }
+        };
+        if user.uid == 0 || user.gid == 0 {
+            let text = format!("the user {name:?} is root, or in its group: set an unprivileged `user`");
+            return Err(Failure::usage(text));
+        }
+        Ok(user)
+    }
+}
+
+/// The directory the tunnel process is locked into: empty, and nobody's to write to but root's.
+fn empty_root(state_dir: &Path) -> Outcome<PathBuf> {
+    let root = state_dir.join("empty");
+    let failed = |what: &str, e| Failure::system(format!("{what} {}", root.display()), e);
+    fs::create_dir_all(state_dir).map_err(|e| failed("make", e))?;
+    match DirBuilder::new().mode(0o555).create(&root) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed("make", e)),
+        _ => {}
+    }
+    let there = fs::symlink_metadata(&root).map_err(|e| failed("look at", e))?;
+    let ours = there.is_dir() && there.uid() == 0 && there.mode() & 0o222 & 0o077 == 0;
+    let empty = fs::read_dir(&root).map_err(|e| failed("look into", e))?.next().is_none();
+    if ours && empty {
+        Ok(root)
+    } else {
+        let text = format!("{} must be an empty directory that only root can write to", root.display());
+        Err(Failure::new(Exit::System, text))
+    }
+}
+
+struct Supervisor<'a> {
+    config: &'a ClientConfig,
+    credentials: Credentials,
+    user: User,
+    root: PathBuf,
+    tun: Tun,
+    offloads: Offloads,
+    signals: Signals,
+    poller: Poller,
+    known: HashMap<usize, Known>,
+    process: Option<Process>,
+    dial: Option<Dial>,
+    /// The remote and address dialled last.
+    dialled: Option<(usize, std::net::SocketAddr)>,
+    /// The server in use.
+    server: Option<IpAddr>,
+    restart_at: Option<Time>,
+    /// Tunnel processes that died young, one after the other.
+    crashes: u32,
+    established: bool,
+    want: Vec<IpAddr>,
+    /// When a tunnel process that was told to stop is killed.
+    stop_by: Option<Time>,
+}
+
+/// A running tunnel process.
+struct Process {
+    child: Child,
+    channel: SupervisorEnd,
+    phase: Phase,
+    started: Time,
+    requests: Budget,
+    lines: Budget,
+    last_word: Option<LastWord>,
+}
+
+struct LastWord {
+    failure: Option<Failure>,
+    permanent: bool,
+}
+
+/// Whether to go on.
+enum Flow {
+    On,
+    Stop(Outcome<()>),
+}
+
+impl<'a> Supervisor<'a> {
+    fn new(
+        config: &'a ClientConfig,
+        (credentials, user, root): (Credentials, User, PathBuf),
+        (tun, offloads): (Tun, Offloads),
+        signals: Signals,
+    ) -> Outcome<Supervisor<'a>> {
+        let poller = Poller::new(EVENTS).map_err(|e| Failure::system("make an epoll set", e))?;
+        for fd in signals.fds() {
+            poller.add(fd, SIGNALS, Interest::Read).map_err(full)?;
+        }
+        Ok(Supervisor {
+            config,
+            credentials,
+            user,
+            root,
+            tun,
+            offloads,
+            signals,
+            poller,
+            known: HashMap::new(),
+            process: None,
+            dial: None,
+            dialled: None,
+            server: None,
+            restart_at: Some(clock::now()),
+            crashes: 0,
+            established: false,
+            want: Vec::new(),
+            stop_by: None,
+        })
+    }
+
+    /// The event loop, and then the host as it was.
+    fn supervise(&mut self, mut host: Host) -> Outcome<()> {
+        let result = loop {
+            match self.turn(&mut host) {
+                Ok(Flow::On) => {}
+                Ok(Flow::Stop(result)) => break result,
+                Err(failure) => break Err(failure),
+            }
+        };
+        self.dial = None;
+        self.kill_process();
+        let cleared = host.clear();
+        if result.is_ok() {
+            log::info!("tunnel down, routes and resolvers restored");
+        }
+        result.and(cleared)
+    }
+
+    fn turn(&mut self, host: &mut Host) -> Outcome<Flow> {
+        let timeout = self.poll_timeout().map(|at| at.since(clock::now()));
+        let waited = self.poller.wait(timeout);
+        let ready: Vec<_> = waited.map_err(|e| Failure::system("wait for events", e))?.collect();
+        for event in ready {
+            match event.token {
+                SIGNALS => {
+                    if let Flow::Stop(result) = self.hear_signals() {
+                        return Ok(Flow::Stop(result));
+                    }
+                }
+                CHANNEL => self.hear_tunnel(host)?,
+                // Dials are looked at below, whatever woke us.
+                _ => {}
+            }
+        }
+        let now = clock::now();
+        self.step_dial(host, now);
+        if self.stop_by.is_some_and(|by| by <= now) {
+            log::warn!("the tunnel process doesn't stop: it is killed");
+            return Ok(Flow::Stop(Ok(())));
+        }
+        if let Flow::Stop(result) = self.reap(now) {
+            return Ok(Flow::Stop(result));
+        }
+        if self.restart_at.is_some_and(|at| at <= now) {
+            self.restart_at = None;
+            self.start_process(now)?;
+        }
+        Ok(Flow::On)
+    }
+
+    fn poll_timeout(&self) -> Option<Time> {
+        let dial = self.dial.as_ref().map(Dial::poll_timeout);
+        self.restart_at.into_iter().chain(self.stop_by).chain(dial).min()
+    }
+
+    fn hear_signals(&mut self) -> Flow {
+        let arrived = self.signals.take();
+        if arrived.reload {
+            log::info!("SIGHUP: the client reads its configuration only when it starts");
+        }
+        if !arrived.stop {
+            return Flow::On;
+        }
+        let hurry = self.stop_by.is_some();
+        let Some(process) = self.process.as_mut().filter(|_| !hurry) else { return Flow::Stop(Ok(())) };
+        log::info!("stopping");
+        process.phase = Phase::Stopping;
+        self.dial = None;
+        self.stop_by = Some(clock::now() + STOP_WITHIN);
+        match process.channel.send(&Reply::Stop, &[]) {
+            Ok(true) => Flow::On,
+            _ => Flow::Stop(Ok(())),
+        }
+    }
+
+    // The tunnel process's life.
+
+    fn start_process(&mut self, now: Time) -> Outcome<()> {
+        let failed = |e| Failure::system("start the tunnel process", e);
+        let (channel, theirs) = seqpacket::pair().map_err(failed)?;
+        let setup = memfd::sealed("tunguard-setup", &self.setup().encode()).map_err(failed)?;
+        let fds = [theirs.as_fd(), self.tun.as_fd(), setup.as_fd()];
+        let child =
+            spawn::spawn(Path::new("/proc/self/exe"), &[role::TUNNEL, VERSION], &fds).map_err(failed)?;
+        self.poller.add(&channel, CHANNEL, Interest::Read).map_err(full)?;
+        self.process = Some(Process {
+            child,
+            channel,
+            phase: Phase::Fresh,
+            started: now,
+            requests: Budget::new(REQUESTS, REQUEST_EVERY, now),
+            lines: Budget::new(LINES, LINE_EVERY, now),
+            last_word: None,
+        });
+        Ok(())
+    }
+
+    fn setup(&self) -> Setup {
+        let config = self.config;
+        Setup {
+            supervisor: std::process::id() as i32,
+            uid: self.user.uid,
+            gid: self.user.gid,
+            root: self.root.clone(),
+            credentials: self.credentials.clone(),
+            server_name: config.tls.server_name.clone(),
+            device: config.device.to_string(),
+            remotes: config.remote.len().min(u16::MAX.into()) as u16,
+            suites: config.data.suites.clone(),
+            rekey_ms: config.data.rekey.as_millis() as u64,
+            rekey_packets: config.data.rekey_packets,
+            uso: self.offloads.uso,
+            established: self.established,
+            want: self.want.clone(),
+            log_level: log::max_level() as u8,
+        }
+    }
+
+    /// Looks whether the tunnel process is over, and what that means.
+    fn reap(&mut self, now: Time) -> Flow {
+        let Some(process) = &mut self.process else { return Flow::On };
+        let status = match process.child.try_wait() {
+            Ok(None) => return Flow::On,
+            Ok(Some(status)) => status,
+            Err(error) => return Flow::Stop(Err(Failure::system("wait for the tunnel process", error))),
+        };
+        let process = self.forget_process();
+        let stopping = self.stop_by.is_some();
+        let last_word = process.and_then(|mut process| {
+            process.drain_last_word();
+            if now.since(process.started) > LIVED_WELL {
+                self.crashes = 0;
+            }
+            process.last_word
+        });
+        if stopping {
+            return Flow::Stop(Ok(()));
+        }
+        match last_word {
+            Some(LastWord { failure: Some(failure), permanent: true }) => return Flow::Stop(Err(failure)),
+            Some(LastWord { failure: Some(failure), .. }) => {
+                log::error!("the tunnel process gave up: {failure}")
+            }
+            _ => log::error!("the tunnel process died: {}", describe(status)),
+        }
+        let wait = (FIRST_RESTART * 2u32.pow(self.crashes.min(6))).min(LAST_RESTART);
+        self.crashes = self.crashes.saturating_add(1);
+        log::info!("starting it again in {:.1} s; routes stay as they are", wait.as_secs_f64());
+        self.restart_at = Some(now + wait);
+        Flow::On
+    }
+
+    fn forget_process(&mut self) -> Option<Process> {
+        self.dial = None;
+        let process = self.process.take()?;
+        let _ = self.poller.remove(&process.channel);
+        Some(process)
+    }
+
+    fn kill_process(&mut self) {
+        if let Some(mut process) = self.forget_process() {
+            let _ = process.child.kill();
+            let _ = process.child.wait();
+        }
+    }
+
+    // Its requests.
+
+    fn hear_tunnel(&mut self, host: &mut Host) -> Outcome<()> {
+        for _ in 0..REQUESTS_PER_TURN {
+            let Some(process) = &mut self.process else { return Ok(()) };
+            match process.channel.receive(false) {
+                Ok(Incoming::Message(request, _)) => {
+                    if let Err(what) = self.admit(request, host) {
+                        self.end_violator(&what);
+                    }
+                }
+                Ok(Incoming::Nothing) => return Ok(()),
+                // It is dead, or will be; reap() says how it ended.
+                Ok(Incoming::Closed) => {
+                    let _ = self.poller.remove(&process.channel);
+                    return Ok(());
+                }
+                Err(violation) => self.end_violator(&violation.to_string()),
+            }
+        }
+        Ok(())
+    }
+
+    fn end_violator(&mut self, what: &str) {
+        log::error!("the tunnel process broke its rules ({what}): it is killed");
+        if let Some(process) = &mut self.process {
+            let _ = process.child.kill();
+            let _ = self.poller.remove(&process.channel);
+            process.phase = Phase::Ended;
+        }
+    }
+
+    /// Checks one request against phase and budget, and does it. An error is a violation.
+    fn admit(&mut self, request: Request, host: &mut Host) -> Result<(), String> {
+        let Some(process) = &mut self.process else { return Ok(()) };
+        let now = clock::now();
+        match process.phase.allows(&request) {
+            Verdict::Allowed => {}
+            Verdict::Ignored => return Ok(()),
+            Verdict::Violation => return Err(format!("a request out of place: {}", name_of(&request))),
+        }
+        match request {
+            Request::Log { level, text } => process.show(level, &text, now),
+            Request::Ended { failure, permanent } => process.note_end(failure, permanent),
+            _ if !process.requests.take(now) => return Err("too many requests".to_owned()),
+            Request::Dial { remote } => return self.start_dial(remote.into(), now),
+            Request::Configure(wishes) => self.configure(&wishes, host)?,
+        }
+        Ok(())
+    }
+
+    fn start_dial(&mut self, place: usize, now: Time) -> Result<(), String> {
+        let remote = self.config.remote.get(place).ok_or("a remote that isn't there")?;
+        let known = self.known.entry(place).or_default();
+        let started = Dial::start((place, remote), known, self.user, (&self.poller, DIAL), now);
+        // Good again only when this leads to a session.
+        known.good = false;
+        let Some(process) = &mut self.process else { return Ok(()) };
+        process.phase = process.phase.dialling();
+        match started {
+            Ok(dial) => self.dial = Some(dial),
+            Err(failure) => self.dial_failed(failure.text),
+        }
+        Ok(())
+    }
+
+    fn step_dial(&mut self, host: &mut Host, now: Time) {
+        let Some(dial) = &mut self.dial else { return };
+        let step = dial.step(now, &self.poller, |address| host.protect(address.ip()));
+        let (place, name) = (dial.place(), dial.host().to_owned());
+        match step {
+            Dialling::Pending => {}
+            Dialling::Failed(text) => {
+                self.dial = None;
+                self.dial_failed(text);
+            }
+            Dialling::Connected(tcp, address) => {
+                self.dial = None;
+                let socket = match udp::bind_towards(address) {
+                    Ok(socket) => socket,
+                    Err(error) => return self.dial_failed(format!("can't open a UDP socket: {error}")),
+                };
+                self.dialled = Some((place, address));
+                let Some(process) = &mut self.process else { return };
+                process.phase = process.phase.dialled(true);
+                process.tell(&Reply::Dialled { host: name, address }, &[tcp.as_fd(), socket.as_fd()]);
+            }
+        }
+    }
+
+    fn dial_failed(&mut self, mut text: String) {
+        truncate(&mut text);
+        if let Some(process) = &mut self.process {
+            process.phase = process.phase.dialled(false);
+            process.tell(&Reply::DialFailed { text }, &[]);
+        }
+    }
+
+    /// Sets the host up as far as the configuration agrees. What the server may not ask for is refused; naming a
+    /// server that was not dialled is the tunnel process's own violation.
+    fn configure(&mut self, wishes: &Wishes, host: &mut Host) -> Result<(), String> {
+        let latest = self.dialled.filter(|(_, address)| address.ip() == wishes.server);
+        if latest.is_none() && self.server != Some(wishes.server) {
+            return Err("a server that was not dialled".to_owned());
+        }
+        let policy = Policy::of(self.config);
+        let done = judge(&policy, wishes)
+            .map_err(|refused| refused.to_string())
+            .and_then(|plan| host.apply(&plan).map(|()| plan).map_err(|failure| failure.text));
+        let reply = match done {
+            Ok(plan) => {
+                self.want = plan.addresses;
+                self.established = true;
+                if let Some((place, address)) = latest {
+                    self.known.insert(place, Known { addresses: vec![address], good: true });
+                }
+                self.server = Some(wishes.server);
+                let keep: Vec<IpAddr> =
+                    self.dialled.map(|(_, address)| address.ip()).into_iter().chain(self.server).collect();
+                if self.dial.is_none()
+                    && let Err(failure) = host.protect_only(&keep)
+                {
+                    log::warn!("{failure}");
+                }
+                Reply::Configured
+            }
+            Err(mut text) => {
+                truncate(&mut text);
+                Reply::ConfigureFailed { text }
+            }
+        };
+        if let Some(process) = &mut self.process {
+            process.tell(&reply, &[]);
+        }
+        Ok(())
+    }
+}
+
+impl Process {
+    fn tell(&mut self, reply: &Reply, fds: &[std::os::fd::BorrowedFd<'_>]) {
+        if !matches!(self.channel.send(reply, fds), Ok(true)) {
+            // It waits for this for ever: better a new one. If it is dead already, reap() says so.
+            let _ = self.child.kill();
+        }
+    }
+
+    /// A line of the tunnel process, made harmless for a terminal.
+    fn show(&mut self, level: u8, text: &str, now: Time) {
+        if !self.lines.take(now) {
+            return;
+        }
+        let level = log::Level::iter().nth(usize::from(level).saturating_sub(1)).unwrap_or(log::Level::Info);
+        log::log!(level, "{}", harmless(text));
+    }
+
+    fn note_end(&mut self, failure: Option<(Exit, String)>, permanent: bool) {
+        self.phase = Phase::Ended;
+        let failure = failure.map(|(exit, text)| Failure::new(exit, harmless(&text)));
+        self.last_word = Some(LastWord { failure, permanent });
+    }
+
+    /// What is still in the channel of a dead process.
+    fn drain_last_word(&mut self) {
+        for _ in 0..REQUESTS_PER_TURN {
+            match self.channel.receive(false) {
+                Ok(Incoming::Message(Request::Ended { failure, permanent }, _))
+                    if self.last_word.is_none() =>
+                {
+                    self.note_end(failure, permanent);
+                }
+                Ok(Incoming::Message(Request::Log { level, text }, _)) => {
+                    self.show(level, &text, clock::now());
+                }
+                Ok(Incoming::Message(..)) => {}
+                _ => return,
+            }
+        }
+    }
+}
+
+/// One line without control characters, not longer than it should be.
+fn harmless(text: &str) -> String {
+    let shown = text.chars().take(MAX_TEXT);
+    shown.flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] }).collect()
+}
+
+fn name_of(request: &Request) -> &'static str {
+    match request {
+        Request::Dial { .. } => "Dial",
+        Request::Configure(_) => "Configure",
+        Request::Log { .. } => "Log",
+        Request::Ended { .. } => "Ended",
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    match code.and_then(Exit::from_code) {
+        Some(exit) => format!("{status} ({exit:?})"),
+        None => status.to_string(),
+    }
+}
+
+fn full(error: std::io::Error) -> Failure {
+    Failure::system("fill the epoll set", error)
+}
+
+const SIGNALS: u64 = 0;
+const CHANNEL: u64 = 1;
+const DIAL: u64 = 2;
+const EVENTS: usize = 16;
+
+/// Requests of a tunnel process that may be read before signals and dials are looked at.
+const REQUESTS_PER_TURN: usize = 32;
+/// Dials and configurations: far more than a reconnecting client makes.
+const REQUESTS: u32 = 20;
+const REQUEST_EVERY: Duration = Duration::from_millis(200);
+/// Log lines.
+const LINES: u32 = 500;
+const LINE_EVERY: Duration = Duration::from_millis(20);
+/// A goodbye takes a round trip at most.
+const STOP_WITHIN: Duration = Duration::from_secs(2);
+/// A tunnel process that lived for so long was no crash at start.
+const LIVED_WELL: Duration = Duration::from_secs(30);
+const FIRST_RESTART: Duration = Duration::from_millis(500);
+const LAST_RESTART: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_is_never_the_tunnels_user() {
+        for name in ["root", "0"] {
+            assert_eq!(User::look_up(name).expect_err(name).exit, Exit::Usage);
+        }
+        assert_eq!(User::look_up("no such user").expect_err("nobody").exit, Exit::Usage);
+        assert_eq!(User::look_up("4000000001"), Ok(User { uid: 4_000_000_001, gid: 4_000_000_001 }));
+    }
+
+    #[test]
+    fn lines_are_harmless_to_a_terminal() {
+        assert_eq!(harmless("a\x1b[31m\nb\té \"q\""), "a\\u{1b}[31m\\nb\\té \"q\"");
+        assert_eq!(harmless(&"x".repeat(5_000)).len(), MAX_TEXT);
+    }
+}

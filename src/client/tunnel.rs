@@ -1,0 +1,546 @@
+//! The tunnel process: its loss of privilege, then its life.
+//!
+//! ```text
+//!   waiting --retry_at--> dialling --> connecting --> configuring --> established
+//!      ^                     |             |               |              |
+//!      +---------------------+-------------+---------------+--- lost -----+
+//! ```
+//! The session before stays and carries packets until the next one is established (make before break). Packets
+//! that come before there is any session wait in the device's queue.
+
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use nix::sys::signal::{SigSet, Signal};
+use openssl::ssl::SslContext;
+
+use super::attempts::{Attempts, Failed, Next};
+use super::carry::{Buffers, Link, Tokens, Word};
+use super::connect::Connecting;
+use super::ipc::{Reply, Request, Setup, TunnelEnd, Wishes, pack};
+use super::{role, tunnel_log};
+use crate::exit::{Exit, Failure, Outcome};
+use crate::sys::poller::{Interest, Poller};
+use crate::sys::seqpacket::Incoming;
+use crate::sys::tun::Tun;
+use crate::sys::{clock, jail, memfd, spawn};
+use crate::time::Time;
+use crate::wire::control::Reason;
+use crate::{VERSION, random, seal, tls};
+
+/// The tunnel process: `client-tunnel VERSION`, descriptor 3 its channel to the supervisor, 4 the device, 5 a
+/// sealed memory file with its [`Setup`].
+pub fn main() -> ExitCode {
+    let Ok([channel, tun, setup]) = spawn::inherited::<3>() else {
+        eprintln!("tunguard: {} is started by tunguard client, not by hand", role::TUNNEL);
+        return Exit::Usage.into();
+    };
+    let Ok(channel_copy) = channel.try_clone() else { return Exit::System.into() };
+    let supervisor = TunnelEnd::from_fd(channel);
+    tunnel_log::install(TunnelEnd::from_fd(channel_copy));
+    let over = match start(setup) {
+        Ok(setup) => Tunnel::new(setup, &supervisor, Tun::from_fd(tun))
+            .map_err(Over::from)
+            .and_then(Tunnel::run)
+            .map_or_else(|over| over, |never| match never {}),
+        Err(failure) => Over::ForGood(failure),
+    };
+    let (failure, permanent) = match over {
+        Over::Told => (None, false),
+        Over::Failed(failure) => (Some(failure), false),
+        Over::ForGood(failure) => (Some(failure), true),
+    };
+    let code = failure.as_ref().map_or(ExitCode::SUCCESS, |f| f.exit.into());
+    // If the supervisor doesn't read any more, it learns the rest from the exit code.
+    let _ = supervisor.send(&Request::Ended { failure: failure.as_ref().map(pack), permanent }, &[]);
+    code
+}
+
+/// The tunnel process's loss of privilege, in order. Nothing from the network is read before it is over.
+fn start(setup: OwnedFd) -> Outcome<Setup> {
+    // 1. Only this version's supervisor starts us.
+    let version = std::env::args().nth(2).unwrap_or_default();
+    if version != VERSION {
+        let text = format!("the tunnel process is version {VERSION}, its supervisor {version:?}");
+        return Err(Failure::new(Exit::Version, text));
+    }
+    // 2. Ctrl-C reaches the whole terminal, and a service's stop its whole group: the supervisor hears it, and
+    //    tells us to say goodbye.
+    let stops = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter();
+    SigSet::from_iter(stops).thread_block().map_err(|e| Failure::system("block signals", e))?;
+    // 3. What we were told; the file is closed with this.
+    let bytes = memfd::read(setup).map_err(|e| Failure::system("read the tunnel's setup", e))?;
+    let setup = Setup::decode(&bytes)
+        .ok_or_else(|| Failure::new(Exit::Malformed, "the tunnel's setup doesn't decode"))?;
+    tunnel_log::set_level(setup.log_level);
+    // 4. The cipher library works, or no traffic is touched.
+    seal::self_test()?;
+    // 5. Stage one: the configured user, no capabilities, empty root, no dumps, bound to the supervisor's life.
+    let jail = jail::Jail {
+        uid: setup.uid,
+        gid: setup.gid,
+        root: &setup.root,
+        descriptors: DESCRIPTORS,
+        address_space: ADDRESS_SPACE,
+        parent: setup.supervisor,
+    };
+    jail::enter(&jail)?;
+    // 6. Stage two, the system call filter, belongs here.
+    Ok(setup)
+}
+
+/// Why the process ends.
+enum Over {
+    /// The supervisor said so.
+    Told,
+    /// A new process may do better.
+    Failed(Failure),
+    /// It would not.
+    ForGood(Failure),
+}
+
+impl From<Failure> for Over {
+    fn from(failure: Failure) -> Over {
+        Over::Failed(failure)
+    }
+}
+
+type Turn<T> = Result<T, Over>;
+
+struct Tunnel<'a> {
+    setup: Setup,
+    context: SslContext,
+    supervisor: &'a TunnelEnd,
+    tun: Tun,
+    poller: Poller,
+    buffers: Buffers,
+    attempts: Attempts,
+    /// The session that carries packets.
+    link: Option<Link>,
+    attempt: Option<Attempt>,
+    /// When the next attempt starts, if one is due.
+    retry_at: Option<Time>,
+    /// What the answers to `Configure` will be for, in order.
+    configuring: std::collections::VecDeque<Purpose>,
+    /// Inner addresses to ask for.
+    want: Vec<IpAddr>,
+    /// We have asked for a session since the one in use was made: if it is replaced, then by our own.
+    asked_since: bool,
+    serial: u64,
+}
+
+struct Attempt {
+    serial: u64,
+    deadline: Time,
+    stage: Stage,
+}
+
+enum Stage {
+    Dialling,
+    Connecting(Connecting),
+    Configuring(Box<Link>),
+}
+
+/// What a `Configure` was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// The attempt with this serial.
+    Attempt(u64),
+    /// New settings of the session in use.
+    Settings,
+}
+
+/// Nothing of this type exists: the loop ends only by an [`Over`].
+enum Never {}
+
+impl<'a> Tunnel<'a> {
+    fn new(setup: Setup, supervisor: &'a TunnelEnd, tun: Tun) -> Outcome<Tunnel<'a>> {
+        let context = tls::client_context(&setup.credentials)?;
+        let poller = Poller::new(EVENTS).map_err(|e| Failure::system("make an epoll set", e))?;
+        let full = |e| Failure::system("fill the epoll set", e);
+        poller.add(supervisor, SUPERVISOR, Interest::Read).map_err(full)?;
+        poller.add(&tun, TUN, Interest::Nothing).map_err(full)?;
+        Ok(Tunnel {
+            context,
+            supervisor,
+            tun,
+            poller,
+            buffers: Buffers::new(setup.uso),
+            attempts: Attempts::new(setup.remotes.into(), setup.established),
+            link: None,
+            attempt: None,
+            retry_at: Some(clock::now()),
+            configuring: std::collections::VecDeque::new(),
+            want: setup.want.clone(),
+            asked_since: false,
+            serial: 0,
+            setup,
+        })
+    }
+
+    fn run(mut self) -> Turn<Never> {
+        loop {
+            let idle = self.link.is_none();
+            let timeout = self.poll_timeout().map(|at| at.since(clock::now()));
+            let waited = self.poller.wait(timeout);
+            let ready: Vec<_> = waited.map_err(|e| Failure::system("wait for events", e))?.collect();
+            for event in ready {
+                match event.token {
+                    SUPERVISOR => self.hear_supervisor()?,
+                    // Only an error can be reported while nothing is waited for.
+                    TUN if idle => return Err(self.device_gone("it was removed")),
+                    TUN => self.tun_to_server()?,
+                    token => self.hear_network(token)?,
+                }
+            }
+            self.handle_timeout(clock::now())?;
+            self.heed_link()?;
+        }
+    }
+
+    fn poll_timeout(&self) -> Option<Time> {
+        // A dial is the supervisor's to bound.
+        let attempt = self.attempt.as_ref().filter(|a| !matches!(a.stage, Stage::Dialling));
+        let link = self.link.as_ref().and_then(Link::poll_timeout);
+        attempt.map(|a| a.deadline).into_iter().chain(link).chain(self.retry_at).min()
+    }
+
+    fn handle_timeout(&mut self, now: Time) -> Turn<()> {
+        if let Some(link) = &mut self.link {
+            link.handle_timeout(now);
+        }
+        if self.retry_at.is_some_and(|at| at <= now) && self.attempt.is_none() {
+            self.retry_at = None;
+            self.dial(now)?;
+        }
+        let late = |a: &Attempt| {
+            a.deadline <= now && matches!(a.stage, Stage::Connecting(_) | Stage::Configuring(_))
+        };
+        if self.attempt.as_ref().is_some_and(late) {
+            let text = format!("no session within {} s", ATTEMPT_WITHIN.as_secs());
+            self.attempt_failed(Failed::passing(Failure::new(Exit::Tls, text)), Reason::Timeout)?;
+        }
+        Ok(())
+    }
+
+    fn tun_to_server(&mut self) -> Turn<()> {
+        let Some(link) = &mut self.link else { return Ok(()) };
+        link.tun_to_server(&self.tun, &mut self.buffers).map_err(|e| self.device_gone(&e.to_string()))
+    }
+
+    fn device_gone(&self, why: &str) -> Over {
+        Over::ForGood(Failure::system(
+            format!("the device {} can't be read any more", self.setup.device),
+            why,
+        ))
+    }
+
+    fn hear_network(&mut self, token: u64) -> Turn<()> {
+        if let Some(link) = &mut self.link {
+            let tokens = link.tokens();
+            if token == tokens.udp {
+                return Ok(link.server_to_tun(&self.tun, &mut self.buffers)?);
+            }
+            if token == tokens.control {
+                link.talk_to_server(&self.poller);
+                return Ok(());
+            }
+        }
+        match &self.attempt {
+            Some(attempt) if token == tokens_of(attempt.serial).control => self.advance(),
+            // Of a link or an attempt that ended in this very turn.
+            _ => Ok(()),
+        }
+    }
+
+    // The way to a session, step by step.
+
+    fn dial(&mut self, now: Time) -> Turn<()> {
+        self.serial += 1;
+        self.attempt =
+            Some(Attempt { serial: self.serial, deadline: now + ATTEMPT_WITHIN, stage: Stage::Dialling });
+        self.ask(&Request::Dial { remote: self.attempts.remote() as u16 })
+    }
+
+    fn dialled(&mut self, place: (String, std::net::SocketAddr), fds: Vec<OwnedFd>) -> Turn<()> {
+        let Some(attempt) = self.attempt.as_mut().filter(|a| matches!(a.stage, Stage::Dialling)) else {
+            return Err(out_of_place("Dialled"));
+        };
+        let token = tokens_of(attempt.serial).control;
+        let made = Connecting::new(&self.setup, &self.context, place, fds).and_then(|connecting| {
+            self.poller
+                .add(&connecting, token, Interest::Both)
+                .map_err(|e| Failure::system("fill the epoll set", e))?;
+            Ok(connecting)
+        });
+        match made {
+            Ok(connecting) => attempt.stage = Stage::Connecting(connecting),
+            Err(failure) => return self.attempt_failed(Failed::passing(failure), Reason::Internal),
+        }
+        self.advance()
+    }
+
+    fn advance(&mut self) -> Turn<()> {
+        let Some(Attempt { serial, stage: Stage::Connecting(connecting), .. }) = &mut self.attempt else {
+            return Ok(());
+        };
+        let token = tokens_of(*serial).control;
+        let advanced = connecting.advance(&self.setup, &self.want);
+        self.asked_since |= connecting.greeted();
+        match advanced {
+            Ok(None) => {
+                let _ = self.poller.modify(&*connecting, token, connecting.interest());
+                Ok(())
+            }
+            Ok(Some(welcome)) => self.welcomed(welcome),
+            Err(failed) => self.attempt_failed(failed, Reason::Protocol),
+        }
+    }
+
+    fn welcomed(&mut self, welcome: crate::wire::control::Welcome) -> Turn<()> {
+        let Some(Attempt { serial, deadline, stage: Stage::Connecting(connecting) }) = self.attempt.take()
+        else {
+            return Ok(());
+        };
+        // Silent until the host is set up.
+        let _ = self.poller.modify(&connecting, tokens_of(serial).control, Interest::Nothing);
+        match connecting.into_link(&self.setup, welcome, clock::now()) {
+            Ok(link) => {
+                let wishes = wishes_of(&link);
+                self.attempt = Some(Attempt { serial, deadline, stage: Stage::Configuring(Box::new(link)) });
+                self.configure(wishes, Purpose::Attempt(serial))
+            }
+            Err(failure) => self.attempt_failed(Failed::passing(failure), Reason::Internal),
+        }
+    }
+
+    fn configure(&mut self, wishes: Wishes, purpose: Purpose) -> Turn<()> {
+        self.configuring.push_back(purpose);
+        self.ask(&Request::Configure(wishes))
+    }
+
+    fn configured(&mut self, result: Result<(), String>) -> Turn<()> {
+        let Some(purpose) = self.configuring.pop_front() else { return Err(out_of_place("Configured")) };
+        match (purpose, result) {
+            (Purpose::Attempt(serial), result)
+                if self.attempt.as_ref().is_some_and(|a| a.serial == serial) =>
+            {
+                match result {
+                    Ok(()) => self.established(),
+                    Err(text) => {
+                        let failed = Failed::passing(Failure::new(Exit::Refused, text));
+                        self.attempt_failed(failed, Reason::Internal)
+                    }
+                }
+            }
+            (Purpose::Settings, Ok(())) => {
+                log::info!("the server's new settings are in place");
+                Ok(())
+            }
+            (Purpose::Settings, Err(text)) => {
+                log::warn!("the server's new settings are not used: {text}");
+                Ok(())
+            }
+            // The attempt is given up already.
+            (Purpose::Attempt(_), _) => Ok(()),
+        }
+    }
+
+    fn established(&mut self) -> Turn<()> {
+        let Some(Attempt { serial, stage: Stage::Configuring(mut link), .. }) = self.attempt.take() else {
+            return Ok(());
+        };
+        let tokens = tokens_of(serial);
+        log::info!("{}", link.summary(&self.setup.device));
+        // Its control connection was silent; from here on it is waited for again.
+        link.start(&self.poller, tokens)?;
+        self.want = link.inner();
+        if let Some(old) = self.link.replace(*link) {
+            old.end(&self.poller);
+        }
+        self.asked_since = false;
+        self.retry_at = None;
+        self.attempts.handle_established(clock::now());
+        self.wait_for_packets(Interest::Read)
+    }
+
+    fn attempt_failed(&mut self, failed: Failed, word: Reason) -> Turn<()> {
+        if let Some(attempt) = self.attempt.take() {
+            self.drop_attempt(attempt, word);
+        }
+        let number = self.attempts.number();
+        match self.attempts.handle_failed(&failed, jitter()?) {
+            Next::GiveUp(failure) => Err(Over::ForGood(failure)),
+            Next::RetryIn(wait) => {
+                let text = failed.failure.text;
+                log::warn!("{text}; next attempt in {:.1} s (attempt {})", wait.as_secs_f64(), number + 1);
+                self.retry_at = Some(clock::now() + wait);
+                Ok(())
+            }
+        }
+    }
+
+    fn drop_attempt(&self, attempt: Attempt, word: Reason) {
+        match attempt.stage {
+            Stage::Dialling => {}
+            Stage::Connecting(connecting) => {
+                let _ = self.poller.remove(&connecting);
+                connecting.give_up(word);
+            }
+            Stage::Configuring(link) => link.leave(&self.poller, word),
+        }
+    }
+
+    // The session in use.
+
+    fn heed_link(&mut self) -> Turn<()> {
+        let Some(link) = &mut self.link else { return Ok(()) };
+        for word in link.drain(&self.poller) {
+            match word {
+                Word::ControlLost(text) => self.reconnect(&format!("control connection lost: {text}"))?,
+                Word::Unreachable => self.reconnect("the server doesn't answer")?,
+                Word::Settings => {
+                    if let Some(wishes) = self.link.as_ref().map(wishes_of) {
+                        self.configure(wishes, Purpose::Settings)?;
+                    }
+                }
+                Word::Ended { reason, by_peer } => self.session_over(reason, by_peer)?,
+                Word::Failed(failure) if failure.exit == Exit::CertificateRevoked => {
+                    return Err(Over::ForGood(failure));
+                }
+                Word::Failed(failure) => {
+                    self.end_link()?;
+                    self.reconnect(&format!("control connection failed: {failure}"))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn session_over(&mut self, reason: Reason, by_peer: bool) -> Turn<()> {
+        self.end_link()?;
+        match reason {
+            Reason::Revoked if by_peer => {
+                let text = "the server ended the session: our certificate is revoked; ask for another";
+                Err(Over::ForGood(Failure::new(Exit::CertificateRevoked, text)))
+            }
+            Reason::Replaced if by_peer && !self.asked_since => {
+                let text = "another client with the same certificate took over: give each machine its own \
+                            certificate";
+                Err(Over::ForGood(Failure::new(Exit::Refused, text)))
+            }
+            _ => self.reconnect(&format!("session ended: {reason}")),
+        }
+    }
+
+    fn end_link(&mut self) -> Turn<()> {
+        if let Some(link) = self.link.take() {
+            link.end(&self.poller);
+        }
+        self.wait_for_packets(Interest::Nothing)
+    }
+
+    /// Looks for the next session, unless that is under way.
+    fn reconnect(&mut self, why: &str) -> Turn<()> {
+        if self.attempt.is_some() || self.retry_at.is_some() {
+            log::info!("{why}");
+            return Ok(());
+        }
+        let number = self.attempts.number();
+        let now = clock::now();
+        let wait = self.attempts.handle_lost(now, jitter()?);
+        let number = if self.attempts.number() <= number { 1 } else { number };
+        log::warn!("{why}; reconnecting in {:.1} s (attempt {number})", wait.as_secs_f64());
+        self.retry_at = Some(now + wait);
+        Ok(())
+    }
+
+    fn wait_for_packets(&self, interest: Interest) -> Turn<()> {
+        Ok(self
+            .poller
+            .modify(&self.tun, TUN, interest)
+            .map_err(|e| Failure::system("change the epoll set", e))?)
+    }
+
+    // The supervisor.
+
+    fn hear_supervisor(&mut self) -> Turn<()> {
+        loop {
+            match self.supervisor.receive(true) {
+                Ok(Incoming::Message(reply, fds)) => self.obey(reply, fds)?,
+                Ok(Incoming::Nothing) => return Ok(()),
+                Ok(Incoming::Closed) => {
+                    return Err(Failure::system("listen to the supervisor", "it is gone").into());
+                }
+                Err(violation) => return Err(Failure::system("listen to the supervisor", violation).into()),
+            }
+        }
+    }
+
+    fn obey(&mut self, reply: Reply, fds: Vec<OwnedFd>) -> Turn<()> {
+        match reply {
+            Reply::Dialled { host, address } => self.dialled((host, address), fds),
+            Reply::DialFailed { text } => {
+                self.attempt_failed(Failed::passing(Failure::new(Exit::System, text)), Reason::Internal)
+            }
+            Reply::Configured => self.configured(Ok(())),
+            Reply::ConfigureFailed { text } => self.configured(Err(text)),
+            Reply::Stop => Err(self.leave()),
+        }
+    }
+
+    /// Says goodbye to every server that may know us.
+    fn leave(&mut self) -> Over {
+        if let Some(attempt) = self.attempt.take() {
+            self.drop_attempt(attempt, Reason::Leaving);
+        }
+        if let Some(link) = self.link.take() {
+            link.leave(&self.poller, Reason::Leaving);
+        }
+        Over::Told
+    }
+
+    fn ask(&self, request: &Request) -> Turn<()> {
+        match self.supervisor.send(request, &[]) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Failure::system("ask the supervisor", "it doesn't read").into()),
+            Err(error) => Err(Failure::system("ask the supervisor", error).into()),
+        }
+    }
+}
+
+fn wishes_of(link: &Link) -> Wishes {
+    Wishes {
+        addresses: link.addresses.clone(),
+        mtu: link.mtu,
+        subnets: link.subnets.clone(),
+        settings: link.settings.clone(),
+        server: link.address.ip(),
+    }
+}
+
+fn tokens_of(serial: u64) -> Tokens {
+    Tokens { control: FIRST_OF_SESSIONS + 2 * serial, udp: FIRST_OF_SESSIONS + 2 * serial + 1 }
+}
+
+fn jitter() -> Outcome<u32> {
+    random::bytes().map(u32::from_ne_bytes)
+}
+
+fn out_of_place(what: &str) -> Over {
+    Failure::new(Exit::Malformed, format!("the supervisor's answer is out of place: {what}")).into()
+}
+
+const SUPERVISOR: u64 = 0;
+const TUN: u64 = 1;
+const FIRST_OF_SESSIONS: u64 = 2;
+const EVENTS: usize = 16;
+/// From the dial to the session.
+const ATTEMPT_WITHIN: Duration = Duration::from_secs(15);
+/// Channel twice, TUN, epoll, two sessions with two sockets each, a connection just handed over, /dev/null three
+/// times, and room for what OpenSSL opens.
+const DESCRIPTORS: u64 = 24;
+/// A bound against runaway memory, far above what a session touches.
+const ADDRESS_SPACE: u64 = 1 << 30;
