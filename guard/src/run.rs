@@ -238,11 +238,10 @@ impl Guard {
                     Some(Source::Signal) => self.take_signals(),
                     Some(Source::Admin) => self.accept_admin(),
                     Some(Source::Conversation(key)) => self.converse(key),
-                    Some(Source::Trust) => {
-                        if self.trust.list_changed() {
-                            self.reload("the revocation list changed");
-                        }
+                    Some(Source::Trust) if self.trust.list_changed() => {
+                        self.reload("the revocation list changed");
                     }
+                    Some(Source::Trust) => {}
                     None => {}
                 }
             }

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::getpid;
 
-use tunguard::VERSION;
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::ipc::{GuardEnd, Setup};
 use tunguard::sys::{memfd, seqpacket, spawn};
 use tunguard::wire::control::Settings;
+use tunguard::{VERSION, random};
 
 use crate::trust::Trust;
 
@@ -42,7 +42,7 @@ impl Spawner {
         Ok(Spawner {
             program: worker_program()?,
             root: empty_root()?,
-            uids: Uids::new(config.worker_uids),
+            uids: Uids::new(config.worker_uids, random::bytes()?),
             setup: None,
         })
     }
@@ -100,8 +100,11 @@ struct Uids {
 }
 
 impl Uids {
-    fn new((first, last): (u32, u32)) -> Uids {
-        Uids { first, last, next: first, used: HashSet::new() }
+    /// Starts anywhere: another guard of this host may have the same range, and RLIMIT_MSGQUEUE is charged by
+    /// user across all of them.
+    fn new((first, last): (u32, u32), random: [u8; 4]) -> Uids {
+        let next = first + u32::from_le_bytes(random) % (last - first + 1);
+        Uids { first, last, next, used: HashSet::new() }
     }
 
     fn take(&mut self) -> Option<u32> {
@@ -155,7 +158,7 @@ mod tests {
 
     #[test]
     fn user_ids_rest_before_they_are_used_again() {
-        let mut uids = Uids::new((70_000, 70_002));
+        let mut uids = Uids::new((70_000, 70_002), [0; 4]);
         assert_eq!([uids.take(), uids.take()], [Some(70_000), Some(70_001)]);
         uids.release(70_000);
         assert_eq!([uids.take(), uids.take(), uids.take()], [Some(70_002), Some(70_000), None]);

@@ -76,10 +76,14 @@ fn report(failure: &Failure) -> ExitCode {
 }
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 done; 1 system error; 2 wrong usage or configuration; 6 TLS failed; 7, 8 certificate or key missing
-or unreadable; 9 they don't belong together; 10 certificate expired or not yet valid; 11 refused by the server;
-13 certificate of a foreign CA, another use or another name; 14 certificate revoked; 15 no /dev/net/tun; 16 a
-privilege is missing; 17 port in use; 18 device in use; 20 binaries of different versions.";
+Exit codes:
+   0  done                          10  certificate expired or not yet valid
+   1  system error                  11  refused by the server
+   2  wrong usage or configuration  13  certificate of another CA, use or name
+   6  TLS failed                    14  certificate revoked
+   7  certificate unreadable        15  no /dev/net/tun
+   8  private key unreadable        16  a privilege is missing
+   9  key of another certificate    17  port in use; 18 device in use; 20 versions";
 
 #[cfg(test)]
 mod tests {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::Deserialize;
 
+use crate::escape::Escaped;
 use crate::exit::{Failure, Outcome};
 
 /// Show a running server's sessions
@@ -244,7 +245,7 @@ fn bytes(number: u64) -> String {
 
 /// Names come out of certificates.
 fn harmless(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] }).collect()
+    Escaped(text).to_string()
 }
 
 const SOCKETS: &str = "/run/tunguard";

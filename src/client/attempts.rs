@@ -23,6 +23,8 @@ pub struct Attempts {
     established: Option<Time>,
     /// Attempts that led nowhere since the last good session.
     failures: u32,
+    /// Attempts that failed since the last session of any kind.
+    tries: u32,
 }
 
 /// An attempt that failed.
@@ -84,6 +86,7 @@ impl Attempts {
             ever_established,
             established: None,
             failures: 0,
+            tries: 0,
         }
     }
 
@@ -92,9 +95,9 @@ impl Attempts {
         self.remote
     }
 
-    /// The number of the attempt under way or to come, from 1.
+    /// The number of the attempt under way or to come, from 1 after each session.
     pub fn number(&self) -> u32 {
-        self.failures + 1
+        self.tries.saturating_add(1)
     }
 
     /// The attempt failed: the next remote's turn.
@@ -102,6 +105,7 @@ impl Attempts {
         let (place, failure) = (self.remote, &failed.failure);
         self.remote = (self.remote + 1) % self.remotes;
         self.failures = self.failures.saturating_add(1);
+        self.tries = self.tries.saturating_add(1);
         self.refusals[place] = (failed.finality != Finality::Passing).then(|| failure.clone());
         let hopeless = match self.ever_established {
             true => failed.finality == Finality::Final,
@@ -117,6 +121,7 @@ impl Attempts {
     pub fn handle_established(&mut self, now: Time) {
         self.ever_established = true;
         self.established = Some(now);
+        self.tries = 0;
         self.refusals.fill(None);
     }
 
@@ -239,12 +244,12 @@ mod tests {
         let mut now = Time::default();
         let mut attempts = Attempts::new(2, false);
         millis(&attempts.handle_failed(&passing(), 0));
-        attempts.handle_established(now);
         assert_eq!(attempts.number(), 2);
+        attempts.handle_established(now);
         // A good session wipes the slate clean, and its remote is tried first.
         now = now + second * 31;
         assert_eq!(attempts.handle_lost(now, u32::MAX), Duration::from_millis(100));
-        assert_eq!((attempts.remote(), attempts.number()), (1, 2));
+        assert_eq!((attempts.remote(), attempts.number()), (1, 1));
         attempts.handle_established(now);
         // One that broke at once doesn't: the next wait is a real one.
         now = now + second;

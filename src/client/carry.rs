@@ -235,6 +235,11 @@ impl Link {
             let _ = poller.remove(&control);
         }
         self.session.handle_control_lost(clock::now());
+        // A goodbye that came before says more.
+        self.note_events();
+        if self.words.iter().any(|word| matches!(word, Word::Ended { .. })) {
+            return;
+        }
         self.words.push(match broken {
             Broken::Lost(text) => Word::ControlLost(text),
             Broken::Closed => Word::ControlLost("the server closed it".to_owned()),
@@ -265,9 +270,7 @@ impl Link {
     /// Sends what the session wants sent, and hands out what it has to say.
     pub fn drain(&mut self, poller: &Poller) -> Vec<Word> {
         let now = clock::now();
-        while let Some(event) = self.session.poll_event() {
-            self.note(event);
-        }
+        self.note_events();
         while let Some((message, path)) = self.session.poll_in_band() {
             let mut datagram = [0; IN_BAND_LEN];
             let sent = self
@@ -290,6 +293,12 @@ impl Link {
             self.flush_control(poller);
         }
         std::mem::take(&mut self.words)
+    }
+
+    fn note_events(&mut self) {
+        while let Some(event) = self.session.poll_event() {
+            self.note(event);
+        }
     }
 
     fn note(&mut self, event: Event) {

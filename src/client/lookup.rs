@@ -16,6 +16,7 @@ use super::role;
 use super::supervisor::User;
 use crate::VERSION;
 use crate::config::client::Remote;
+use crate::escape::Escaped;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::sys::seqpacket::{self, Channel, Incoming};
 use crate::sys::{jail, spawn};
@@ -70,8 +71,8 @@ impl Lookup {
                 if usable.is_empty() { nothing("the name has no usable address") } else { Some(Ok(usable)) }
             }
             Ok(Incoming::Message(Found::Nothing(why), _)) => {
-                let why: String = why.chars().take(200).flat_map(char::escape_debug).collect();
-                nothing(&why)
+                let why: String = why.chars().take(200).collect();
+                nothing(&Escaped(&why).to_string())
             }
             Ok(Incoming::Nothing) if now < self.until => None,
             Ok(Incoming::Nothing) => {

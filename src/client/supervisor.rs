@@ -15,10 +15,11 @@ use nix::unistd::{Uid, geteuid};
 use super::consent::{Policy, judge};
 use super::dial::{Dial, Dialling, Known};
 use super::host::Host;
-use super::ipc::{Budget, MAX_TEXT, Phase, Reply, Request, Setup, SupervisorEnd, Verdict, Wishes, truncate};
+use super::ipc::{Budget, Phase, Reply, Request, Setup, SupervisorEnd, Verdict, Wishes, truncate};
 use super::role;
 use crate::VERSION;
 use crate::config::client::ClientConfig;
+use crate::escape::Escaped;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::sys::poller::{Interest, Poller};
 use crate::sys::seqpacket::{self, Incoming};
@@ -211,7 +212,7 @@ impl<'a> Supervisor<'a> {
                         return Ok(Flow::Stop(result));
                     }
                 }
-                CHANNEL => self.hear_tunnel(host)?,
+                CHANNEL => self.hear_tunnel(host),
                 // Dials are looked at below, whatever woke us.
                 _ => {}
             }
@@ -350,25 +351,30 @@ impl<'a> Supervisor<'a> {
 
     // Its requests.
 
-    fn hear_tunnel(&mut self, host: &mut Host) -> Outcome<()> {
+    fn hear_tunnel(&mut self, host: &mut Host) {
         for _ in 0..REQUESTS_PER_TURN {
-            let Some(process) = &mut self.process else { return Ok(()) };
+            let Some(process) = &mut self.process else { return };
             match process.channel.receive(false) {
                 Ok(Incoming::Message(request, _)) => {
                     if let Err(what) = self.admit(request, host) {
                         self.end_violator(&what);
+                        return;
                     }
                 }
-                Ok(Incoming::Nothing) => return Ok(()),
-                // It is dead, or will be; reap() says how it ended.
+                Ok(Incoming::Nothing) => return,
+                // It is exiting, which nothing changes any more, or has no use without a channel; reap() says
+                // how it ended.
                 Ok(Incoming::Closed) => {
+                    let _ = process.child.kill();
                     let _ = self.poller.remove(&process.channel);
-                    return Ok(());
+                    return;
                 }
-                Err(violation) => self.end_violator(&violation.to_string()),
+                Err(violation) => {
+                    self.end_violator(&violation.to_string());
+                    return;
+                }
             }
         }
-        Ok(())
     }
 
     fn end_violator(&mut self, what: &str) {
@@ -528,10 +534,11 @@ impl Process {
     }
 }
 
-/// One line without control characters, not longer than it should be.
+/// One line, not longer than it should be, that a terminal takes for nothing but text.
 fn harmless(text: &str) -> String {
-    let shown = text.chars().take(MAX_TEXT);
-    shown.flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] }).collect()
+    let mut text = text.to_owned();
+    truncate(&mut text);
+    Escaped(&text).to_string()
 }
 
 fn name_of(request: &Request) -> &'static str {
@@ -591,6 +598,6 @@ mod tests {
     #[test]
     fn lines_are_harmless_to_a_terminal() {
         assert_eq!(harmless("a\x1b[31m\nb\té \"q\""), "a\\u{1b}[31m\\nb\\té \"q\"");
-        assert_eq!(harmless(&"x".repeat(5_000)).len(), MAX_TEXT);
+        assert_eq!(harmless(&"x".repeat(5_000)).len(), crate::client::ipc::MAX_TEXT);
     }
 }

@@ -13,6 +13,7 @@ use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 use openssl::ssl::SslContext;
 
@@ -66,6 +67,7 @@ fn start(setup: OwnedFd) -> Outcome<Setup> {
         let text = format!("the tunnel process is version {VERSION}, its supervisor {version:?}");
         return Err(Failure::new(Exit::Version, text));
     }
+    let _ = prctl::set_name(c"tunguard-tunnel");
     // 2. Ctrl-C reaches the whole terminal, and a service's stop its whole group: the supervisor hears it, and
     //    tells us to say goodbye.
     let stops = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter();
@@ -139,7 +141,7 @@ struct Attempt {
 
 enum Stage {
     Dialling,
-    Connecting(Connecting),
+    Connecting(Box<Connecting>),
     Configuring(Box<Link>),
 }
 
@@ -276,7 +278,7 @@ impl<'a> Tunnel<'a> {
             Ok(connecting)
         });
         match made {
-            Ok(connecting) => attempt.stage = Stage::Connecting(connecting),
+            Ok(connecting) => attempt.stage = Stage::Connecting(Box::new(connecting)),
             Err(failure) => return self.attempt_failed(Failed::passing(failure), Reason::Internal),
         }
         self.advance()
@@ -291,7 +293,7 @@ impl<'a> Tunnel<'a> {
         self.asked_since |= connecting.greeted();
         match advanced {
             Ok(None) => {
-                let _ = self.poller.modify(&*connecting, token, connecting.interest());
+                let _ = self.poller.modify(&**connecting, token, connecting.interest());
                 Ok(())
             }
             Ok(Some(welcome)) => self.welcomed(welcome),
@@ -305,7 +307,7 @@ impl<'a> Tunnel<'a> {
             return Ok(());
         };
         // Silent until the host is set up.
-        let _ = self.poller.modify(&connecting, tokens_of(serial).control, Interest::Nothing);
+        let _ = self.poller.modify(&*connecting, tokens_of(serial).control, Interest::Nothing);
         match connecting.into_link(&self.setup, welcome, clock::now()) {
             Ok(link) => {
                 let wishes = wishes_of(&link);
@@ -370,12 +372,12 @@ impl<'a> Tunnel<'a> {
         if let Some(attempt) = self.attempt.take() {
             self.drop_attempt(attempt, word);
         }
-        let number = self.attempts.number();
         match self.attempts.handle_failed(&failed, jitter()?) {
             Next::GiveUp(failure) => Err(Over::ForGood(failure)),
             Next::RetryIn(wait) => {
                 let text = failed.failure.text;
-                log::warn!("{text}; next attempt in {:.1} s (attempt {})", wait.as_secs_f64(), number + 1);
+                let number = self.attempts.number();
+                log::warn!("{text}; next attempt in {:.1} s (attempt {number})", wait.as_secs_f64());
                 self.retry_at = Some(clock::now() + wait);
                 Ok(())
             }
@@ -386,7 +388,7 @@ impl<'a> Tunnel<'a> {
         match attempt.stage {
             Stage::Dialling => {}
             Stage::Connecting(connecting) => {
-                let _ = self.poller.remove(&connecting);
+                let _ = self.poller.remove(&*connecting);
                 connecting.give_up(word);
             }
             Stage::Configuring(link) => link.leave(&self.poller, word),
@@ -448,10 +450,9 @@ impl<'a> Tunnel<'a> {
             log::info!("{why}");
             return Ok(());
         }
-        let number = self.attempts.number();
         let now = clock::now();
         let wait = self.attempts.handle_lost(now, jitter()?);
-        let number = if self.attempts.number() <= number { 1 } else { number };
+        let number = self.attempts.number();
         log::warn!("{why}; reconnecting in {:.1} s (attempt {number})", wait.as_secs_f64());
         self.retry_at = Some(now + wait);
         Ok(())

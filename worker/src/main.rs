@@ -12,6 +12,8 @@ use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use nix::sys::signal::{SigSet, Signal};
+
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::ipc::{HANDSHAKE_SECONDS, Request, Setup, WorkerEnd};
 use tunguard::sys::{clock, jail, memfd, spawn};
@@ -43,14 +45,18 @@ fn main() -> ExitCode {
 fn start(setup: OwnedFd) -> Outcome<Setup> {
     // 1. Only this version's guard starts us: worker UID is the second argument.
     let uid = arguments()?;
-    // 2. What we were told; the file is closed with this.
+    // 2. Ctrl-C reaches the whole terminal, and a service's stop its whole group: the guard hears it, and tells us
+    //    to say goodbye.
+    let stops = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter();
+    SigSet::from_iter(stops).thread_block().map_err(|e| Failure::system("block signals", e))?;
+    // 3. What we were told; the file is closed with this.
     let bytes = memfd::read(setup).map_err(|e| Failure::system("read the worker's setup", e))?;
     let setup = Setup::decode(&bytes)
         .ok_or_else(|| Failure::new(Exit::Malformed, "the worker's setup doesn't decode"))?;
     guard_log::set_level(setup.log_level);
-    // 3. The cipher library works, or nobody's traffic is touched.
+    // 4. The cipher library works, or nobody's traffic is touched.
     seal::self_test()?;
-    // 4. Stage one: own user, no capabilities, empty root, no dumps, bound to the guard's life.
+    // 5. Stage one: own user, no capabilities, empty root, no dumps, bound to the guard's life.
     let jail = jail::Jail {
         uid,
         gid: uid,
@@ -60,7 +66,7 @@ fn start(setup: OwnedFd) -> Outcome<Setup> {
         parent: setup.guard,
     };
     jail::enter(&jail)?;
-    // 5. Stage two, the system call filters, belongs here: a first one for TLS and set-up, a second, narrower
+    // 6. Stage two, the system call filters, belongs here: a first one for TLS and set-up, a second, narrower
     //    one once the session is established (run::carry).
     Ok(setup)
 }
