@@ -2,7 +2,7 @@
 
 use nix::unistd::Uid;
 
-use tunguard::config::server::ServerConfig;
+use tunguard::config::server::{ServerConfig, TunWrite};
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::net::forwarding::Forwarding;
 use tunguard::net::netlink::{Netlink, Route};
@@ -92,7 +92,13 @@ pub fn prepare_queues(config: &ServerConfig) -> Outcome<(QueueLimits, QueueSize)
     let queues = usize::from(config.max_clients) * 3 + 64;
     let limits = mq::prepare(QUEUE_MESSAGES, QUEUE_BYTES, queues)
         .map_err(|e| Failure::system("prepare the message queues (is CONFIG_POSIX_MQUEUE missing?)", e))?;
-    let size = QueueSize::within(QUEUE_MESSAGES, QUEUE_BYTES, &limits);
+    // What a worker's user is charged for: its queue, and where we write to the device a second one, to us.
+    let per_worker = match config.tun_write {
+        TunWrite::Direct => 1,
+        TunWrite::Guard => 2,
+    };
+    let share = QueueLimits { per_user: limits.per_user / per_worker, ..limits };
+    let size = QueueSize::within(QUEUE_MESSAGES, QUEUE_BYTES, &share);
     let smallest = usize::from(config.mtu) + tunguard::batch::RECORD_LEN;
     if size.bytes < smallest {
         return Err(Failure::system(
