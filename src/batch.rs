@@ -61,6 +61,11 @@ impl BatchWriter {
         self.commit(len)
     }
 
+    /// The longest packet an empty message takes.
+    pub fn room_for_packet(&self) -> usize {
+        self.limit.saturating_sub(RECORD_LEN)
+    }
+
     /// The message so far.
     pub fn message(&self) -> &[u8] {
         &self.bytes[..self.len]

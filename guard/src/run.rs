@@ -343,7 +343,7 @@ impl Guard {
             return;
         }
         let Some(vnet) = VnetHeader::parse(&packet) else { return };
-        let most = self.queue_size.bytes - tunguard::batch::RECORD_LEN;
+        let most = batch.room_for_packet();
         let mut cut = Vec::new();
         let whole = pieces(vnet, &packet[VNET_LEN..], most, |vnet, head, payload| {
             cut.push((vnet, [head, payload].concat()));

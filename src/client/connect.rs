@@ -10,7 +10,6 @@ use openssl::ssl::SslContext;
 
 use super::attempts::{Failed, Finality};
 use super::carry::Link;
-use super::consent;
 use super::ipc::Setup;
 use crate::channel::{Broken, ControlChannel, Progress};
 use crate::epochs::Limits;
@@ -166,9 +165,9 @@ fn accept(setup: &Setup, welcome: Welcome) -> Result<Welcome, Failed> {
         "its first epoch isn't 0"
     } else if !setup.suites.contains(&welcome.suite) {
         "it chose a suite that we didn't offer"
-    } else if welcome.addresses.is_empty() || welcome.addresses.len() > consent::MAX_ADDRESSES {
+    } else if welcome.addresses.is_empty() || welcome.addresses.len() > control::MAX_ADDRESSES {
         "it has no inner address for us, or too many"
-    } else if welcome.subnets.len() > consent::MAX_SUBNETS {
+    } else if welcome.subnets.len() > control::MAX_SUBNETS {
         "it has too many subnets for us"
     } else if !(REKEY_MS_LEAST..=REKEY_MS_MOST).contains(&welcome.rekey_ms)
         || welcome.rekey_packets < REKEY_PACKETS_LEAST

@@ -8,6 +8,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::ipc::Wishes;
 use crate::config::client::{ClientConfig, Routes};
+use crate::wire::control::{MAX_ADDRESSES, MAX_RESOLVERS, MAX_ROUTES, MAX_SUBNETS};
 
 /// What the configuration leaves to the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,14 +164,6 @@ const PRIVATE: [Known; 5] = [
     Known::V6([0xfc00, 0, 0, 0, 0, 0, 0, 0], 7),
 ];
 
-/// Inner addresses of one client.
-pub const MAX_ADDRESSES: usize = 4;
-/// Subnets behind one client.
-pub const MAX_SUBNETS: usize = 64;
-/// Routes.
-pub const MAX_ROUTES: usize = 256;
-/// Resolvers.
-pub const MAX_RESOLVERS: usize = 8;
 /// What every IPv4 host takes in one piece (RFC 791).
 const MTU_LEAST: u16 = 576;
 const MTU_MOST: u16 = 65_000;

@@ -320,12 +320,12 @@ mod tests {
     #[test]
     fn the_longest_wishes_fit_a_message() {
         let wishes = Wishes {
-            addresses: vec!["fd09::2/64".parse().expect("a network"); super::super::consent::MAX_ADDRESSES],
+            addresses: vec!["fd09::2/64".parse().expect("a network"); crate::wire::control::MAX_ADDRESSES],
             mtu: 1420,
-            subnets: vec!["fd0a::/64".parse().expect("a network"); super::super::consent::MAX_SUBNETS],
+            subnets: vec!["fd0a::/64".parse().expect("a network"); crate::wire::control::MAX_SUBNETS],
             settings: Settings {
-                routes: vec!["fd0b::/64".parse().expect("a network"); super::super::consent::MAX_ROUTES],
-                dns: vec!["fd09::1".parse().expect("an address"); super::super::consent::MAX_RESOLVERS],
+                routes: vec!["fd0b::/64".parse().expect("a network"); crate::wire::control::MAX_ROUTES],
+                dns: vec!["fd09::1".parse().expect("an address"); crate::wire::control::MAX_RESOLVERS],
             },
             server: "2001:db8::1".parse().expect("an address"),
         };

@@ -13,6 +13,7 @@ use super::common::{quoted, reserved};
 use super::reader::{self, Document, Value};
 use super::server::{ClientEntry, ServerConfig, first_host};
 use crate::exit::{Failure, Outcome};
+use crate::wire::control::MAX_SUBNETS;
 
 impl ServerConfig {
     /// Reads the clients' files anew.
@@ -113,6 +114,9 @@ fn read_entry(document: &Document<'_>, networks: &[IpNet], taken: &mut Taken) ->
             value.fault(why);
         } else if let Some(net) = networks.iter().find(|net| net.contains(&subnet) || subnet.contains(*net)) {
             value.fault(format_args!("overlaps {net}, one of the server's networks"));
+        } else if entry.subnets.len() >= MAX_SUBNETS {
+            value.fault(format_args!("is one too many: a client takes at most {MAX_SUBNETS}"));
+            break;
         } else if take(&mut taken.subnets, subnet, &value) {
             entry.subnets.push(subnet);
         }

@@ -8,8 +8,9 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::common::{DEFAULT_PORT, Data, DeviceName, Pem, reserved};
-use super::reader::{self, Document, Value};
+use super::reader::{self, Document, Value, Word};
 use crate::exit::{Failure, Outcome};
+use crate::wire::control::{MAX_RESOLVERS, MAX_ROUTES};
 
 /// Who writes a client's packets to the TUN device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,8 +164,8 @@ impl ServerConfig {
 
         let mut section = root.section("push");
         let push = Push {
-            routes: section.value("routes").map(|v| without_place(v.words())).unwrap_or_default(),
-            dns: section.value("dns").map(|v| without_place(v.words())).unwrap_or_default(),
+            routes: section.value("routes").map(|v| read_pushed(&v, MAX_ROUTES)).unwrap_or_default(),
+            dns: section.value("dns").map(|v| read_pushed(&v, MAX_RESOLVERS)).unwrap_or_default(),
         };
         section.end();
 
@@ -288,6 +289,15 @@ fn read_worker_uids(value: &Value<'_>, max_clients: u16) -> Option<(u32, u32)> {
         return None;
     }
     Some((first, last))
+}
+
+/// A list that is sent to clients, so not longer than they take.
+fn read_pushed<T: Word + PartialEq>(value: &Value<'_>, most: usize) -> Vec<T> {
+    let words = without_place(value.words());
+    if words.len() > most {
+        value.fault(format_args!("has {} elements: a client takes at most {most}", words.len()));
+    }
+    words
 }
 
 /// The parsed words alone.
@@ -449,6 +459,11 @@ mod tests {
             ("netwroks = 1", r#"unknown key "netwroks" (did you mean "networks"?)"#),
             ("ca = 'ca'", r#"unknown key "ca" (did you mean "tls.ca"?)"#),
             ("push.rotues = []", r#"unknown key "push.rotues" (did you mean "push.routes"?)"#),
+            (
+                "push.dns = ['10.0.0.1', '10.0.0.2', '10.0.0.3', '10.0.0.4', '10.0.0.5', '10.0.0.6', '10.0.0.7', \
+                 '10.0.0.8', '10.0.0.9']",
+                "push.dns has 9 elements: a client takes at most 8",
+            ),
             ("push.x = 1", r#"unknown key "push.x" (known here: routes, dns)"#),
             ("data.mtu = 1280", r#"unknown key "data.mtu" ("mtu" belongs before the first [section])"#),
             ("push = 5", "push = 5 is an integer, not a section"),

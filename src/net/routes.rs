@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::netlink::{Netlink, PROTOCOL, Route, RouteFilter, RouteKind, device_label};
+use super::netlink::{Netlink, PROTOCOL, Route, RouteFilter, RouteKind};
 use super::state;
 use crate::config::common::DeviceName;
 use crate::exit::{Failure, Outcome};
@@ -330,9 +330,8 @@ pub fn repair(state_file: &Path) -> Outcome<()> {
         let mut netlink = Netlink::open()?;
         for route in &journal.host_routes {
             log::info!(
-                "removing host route {} by {}, which a killed run on {} left behind",
+                "removing the host route to {}, which a killed run on {} left behind",
                 route.destination,
-                device_label(route.device),
                 journal.device
             );
             netlink.del_route(&by_place(route))?;

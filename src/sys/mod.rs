@@ -10,6 +10,7 @@ pub mod seqpacket;
 pub mod signals;
 pub mod spawn;
 pub mod steer;
+pub mod tcp;
 pub mod tun;
 pub mod udp;
 pub mod wipe;

@@ -18,6 +18,17 @@ pub const MAX_MESSAGE: usize = 16 * 1024;
 /// Bytes of the length in front of a message.
 pub const LENGTH_LEN: usize = 4;
 
+// What a Welcome and an Update may hold: more is refused by the client, and by the server's configuration.
+
+/// Inner addresses of one client.
+pub const MAX_ADDRESSES: usize = 4;
+/// Subnets behind one client.
+pub const MAX_SUBNETS: usize = 64;
+/// Routes.
+pub const MAX_ROUTES: usize = 256;
+/// Resolvers.
+pub const MAX_RESOLVERS: usize = 8;
+
 /// A message; which side may send which is said at each.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {

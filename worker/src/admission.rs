@@ -19,6 +19,7 @@ use tunguard::sys::clock;
 use tunguard::sys::mq::{Reader, Writer};
 use tunguard::sys::poller::Interest;
 use tunguard::sys::seqpacket::Incoming;
+use tunguard::sys::tcp;
 use tunguard::sys::tun::Tun;
 use tunguard::sys::udp::Carrier;
 use tunguard::time::Time;
@@ -54,6 +55,9 @@ pub enum TunExit {
 
 /// Makes the session, or says why there is none. A client that got as far as a TLS session is told, too.
 pub fn admit(setup: &Setup, guard: &WorkerEnd, tcp: TcpStream, deadline: Time) -> Outcome<Admitted> {
+    // A client that vanished while idle: its session is given up after `linger`, as one whose connection broke.
+    tcp::notice_silence(&tcp, Duration::from_millis(setup.linger_ms))
+        .map_err(|e| Failure::system("prepare the control connection", e))?;
     let context = tls::server_context(&setup.credentials)?;
     let mut admission = Admission {
         setup,
@@ -63,7 +67,7 @@ pub fn admit(setup: &Setup, guard: &WorkerEnd, tcp: TcpStream, deadline: Time) -
     };
     admission.handshake()?;
     match admission.negotiate() {
-        Ok(made) => made.into_admitted(admission.control),
+        Ok(made) => Ok(made.into_admitted(admission.control)),
         Err(Refusal { reason, failure }) => {
             let _ = admission.control.send(&Message::Bye(reason));
             admission.control.close();
@@ -102,8 +106,8 @@ struct Made {
 }
 
 impl Made {
-    fn into_admitted(self, control: ControlChannel) -> Outcome<Admitted> {
-        Ok(Admitted {
+    fn into_admitted(self, control: ControlChannel) -> Admitted {
+        Admitted {
             session: self.session,
             control,
             carrier: self.carrier,
@@ -111,7 +115,7 @@ impl Made {
             message_bytes: self.message_bytes,
             exit: self.exit,
             name: self.name,
-        })
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::io::IoSlice;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 
-use tunguard::batch::{BatchReader, BatchWriter, MAX_RECORD};
+use tunguard::batch::{BatchReader, BatchWriter};
 use tunguard::channel::{Broken, ControlChannel};
 use tunguard::drops::DropReason;
 use tunguard::egress::Egress;
@@ -17,14 +17,16 @@ use tunguard::exit::{Failure, Outcome};
 use tunguard::ingress::Ingress;
 use tunguard::ipc::{Reply, Report, Request, Setup, WorkerEnd};
 use tunguard::keys::Role;
+use tunguard::segment::pieces;
 use tunguard::session::{Event, IN_BAND_LEN, Session};
 use tunguard::sys::clock;
+use tunguard::sys::mq::{Reader, Writer};
 use tunguard::sys::poller::{Interest, Poller};
 use tunguard::sys::seqpacket::Incoming;
-use tunguard::sys::udp::{RECEIVE_BUFFER_LEN, RECEIVE_BUFFERS};
+use tunguard::sys::udp::{Carrier, RECEIVE_BUFFER_LEN, RECEIVE_BUFFERS, Received};
 use tunguard::time::Time;
 use tunguard::wire::control::Reason;
-use tunguard::wire::vnet::{VNET_LEN, VnetHeader};
+use tunguard::wire::vnet::VnetHeader;
 
 use crate::admission::{Admitted, TunExit, admit};
 
@@ -42,7 +44,7 @@ struct Carrying<'a> {
     /// `None` once it was lost.
     control: Option<ControlChannel>,
     control_interest: Interest,
-    admitted: Data,
+    data: Data,
     poller: Poller,
     egress: Egress,
     ingress: Ingress,
@@ -52,13 +54,13 @@ struct Carrying<'a> {
 
 /// The data path's ends and buffers.
 struct Data {
-    carrier: tunguard::sys::udp::Carrier,
-    downlink: tunguard::sys::mq::Reader,
+    carrier: Carrier,
+    downlink: Reader,
     exit: TunExit,
     name: String,
     message: Vec<u8>,
     buffers: Vec<Vec<u8>>,
-    received: Vec<tunguard::sys::udp::Received>,
+    received: Vec<Received>,
     uplink: BatchWriter,
 }
 
@@ -81,7 +83,7 @@ impl<'a> Carrying<'a> {
             session: admitted.session,
             control_interest: admitted.control.interest(),
             control: Some(admitted.control),
-            admitted: Data {
+            data: Data {
                 carrier: admitted.carrier,
                 downlink: admitted.downlink,
                 exit: admitted.exit,
@@ -124,7 +126,7 @@ impl<'a> Carrying<'a> {
 
     /// Queue to network: each message's packets, sealed and sent in runs.
     fn guard_to_client(&mut self) -> Outcome<()> {
-        let data = &mut self.admitted;
+        let data = &mut self.data;
         for _ in 0..MESSAGES_PER_TURN {
             let received = data.downlink.receive(&mut data.message);
             let Some(len) = received.map_err(|e| Failure::system("read the session's queue", e))? else {
@@ -147,7 +149,7 @@ impl<'a> Carrying<'a> {
     /// Network to device, or to the guard that writes to it.
     fn client_to_guard(&mut self) -> Outcome<()> {
         for _ in 0..RECEIVES_PER_TURN {
-            let data = &mut self.admitted;
+            let data = &mut self.data;
             let received = data.carrier.receive(&mut data.buffers, &mut data.received);
             received.map_err(|e| Failure::system("read the UDP slot", e))?;
             if data.received.is_empty() {
@@ -164,7 +166,7 @@ impl<'a> Carrying<'a> {
     }
 
     fn worker_to_tun(&mut self) {
-        let Carrying { session, ingress, admitted: data, uso, .. } = self;
+        let Carrying { session, ingress, data, uso, .. } = self;
         match &data.exit {
             TunExit::Device(tun) => ingress.write_out(session, &data.buffers, *uso, |parts| {
                 tun.write(parts).map_err(|_| DropReason::TunRefused)
@@ -190,7 +192,7 @@ impl<'a> Carrying<'a> {
             match control.receive() {
                 Ok(Some(message)) => {
                     if let Err(reason) = self.session.handle_message(now, message) {
-                        log::warn!("{}: a message out of place", self.admitted.name);
+                        log::warn!("{}: a message out of place", self.data.name);
                         return self.finish(reason);
                     }
                 }
@@ -219,12 +221,12 @@ impl<'a> Carrying<'a> {
         }
         match broken {
             Broken::Refused(failure) => {
-                log::warn!("{}: {}", self.admitted.name, failure.text);
+                log::warn!("{}: {}", self.data.name, failure.text);
                 self.finish(Reason::Protocol);
             }
             // Only a Bye ends a session; without one the client may be on its way to another address.
             Broken::Lost(text) => {
-                log::info!("{}: control connection lost: {text}", self.admitted.name);
+                log::info!("{}: control connection lost: {text}", self.data.name);
                 self.lose_control();
             }
             Broken::Closed => self.lose_control(),
@@ -272,7 +274,7 @@ impl<'a> Carrying<'a> {
             let sent = self
                 .session
                 .seal_in_band(now, message, &mut datagram)
-                .and_then(|len| self.admitted.carrier.send(&path, 0, &datagram[..len], len));
+                .and_then(|len| self.data.carrier.send(&path, 0, &datagram[..len], len));
             if let Err(reason) = sent {
                 self.session.drops.count(reason);
             }
@@ -287,7 +289,7 @@ impl<'a> Carrying<'a> {
     }
 
     fn note(&mut self, event: Event) {
-        let name = &self.admitted.name;
+        let name = &self.data.name;
         match event {
             Event::Moved { old, new } => {
                 match old {
@@ -335,29 +337,24 @@ impl<'a> Carrying<'a> {
     }
 }
 
-/// Appends one super-packet to the batch for the guard, which goes out first where it is full.
-fn worker_to_guard(
-    batch: &mut BatchWriter,
-    queue: &tunguard::sys::mq::Writer,
-    parts: &[IoSlice<'_>],
-) -> Result<(), DropReason> {
-    let len: usize = parts.iter().map(|p| p.len()).sum();
-    let mut packet = Vec::with_capacity(MAX_RECORD);
-    for part in &parts[1..] {
-        packet.extend_from_slice(part);
-    }
-    let vnet = VnetHeader::parse(&parts[0]).ok_or(DropReason::BadInner)?;
-    debug_assert_eq!(len, VNET_LEN + packet.len());
-    if batch.push(&vnet, &packet, &[]) {
-        return Ok(());
-    }
-    let sent = queue.send(batch.message());
-    batch.clear();
-    match sent {
-        Ok(true) if batch.push(&vnet, &packet, &[]) => Ok(()),
-        Ok(true) => Err(DropReason::TooBig),
-        _ => Err(DropReason::UplinkFull),
-    }
+/// Appends one super-packet to the batch for the guard, which goes out first where it is full; in pieces where
+/// it doesn't even fit an empty one (the kernel's default message size).
+fn worker_to_guard(batch: &mut BatchWriter, queue: &Writer, parts: &[IoSlice<'_>]) -> Result<(), DropReason> {
+    let (vnet, packet) = parts.split_first().ok_or(DropReason::BadInner)?;
+    let vnet = VnetHeader::parse(vnet).ok_or(DropReason::BadInner)?;
+    let packet: Vec<u8> = packet.iter().flat_map(|part| part.iter().copied()).collect();
+    let mut sent = Ok(());
+    let cut = pieces(vnet, &packet, batch.room_for_packet(), |vnet, head, payload| {
+        if !batch.push(&vnet, head, payload) {
+            if !matches!(queue.send(batch.message()), Ok(true)) {
+                sent = Err(DropReason::UplinkFull);
+            }
+            batch.clear();
+            batch.push(&vnet, head, payload);
+        }
+    });
+    cut.map_err(|_| DropReason::TooBig)?;
+    sent
 }
 
 const GUARD: u64 = 0;
