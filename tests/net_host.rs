@@ -11,6 +11,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails may say so by panicking")]
 
 use std::fs;
+use std::io::Write;
 use std::net::{IpAddr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
@@ -762,7 +763,9 @@ fn a_quiet_device_has_no_link_local_address() {
 fn in_namespace(test: impl FnOnce(&Path) + Send + 'static) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_owned();
-    let result = thread::spawn(move || {
+    // Under the test's name, for `skip`.
+    let name = thread::current().name().unwrap_or("a test").to_owned();
+    let body = move || {
         let none = None::<&str>;
         if let Err(e) = unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
             .and_then(|()| mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none))
@@ -771,8 +774,8 @@ fn in_namespace(test: impl FnOnce(&Path) + Send + 'static) {
         }
         ip("link set lo up");
         test(&path);
-    })
-    .join();
+    };
+    let result = thread::Builder::new().name(name).spawn(body).unwrap().join();
     if let Err(panic) = result {
         std::panic::resume_unwind(panic);
     }
@@ -781,6 +784,11 @@ fn in_namespace(test: impl FnOnce(&Path) + Send + 'static) {
 fn skip(why: &str) {
     assert!(std::env::var("CI").as_deref() != Ok("true"), "{why}");
     println!("SKIPPED: {why}");
+    // For `make test`, which counts and names what was skipped.
+    if let Some(list) = std::env::var_os("TUNGUARD_SKIPPED_FILE") {
+        let mut file = fs::File::options().create(true).append(true).open(list).unwrap();
+        writeln!(file, "{}: {why}", thread::current().name().unwrap_or("a test")).unwrap();
+    }
 }
 
 fn topology() {

@@ -107,10 +107,13 @@ pub fn prepare_queues(config: &ServerConfig) -> Outcome<(QueueLimits, QueueSize)
     let queues = usize::from(config.max_clients) * 3 + 64;
     let limits = mq::prepare(QUEUE_MESSAGES, QUEUE_BYTES, queues)
         .map_err(|e| Failure::system("prepare the message queues (is CONFIG_POSIX_MQUEUE missing?)", e))?;
-    // Where the guard writes to the device, a worker has a second queue of the same size.
-    let queues_each = if config.tun_write == TunWrite::Guard { 2 } else { 1 };
-    let one = QueueLimits { per_user: limits.per_user / queues_each, ..limits };
-    let size = QueueSize::within(QUEUE_MESSAGES, QUEUE_BYTES, &one);
+    // What a worker's user is charged for: its queue, and where we write to the device a second one, to us.
+    let per_worker = match config.tun_write {
+        TunWrite::Direct => 1,
+        TunWrite::Guard => 2,
+    };
+    let share = QueueLimits { per_user: limits.per_user / per_worker, ..limits };
+    let size = QueueSize::within(QUEUE_MESSAGES, QUEUE_BYTES, &share);
     let smallest = usize::from(config.mtu) + tunguard::batch::RECORD_LEN;
     if size.bytes < smallest {
         return Err(Failure::system(

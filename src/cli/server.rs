@@ -11,8 +11,8 @@ use crate::exit::{Exit, Failure, Outcome};
 
 /// Run a server in the foreground
 ///
-/// Logs to standard error. SIGHUP reads configuration, certificates and revocations again; Ctrl-C or SIGTERM ends all
-/// sessions and puts the host back as it was.
+/// Logs to standard error. SIGHUP reads certificates and revocations again; Ctrl-C or SIGTERM ends all sessions and
+/// puts the host back as it was.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ServerCommand {
@@ -31,7 +31,7 @@ impl ServerCommand {
             .filter(|_| log::max_level() == log::LevelFilter::Info)
             .unwrap_or_else(|| log::max_level().to_string().to_lowercase());
         let error =
-            Command::new(&guard).args([VERSION, "--config"]).arg(&self.config).env("RUST_LOG", level).exec();
+            Command::new(&guard).args([VERSION, "--config"]).arg(&self.config).args(["--log", &level]).exec();
         Err(Failure::system(format!("start {}", guard.display()), error))
     }
 }

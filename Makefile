@@ -1,0 +1,63 @@
+# `make` or `make help` lists the targets.
+#
+# Variables: PREFIX, DESTDIR (install); NAME, REMOTE (client, certs); PROFILE (run-client); CONFIG, CERTS
+# (run-server, client, certs).
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+export NAME REMOTE CERTS CONFIG
+
+TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
+RELEASE := $(TARGET)/release
+PROGRAMS := tunguard tunguard-guard tunguard-worker
+
+.DEFAULT_GOAL := help
+.PHONY: help build run-server run-client client certs demo test check bench install clean
+
+help: ## Lists the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+# Where `tunguard` looks for the other two when they are not beside it.
+build: export TUNGUARD_LIBEXEC ?= $(PREFIX)/libexec/tunguard
+build: ## Builds the three programs (release)
+	@scripts/build.sh release
+
+run-server: build ## Runs a server here, with new certificates and server.toml if there are none (root; REMOTE=)
+	@scripts/run-server.sh run $(RELEASE)/tunguard
+
+certs: build ## Makes the authority and the server's certificate in certs/ (REMOTE=HOST ...)
+	@scripts/run-server.sh certs $(RELEASE)/tunguard
+
+client: build ## Writes a client's profile: NAME=laptop REMOTE=HOST[:PORT]
+	@scripts/client-profile.sh $(RELEASE)/tunguard
+
+run-client: build ## Connects with a profile: PROFILE=laptop.toml (root)
+	@test -n "$(PROFILE)" || { echo "usage: make run-client PROFILE=laptop.toml" >&2; exit 2; }
+	@exec $(RELEASE)/tunguard client --config "$(PROFILE)"
+
+demo: build ## Shows a server, a LAN behind it and two clients in network namespaces (root)
+	@scripts/packages.sh run lab
+	@scripts/demo.sh $(RELEASE)
+
+test: ## Everything: format, lints, docs, unit, property and e2e tests (e2e as root only)
+	@scripts/test.sh all
+
+check: ## Quick: format, lints, unit tests
+	@scripts/test.sh quick
+
+bench: build ## Measures throughput and latency against the bare link (root)
+	@scripts/packages.sh run lab bench
+	@bench/run.sh
+
+install: build ## Installs to PREFIX=/usr/local, below DESTDIR= if set
+	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/libexec/tunguard"
+	install -m 755 $(RELEASE)/tunguard "$(DESTDIR)$(PREFIX)/bin/"
+	install -m 755 $(RELEASE)/tunguard-guard $(RELEASE)/tunguard-worker "$(DESTDIR)$(PREFIX)/libexec/tunguard/"
+	install -d "$(DESTDIR)$(PREFIX)/lib/systemd/system" "$(DESTDIR)$(PREFIX)/share/doc/tunguard"
+	sed 's|@PREFIX@|$(PREFIX)|' packaging/tunguard.service >"$(DESTDIR)$(PREFIX)/lib/systemd/system/tunguard.service"
+	chmod 644 "$(DESTDIR)$(PREFIX)/lib/systemd/system/tunguard.service"
+	install -m 644 packaging/server.example.toml packaging/client.example.toml README.md CHANGELOG.md \
+		LICENSE-MIT LICENSE-APACHE "$(DESTDIR)$(PREFIX)/share/doc/tunguard/"
+
+clean: ## Removes what the build made; certificates and configuration stay
+	cargo clean
