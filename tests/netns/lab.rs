@@ -160,6 +160,25 @@ impl Lab {
         Process::start(&format!("client{n}"), &self.c(n), &self.dir, &command)
     }
 
+    /// A client whose host has its own /etc, in the lab's directory `etc`, with these lines in `hosts`.
+    pub fn client_with_own_etc(&self, n: usize, hosts: &str, config: &Config) -> Process {
+        let etc = self.path("etc");
+        if !etc.exists() {
+            for name in ["passwd", "group", "nsswitch.conf"] {
+                // A system without one does without.
+                let content = fs::read(Path::new("/etc").join(name)).unwrap_or_default();
+                self.write(&format!("etc/{name}"), content);
+            }
+            // Several lines of a name are all its addresses.
+            self.write("etc/host.conf", "multi on\n");
+            self.write("etc/resolv.conf", "nameserver 198.18.100.53\n");
+        }
+        self.write("etc/hosts", format!("127.0.0.1 localhost\n{hosts}"));
+        // `ip netns exec` gives each program a mount namespace of its own.
+        let script = format!("mount --bind {} /etc && exec \"$@\"", etc.display());
+        self.try_client_under(&["sh", "-c", &script, "sh"], n, config)
+    }
+
     /// Starts a client on host `n` and waits until the tunnel carries packets.
     pub fn start_client(&self, n: usize, config: &Config) -> Process {
         let mut client = self.try_client(n, config);

@@ -99,6 +99,29 @@ fn a_worker_holds_the_limits_of_its_server() {
     udp_echo(&lab.srv(), &lab.c(1), lab.inner_v4(1), 60_000);
 }
 
+#[test]
+fn the_tunnel_process_is_confined() {
+    let Some(lab) = Lab::new("confined", 1) else { return };
+    let _server = lab.start_server(&lab.server());
+    let client = lab.start_client(1, &lab.client(1));
+    let children = client.children();
+    assert_eq!(children.len(), 1, "{children:?}");
+    let tunnel = children[0];
+    let uids = process::uids(&children);
+    assert!(!uids.contains(&0), "the tunnel process is root");
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(field(tunnel, set).as_deref(), Some("0000000000000000"), "{set}");
+    }
+    assert_eq!(field(tunnel, "NoNewPrivs").as_deref(), Some("1"));
+    for limit in ["Max file size", "Max processes", "Max core file size"] {
+        assert_eq!(process::limit(tunnel, limit), "0", "{limit}");
+    }
+    let root = std::fs::read_dir(format!("/proc/{tunnel}/root")).expect("its root");
+    assert_eq!(root.count(), 0, "the tunnel process's root is not empty");
+    let environment = std::fs::read(format!("/proc/{tunnel}/environ")).expect("its environment");
+    assert!(environment.iter().all(|byte| *byte == 0), "the tunnel process has an environment");
+}
+
 /// What architecture and threat model promise of a worker, as the kernel shows it.
 fn confined(worker: i32) {
     let all_the_same = |name: &str| {

@@ -174,6 +174,51 @@ fn one_family_inside_is_enough() {
 }
 
 #[test]
+fn pushed_resolvers_come_and_go() {
+    let Some(lab) = Lab::new("resolvers", 1) else { return };
+    let _server = lab.start_server(&lab.server().set("push.dns", "['10.9.0.1', 'fd09::1']"));
+    let config = lab.client(1).without("dns");
+    let resolvers = || std::fs::read_to_string(lab.path("etc/resolv.conf")).expect("resolv.conf");
+    let mut client = lab.client_with_own_etc(1, "", &config);
+    lab.wait_for_tunnel(1, &mut client);
+    client.eventually("the pushed resolvers are in use", || {
+        (resolvers().contains("nameserver 10.9.0.1") && resolvers().contains("nameserver fd09::1"))
+            .then_some(())
+    });
+    client.stop();
+    assert_eq!(resolvers(), "nameserver 198.18.100.53\n");
+
+    // A killed client's are put back by the next, which doesn't want any.
+    let mut client = lab.client_with_own_etc(1, "", &config);
+    lab.wait_for_tunnel(1, &mut client);
+    client.eventually("the pushed resolvers are in use", || resolvers().contains("10.9.0.1").then_some(()));
+    client.kill();
+    let mut client = lab.client_with_own_etc(1, "", &config.set("dns", "'none'"));
+    lab.wait_for_tunnel(1, &mut client);
+    assert_eq!(resolvers(), "nameserver 198.18.100.53\n");
+}
+
+#[test]
+fn a_servers_name_is_looked_up_and_each_address_tried() {
+    let Some(lab) = Lab::new("lookup", 1) else { return };
+    let _server = lab.start_server(&lab.server());
+    let config = lab.client(1).set("remote", "'vpn.test'");
+    for (hosts, peer) in [
+        ("198.18.100.2 vpn.test\n", "198.18.1.2:"),
+        ("2001:db8:100::2 vpn.test\n", "[2001:db8:1::2]:"),
+        // Nobody is at the first.
+        ("2001:db8:100::77 vpn.test\n198.18.100.2 vpn.test\n", "198.18.1.2:"),
+        ("198.18.100.77 vpn.test\n2001:db8:100::2 vpn.test\n", "[2001:db8:1::2]:"),
+    ] {
+        let mut client = lab.client_with_own_etc(1, hosts, &config);
+        lab.wait_for_tunnel(1, &mut client);
+        let session = lab.session("c1").expect("a session");
+        assert!(session["peer"].as_str().is_some_and(|p| p.starts_with(peer)), "{hosts}: {session}");
+        client.stop();
+    }
+}
+
+#[test]
 fn clients_behind_one_nat_are_told_apart() {
     let Some(lab) = Lab::new("behindnat", 2) else { return };
     let rules = lab.write(
