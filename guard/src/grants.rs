@@ -37,6 +37,11 @@ impl Guard {
             let Some(worker) = self.workers.get_mut(key) else { return };
             match worker.channel.receive(false) {
                 Ok(Incoming::Message(request, _)) => {
+                    // Asked before it read that it is to end: the end is the answer.
+                    let overtaken = matches!(request, Request::Claim(_) | Request::Register { .. });
+                    if worker.phase == Phase::Ending && overtaken {
+                        continue;
+                    }
                     if !permitted(worker.phase, &request) {
                         return self.punish(key, &format!("a request out of place: {request:?}"));
                     }

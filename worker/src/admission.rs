@@ -122,7 +122,7 @@ impl Made {
 impl Admission<'_> {
     fn handshake(&mut self) -> Outcome<()> {
         while self.control.handshake()? == Progress::Waiting {
-            self.wait_for_client("the TLS handshake")?;
+            self.wait_for_client("the TLS handshake").map_err(|refusal| refusal.failure)?;
         }
         log::debug!("{}", tls::summary(self.control.ssl()));
         Ok(())
@@ -239,7 +239,7 @@ impl Admission<'_> {
         self.control.send(&welcome).map_err(broken)
     }
 
-    fn next_message(&mut self, what: &str) -> Outcome<Message> {
+    fn next_message(&mut self, what: &str) -> Result<Message, Refusal> {
         loop {
             if let Some(message) = self.control.receive().map_err(broken)? {
                 return Ok(message);
@@ -249,7 +249,7 @@ impl Admission<'_> {
     }
 
     /// Waits until the client's connection is ready; the guard may end us meanwhile.
-    fn wait_for_client(&self, what: &str) -> Outcome<()> {
+    fn wait_for_client(&self, what: &str) -> Result<(), Refusal> {
         let client = match self.control.interest() {
             Interest::Both | Interest::Write => PollFlags::POLLIN | PollFlags::POLLOUT,
             Interest::Read | Interest::Nothing => PollFlags::POLLIN,
@@ -277,12 +277,12 @@ impl Admission<'_> {
     }
 
     /// An order of the guard while nothing was asked of it: only to report or to end.
-    fn expect_no_order(&self) -> Outcome<()> {
+    fn expect_no_order(&self) -> Result<(), Refusal> {
         match self.read_guard()? {
             None => Ok(()),
-            Some((Reply::Query, _)) => self.ask(&Request::Report(Box::default())),
-            Some((Reply::End(reason), _)) => Err(Failure::new(Exit::Refused, reason.to_string())),
-            Some((other, _)) => Err(out_of_place(&other)),
+            Some((Reply::Query, _)) => Ok(self.ask(&Request::Report(Box::default()))?),
+            Some((Reply::End(reason), _)) => Err(ordered_to_end(reason)),
+            Some((other, _)) => Err(out_of_place(&other).into()),
         }
     }
 
@@ -294,11 +294,11 @@ impl Admission<'_> {
         }
     }
 
-    fn answer(&self) -> Outcome<(Reply, Vec<OwnedFd>)> {
+    fn answer(&self) -> Result<(Reply, Vec<OwnedFd>), Refusal> {
         loop {
             match self.read_guard()? {
                 Some((Reply::Query, _)) => self.ask(&Request::Report(Box::default()))?,
-                Some((Reply::End(reason), _)) => return Err(Failure::new(Exit::Refused, reason.to_string())),
+                Some((Reply::End(reason), _)) => return Err(ordered_to_end(reason)),
                 Some(answer) => return Ok(answer),
                 None => {
                     self.wait("the guard's answer", PollFlags::empty())?;
@@ -343,6 +343,11 @@ fn take_devices(fds: Vec<OwnedFd>, uplink: Option<Writer>, bytes: usize) -> Outc
 
 fn queue_failed(error: std::io::Error) -> Failure {
     Failure::system("create the session's queue (see RLIMIT_MSGQUEUE and fs.mqueue in mq_overview(7))", error)
+}
+
+/// The client is told the guard's reason.
+fn ordered_to_end(reason: Reason) -> Refusal {
+    Refusal { reason, failure: Failure::new(Exit::Refused, reason.to_string()) }
 }
 
 fn out_of_place(reply: &Reply) -> Failure {
