@@ -1,6 +1,9 @@
 //! A thousand clients come and go, and the server holds what it held before.
 
 use std::fs;
+use std::thread;
+
+use tunguard::wire::control::{Message, Reason};
 
 use crate::kill::Holdings;
 use crate::lab::{INNER_V4, Lab, eventually, ip};
@@ -45,6 +48,35 @@ fn a_thousand_connects_leave_nothing() {
     let leases = fs::read_to_string(lab.path("server-state/leases.json")).unwrap_or_default();
     assert!(leases.len() < 10_000, "{leases}");
     talk.exchange(100_000);
+}
+
+#[test]
+fn one_certificate_from_many_places_at_once_is_one_session() {
+    let Some(lab) = Lab::new("race", 2) else { return };
+    let server = lab.start_server(&lab.server());
+    let before = Holdings::of(&server);
+    let dialler = Dialler::new(&lab, 1);
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..25 {
+                    // A newer one may be through first.
+                    let (control, answer) = dialler.hello();
+                    assert!(
+                        matches!(&answer, Ok(Message::Welcome(_) | Message::Bye(Reason::Replaced)) | Err(_)),
+                        "{answer:?}"
+                    );
+                    control.close();
+                }
+            });
+        }
+    });
+    let mut last = dialler.connect();
+    assert_eq!(last.ping(1), 1);
+    lab.wait_for_sessions(1);
+    last.leave();
+    lab.wait_for_sessions(0);
+    before.are_back(&server);
 }
 
 impl Holdings {

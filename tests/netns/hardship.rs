@@ -238,6 +238,32 @@ fn a_server_out_of_descriptors_recovers() {
 }
 
 #[test]
+fn a_network_that_carries_no_udp_is_named() {
+    let Some(lab) = Lab::new("noudp", 1) else { return };
+    let rules = "table inet noudp {\nchain forward {\ntype filter hook forward priority 0\n\
+                 udp dport 55555 drop\n}\n}\n";
+    let rules = lab.write("noudp.nft", rules);
+    lab.net().must(&["nft", "-f", &rules.display().to_string()]);
+    let _server = lab.start_server(&lab.server());
+    let mut client = lab.try_client(1, &lab.client(1));
+    client.wait_for_log("UDP");
+    lab.net().must(&["nft", "delete", "table", "inet", "noudp"]);
+    lab.wait_for_tunnel(1, &mut client);
+}
+
+#[test]
+fn a_path_narrower_than_the_tunnel_carries_what_fits() {
+    let Some(lab) = Lab::new("narrow", 1) else { return };
+    // Somewhere in the middle, where neither end can know: DF packets above it come back as ICMP errors.
+    lab.net().ip(&["link", "set", "srv", "mtu", "1400"]);
+    lab.srv().ip(&["link", "set", "eth0", "mtu", "1400"]);
+    let _server = lab.start_server(&lab.server());
+    let _client = lab.start_client(1, &lab.client(1));
+    assert!(lab.c(1).pings(INNER_V4, 1_200, 3));
+    transfer(&lab.c(1), &lab.srv(), ip(INNER_V4), 1 << 20);
+}
+
+#[test]
 fn status_is_for_people_too() {
     let Some(lab) = Lab::new("status", 1) else { return };
     let server = lab.start_server(&lab.server());

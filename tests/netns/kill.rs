@@ -1,5 +1,6 @@
 //! Any process may die at any moment: the others go on, and nothing is left behind.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use nix::unistd::Pid;
 
 use crate::lab::{INNER_V4, Lab, eventually, ip, same_lines};
 use crate::process::{Process, alive, descriptors};
+use crate::raw_client::Dialler;
 use crate::traffic::{Conversation, transfer};
 
 #[test]
@@ -136,6 +138,33 @@ fn a_stopped_server_says_goodbye_and_puts_the_host_back() {
     // It comes back with the server.
     let _server = lab.start_server(&lab.server());
     lab.wait_for_tunnel(1, &mut client);
+}
+
+#[test]
+fn a_server_stopped_amid_handshakes_ends_well() {
+    let Some(lab) = Lab::new("stopamid", 2) else { return };
+    for _ in 0..3 {
+        let mut server = lab.start_server(&lab.server());
+        let stopped = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for n in [1, 2, 1, 2] {
+                let dialler = Dialler::new(&lab, n);
+                let stopped = &stopped;
+                scope.spawn(move || {
+                    while !stopped.load(Ordering::Relaxed) {
+                        // It may fail at any step.
+                        let control = dialler.tcp().ok().and_then(|tcp| dialler.control_over(tcp).ok());
+                        control.map(|control| dialler.hello_over(control));
+                    }
+                });
+            }
+            thread::sleep(Duration::from_millis(300));
+            let begun = Instant::now();
+            assert_eq!(server.stop(), 0);
+            assert!(begun.elapsed() < Duration::from_secs(8), "it took {:?}", begun.elapsed());
+            stopped.store(true, Ordering::Relaxed);
+        });
+    }
 }
 
 #[test]

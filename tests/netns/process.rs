@@ -135,8 +135,13 @@ impl Drop for Process {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
-        if thread::panicking() {
-            let log = self.log();
+        let log = self.log();
+        if !thread::panicking() {
+            // Whatever a test is about: none of ours panics, and no worker of ours breaks the rules.
+            for never in ["panicked at", "broke the rules"] {
+                assert!(!log.contains(never), "{}: {never}:\n{log}", self.name);
+            }
+        } else {
             let lines: Vec<&str> = log.lines().collect();
             let from = lines.len().saturating_sub(SHOWN_LINES);
             eprintln!("---- {} (exit {:?}), last lines:", self.name, self.exit);

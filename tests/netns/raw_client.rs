@@ -66,7 +66,11 @@ impl Dialler {
 
     /// TLS, no message yet.
     pub fn control(&self) -> Result<ControlChannel, Failure> {
-        let tcp = self.tcp().expect("the server's port");
+        self.control_over(self.tcp().expect("the server's port"))
+    }
+
+    /// TLS over a connection that is there.
+    pub fn control_over(&self, tcp: TcpStream) -> Result<ControlChannel, Failure> {
         let ssl = tls::client_ssl(&self.context, SERVER_V4).expect("TLS");
         let mut control = ControlChannel::new(ssl, tcp, Role::Client)?;
         let deadline = Instant::now() + PATIENCE;
@@ -86,7 +90,11 @@ impl Dialler {
 
     /// TLS and Hello: the server's first message.
     pub fn hello(&self) -> (ControlChannel, Result<Message, Broken>) {
-        let mut control = self.control().expect("the TLS handshake");
+        self.hello_over(self.control().expect("the TLS handshake"))
+    }
+
+    /// Hello over TLS that is there.
+    pub fn hello_over(&self, mut control: ControlChannel) -> (ControlChannel, Result<Message, Broken>) {
         let hello = Hello {
             version: VERSION,
             features: 0,
