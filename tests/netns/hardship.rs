@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tunguard::exit::Exit;
+use tunguard::wire::control::{Message, Reason};
 
 use crate::lab::{INNER_V4, INNER_V6, LAN_V4, Lab, eventually, ip, same_lines};
 use crate::process::descriptors;
@@ -249,6 +250,86 @@ fn a_network_that_carries_no_udp_is_named() {
     client.wait_for_log("UDP");
     lab.net().must(&["nft", "delete", "table", "inet", "noudp"]);
     lab.wait_for_tunnel(1, &mut client);
+}
+
+#[test]
+fn a_lost_control_channel_does_not_stop_traffic() {
+    let Some(lab) = Lab::new("nocontrol", 1) else { return };
+    let _server = lab.start_server(&lab.server().set("linger", "'3s'"));
+    let mut client = lab.start_client(1, &lab.client(1));
+    let addresses = lab.inner(1);
+    let mut talk = Conversation::start(&lab.c(1), &lab.srv(), ip(INNER_V4));
+    let rules = "table inet notcp {\nchain forward {\ntype filter hook forward priority 0\n\
+                 tcp dport 55555 reject with tcp reset\n}\n}\n";
+    let rules = lab.write("notcp.nft", rules);
+    lab.net().must(&["nft", "-f", &rules.display().to_string()]);
+    lab.c(1).must(&["ss", "-K", "-t", "dport", "=", "55555"]);
+    lab.srv().must(&["ss", "-K", "-t", "sport", "=", "55555"]);
+    eventually("the control channel is lost", || {
+        lab.session("c1").filter(|session| session["control"] == "lost").map(drop)
+    });
+    // Longer than `linger`: it counts from the last authenticated packet.
+    for _ in 0..14 {
+        talk.exchange(50_000);
+        thread::sleep(Duration::from_millis(500));
+    }
+    lab.net().must(&["nft", "delete", "table", "inet", "notcp"]);
+    lab.wait_for_tunnel(1, &mut client);
+    talk.exchange(1_000_000);
+    assert_eq!(lab.inner(1), addresses);
+}
+
+#[test]
+fn keys_with_a_short_life_in_packets_are_renewed_in_time() {
+    let Some(lab) = Lab::new("rekeypackets", 1) else { return };
+    let _server = lab.start_server(&lab.server().set("data.rekey_packets", 1_000));
+    let _client = lab.start_client(1, &lab.client(1));
+    transfer(&lab.c(1), &lab.srv(), ip(INNER_V4), 16 << 20);
+    let epoch = lab.session("c1").expect("a session")["epoch"].as_u64();
+    assert!(epoch > Some(3), "{epoch:?}");
+}
+
+#[test]
+fn a_reload_with_broken_files_changes_nothing_and_a_good_one_does() {
+    let Some(lab) = Lab::new("reload", 2) else { return };
+    let mut server = lab.start_server(&lab.server());
+    let _one = lab.start_client(1, &lab.client(1));
+    let good = fs::read(lab.path("certs/gate.pem")).expect("the certificate");
+    lab.write("certs/gate.pem", "-----BEGIN CERTIFICATE-----\nhalf");
+    server.signal(Signal::SIGHUP);
+    server.wait_for_log("stays in force");
+    let mut two = lab.start_client(2, &lab.client(2));
+    assert!(lab.c(1).pings(INNER_V4, 56, 3));
+    two.stop();
+    // Another certificate for the server: new connections see it, old ones go on.
+    lab.write("certs/gate.pem", good);
+    lab.tunguard(&["pki", "server", "other", "--san", "other.test"]);
+    fs::copy(lab.path("certs/other.pem"), lab.path("certs/gate.pem")).expect("copied");
+    fs::copy(lab.path("certs/other.key"), lab.path("certs/gate.key")).expect("copied");
+    server.signal(Signal::SIGHUP);
+    server.wait_for_log("are read again");
+    let mut refused = lab.try_client(2, &lab.client(2));
+    assert_eq!(refused.exit(), Exit::CertificateForeign as i32, "{}", refused.log());
+    let _two = lab.start_client(2, &lab.client(2).set("tls.server_name", "'other.test'"));
+    assert!(lab.c(1).pings(INNER_V4, 56, 3));
+    assert_eq!(server.try_exit(), None);
+}
+
+#[test]
+fn the_last_address_is_given_and_then_there_is_none() {
+    let Some(lab) = Lab::new("pool", 2) else { return };
+    let _server = lab.start_server(&lab.server().set("networks", "['10.9.0.0/30']").set("lease", "'1s'"));
+    let one = Dialler::new(&lab, 1).connect();
+    assert_eq!(one.address().to_string(), "10.9.0.2");
+    let (_control, answer) = Dialler::new(&lab, 2).hello();
+    assert_eq!(answer, Ok(Message::Bye(Reason::NoRoom)));
+    one.leave();
+    // Its owner keeps it for a second.
+    let two = eventually("the lease to run out", || match Dialler::new(&lab, 2).hello() {
+        (control, Ok(Message::Welcome(welcome))) => Some((control, welcome)),
+        _ => None,
+    });
+    assert_eq!(two.1.addresses[0].addr().to_string(), "10.9.0.2");
 }
 
 #[test]
