@@ -73,7 +73,10 @@ fn vectors_of_the_page() -> BTreeMap<String, String> {
         } else if inside {
             let hex = |text: &str| {
                 let hex: String = text.chars().filter(|c| !c.is_whitespace()).collect();
-                assert!(hex.chars().all(|c| c.is_ascii_hexdigit()) && hex.len().is_multiple_of(2), "no hex: {line}");
+                assert!(
+                    hex.chars().all(|c| c.is_ascii_hexdigit()) && hex.len().is_multiple_of(2),
+                    "no hex: {line}"
+                );
                 hex
             };
             if let Some((name, value)) = line.split_once(" = ") {

@@ -24,9 +24,14 @@ fn the_picture_and_the_journey_name_every_hop() {
     let named = functions(&readme);
     assert!(named.len() > 30, "the journey names its functions as `name` (file): {named:?}");
     let picture = code_blocks(&readme).find(|block| block.contains("GUARD")).expect("a picture");
-    for hop in
-        ["tun_to_worker", "guard_to_client", "server_to_tun", "tun_to_server", "client_to_guard", "worker_to_tun"]
-    {
+    for hop in [
+        "tun_to_worker",
+        "guard_to_client",
+        "server_to_tun",
+        "tun_to_server",
+        "client_to_guard",
+        "worker_to_tun",
+    ] {
         assert!(picture.contains(hop), "the picture lacks {hop}");
         assert!(named.iter().any(|(function, _)| function == hop), "no file is named for {hop}");
     }

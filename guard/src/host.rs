@@ -7,7 +7,7 @@ use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::net::forwarding::Forwarding;
 use tunguard::net::netlink::{Netlink, Route};
 use tunguard::net::nft::{Table, TableSpec};
-use tunguard::net::quiet_device;
+use tunguard::net::{quiet_device, sysctl};
 use tunguard::sys::mq::{self, QueueLimits, QueueSize};
 use tunguard::sys::tun::{Offloads, Tun};
 
@@ -45,15 +45,20 @@ impl Host {
             true => Some(Forwarding::enable(v4, v6, &config.state_dir.join("forwarding.json"))?),
             false => None,
         };
-        // Without forwarding nothing goes from client to client, nor anywhere else: no table is needed.
-        let table = match forwards {
-            true => Some(Table::install(&TableSpec {
-                device: config.device.clone(),
-                networks: config.networks.iter().chain(&subnets).copied().collect(),
-                nat: config.nat,
-                client_to_client: config.client_to_client,
-            })?),
-            false => None,
+        // A host may forward without our help, now or later: who reaches whom is decided here in any case.
+        let spec = TableSpec {
+            device: config.device.clone(),
+            networks: config.networks.iter().chain(&subnets).copied().collect(),
+            nat: config.nat,
+            client_to_client: config.client_to_client,
+        };
+        let table = match Table::install(&spec) {
+            Ok(table) => Some(table),
+            Err(failure) if failure.exit == Exit::MissingProgram && !forwards && !host_forwards()? => {
+                log::warn!("{failure}; without it, should this host ever forward, clients reach each other");
+                None
+            }
+            Err(failure) => return Err(failure),
         };
         log::info!(
             "device {}: {}, MTU {}{}",
@@ -84,6 +89,16 @@ pub fn require_root() -> Outcome<()> {
         Exit::Privilege,
         "the server makes a network device and starts its workers as other users: run it as root",
     ))
+}
+
+/// Whether the kernel forwards packets already.
+fn host_forwards() -> Outcome<bool> {
+    for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+        if sysctl::read(key)?.is_some_and(|value| value.trim() != "0") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The queues' namespace, and the size the sessions' queues get in it.

@@ -3,12 +3,39 @@
 use std::collections::VecDeque;
 use std::io;
 
+use tunguard::batch::BatchWriter;
 use tunguard::sys::mq::Writer;
+
+/// Batches to be filled, kept so that their memory is used again.
+pub struct Pool {
+    spare: Vec<BatchWriter>,
+    limit: usize,
+}
+
+impl Pool {
+    /// A pool of batches of at most `limit` bytes.
+    pub fn new(limit: usize) -> Pool {
+        Pool { spare: Vec::new(), limit }
+    }
+
+    /// An empty batch.
+    pub fn take(&mut self) -> BatchWriter {
+        self.spare.pop().unwrap_or_else(|| BatchWriter::new(self.limit))
+    }
+
+    /// Takes a batch back.
+    pub fn give(&mut self, mut batch: BatchWriter) {
+        if self.spare.len() < SPARE_BATCHES {
+            batch.clear();
+            self.spare.push(batch);
+        }
+    }
+}
 
 /// A session's queue and the batches in front of it.
 pub struct Outbox {
     queue: Writer,
-    waiting: VecDeque<Vec<u8>>,
+    waiting: VecDeque<BatchWriter>,
     bytes: usize,
 }
 
@@ -29,27 +56,30 @@ impl Outbox {
         Outbox { queue, waiting: VecDeque::new(), bytes: 0 }
     }
 
-    /// Sends a batch, or keeps it where the queue is full, behind those that wait already.
-    pub fn post(&mut self, batch: &[u8]) -> io::Result<Posted> {
-        if self.waiting.is_empty() && self.queue.send(batch)? {
+    /// Sends a batch, or keeps it where the queue is full, behind those that wait already; then an empty one
+    /// from the pool is put in its place.
+    pub fn post(&mut self, batch: &mut BatchWriter, pool: &mut Pool) -> io::Result<Posted> {
+        let len = batch.message().len();
+        if self.waiting.is_empty() && self.queue.send(batch.message())? {
             return Ok(Posted::Sent);
         }
-        if self.bytes + batch.len() > BACKLOG_BYTES {
+        if self.bytes + len > BACKLOG_BYTES {
             return Ok(Posted::Dropped);
         }
-        self.bytes += batch.len();
-        self.waiting.push_back(batch.to_vec());
+        self.bytes += len;
+        self.waiting.push_back(std::mem::replace(batch, pool.take()));
         Ok(Posted::Waiting)
     }
 
     /// The queue has room again: sends what waits. `true` when nothing waits any more.
-    pub fn resume(&mut self) -> io::Result<bool> {
-        while let Some(batch) = self.waiting.front() {
-            if !self.queue.send(batch)? {
+    pub fn resume(&mut self, pool: &mut Pool) -> io::Result<bool> {
+        while let Some(batch) = self.waiting.pop_front() {
+            if !self.queue.send(batch.message())? {
+                self.waiting.push_front(batch);
                 return Ok(false);
             }
-            self.bytes -= batch.len();
-            self.waiting.pop_front();
+            self.bytes -= batch.message().len();
+            pool.give(batch);
         }
         Ok(true)
     }
@@ -68,11 +98,15 @@ impl Outbox {
 /// Bytes that may wait in front of one queue: what a TCP flow has in flight while the worker is off the
 /// processor. More would only add delay.
 const BACKLOG_BYTES: usize = 1 << 20;
+/// Batches kept for use again: those of two full backlogs.
+const SPARE_BATCHES: usize = 32;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tunguard::batch::{BatchReader, RECORD_LEN};
     use tunguard::sys::mq::{QueueSize, Reader, unlink};
+    use tunguard::wire::vnet::VnetHeader;
 
     #[test]
     fn order_is_kept_and_the_bound_holds() {
@@ -81,24 +115,31 @@ mod tests {
         let reader = Reader::create(&name, size).expect("a queue");
         let mut outbox = Outbox::new(Writer::open(&name).expect("its other end"));
         unlink(&name).expect("unlinks");
-        let batch = |n: u32| {
-            let mut bytes = vec![0; 8192];
-            bytes[..4].copy_from_slice(&n.to_be_bytes());
-            bytes
-        };
-        let fate: Vec<_> = (0..140).map(|n| outbox.post(&batch(n)).expect("posts")).collect();
+        let mut pool = Pool::new(8192);
+        let payload = vec![0; 8192 - RECORD_LEN];
+        let fate: Vec<_> = (0..140u16)
+            .map(|n| {
+                let mut batch = pool.take();
+                let vnet = VnetHeader { gso_size: n, ..VnetHeader::default() };
+                assert!(batch.push(&vnet, &[], &payload));
+                let posted = outbox.post(&mut batch, &mut pool).expect("posts");
+                pool.give(batch);
+                posted
+            })
+            .collect();
         assert!(fate[..2].iter().all(|f| *f == Posted::Sent));
         assert!(fate[2..130].iter().all(|f| *f == Posted::Waiting));
         assert!(fate[130..].iter().all(|f| *f == Posted::Dropped));
         assert_eq!(outbox.backlog(), BACKLOG_BYTES);
-        let mut next = 0u32;
+        let mut next = 0;
         let mut buffer = vec![0; 8192];
         loop {
             while reader.receive(&mut buffer).expect("receives").is_some() {
-                assert_eq!(buffer[..4], next.to_be_bytes());
+                let (vnet, _) = BatchReader::new(&buffer).next().expect("a record").expect("a whole one");
+                assert_eq!(vnet.gso_size, next);
                 next += 1;
             }
-            if outbox.resume().expect("resumes") && next == 130 {
+            if outbox.resume(&mut pool).expect("resumes") && next == 130 {
                 break;
             }
         }

@@ -34,7 +34,7 @@ use crate::admin::Admin;
 use crate::clients::{LogBudget, Phase, Worker, Workers};
 use crate::host::Host;
 use crate::leases::Leases;
-use crate::outbox::Posted;
+use crate::outbox::{Pool, Posted};
 use crate::routes::Routes;
 use crate::slots::Slots;
 use crate::spawn::Spawner;
@@ -59,7 +59,9 @@ pub struct Guard {
     pub(crate) accounts: Accounts,
     pub(crate) started: Time,
     signals: Signals,
-    batches: Batches,
+    /// The batches of one turn: each session's packets together, a bounded number of sessions at once.
+    open: Vec<(u64, BatchWriter)>,
+    pool: Pool,
     uplink: Vec<u8>,
     /// New connections are accepted; otherwise from then on again.
     accepting: Accepting,
@@ -135,23 +137,6 @@ impl Source {
     }
 }
 
-/// The batches of one turn: each session's packets together, a bounded number of sessions at once.
-struct Batches {
-    open: Vec<(u64, BatchWriter)>,
-    spare: Vec<BatchWriter>,
-    limit: usize,
-}
-
-impl Batches {
-    fn new(limit: usize) -> Batches {
-        Batches { open: Vec::new(), spare: vec![], limit }
-    }
-
-    fn writer(&mut self) -> BatchWriter {
-        self.spare.pop().unwrap_or_else(|| BatchWriter::new(self.limit))
-    }
-}
-
 impl Guard {
     /// Puts the parts together and starts to listen to all of them.
     #[expect(clippy::too_many_arguments, reason = "the parts of the start-up function, once each")]
@@ -182,7 +167,8 @@ impl Guard {
         let listen = listener.local_addr().map_err(failed)?;
         let now = clock::now();
         Ok(Guard {
-            batches: Batches::new(queue_size.bytes),
+            open: Vec::new(),
+            pool: Pool::new(queue_size.bytes),
             uplink: vec![0; queue_size.bytes],
             config,
             trust,
@@ -254,7 +240,7 @@ impl Guard {
     /// packets come in trains; only those of others are copied.
     fn tun_to_worker(&mut self) -> Outcome<()> {
         let mut last: Option<u64> = None;
-        let mut reading = self.batches.writer();
+        let mut reading = self.pool.take();
         for _ in 0..PACKETS_PER_TURN {
             let read = self.host.tun.read(reading.spare());
             let Some(len) = read.map_err(|e| {
@@ -278,14 +264,13 @@ impl Guard {
                 self.make_room(key, &mut reading, len);
             }
         }
-        if let Some(key) = last {
-            self.batches.open.push((key, reading));
-        } else {
-            self.batches.spare.push(reading);
+        match last {
+            Some(key) => self.open.push((key, reading)),
+            None => self.pool.give(reading),
         }
-        for (key, mut batch) in std::mem::take(&mut self.batches.open) {
+        while let Some((key, mut batch)) = self.open.pop() {
             self.post(key, &mut batch);
-            self.batches.spare.push(batch);
+            self.pool.give(batch);
         }
         Ok(())
     }
@@ -305,9 +290,9 @@ impl Guard {
 
     /// The open batch of `key`, or a fresh one.
     fn batch_of(&mut self, key: u64) -> BatchWriter {
-        match self.batches.open.iter().position(|(k, _)| *k == key) {
-            Some(at) => self.batches.open.swap_remove(at).1,
-            None => self.batches.writer(),
+        match self.open.iter().position(|(k, _)| *k == key) {
+            Some(at) => self.open.swap_remove(at).1,
+            None => self.pool.take(),
         }
     }
 
@@ -322,13 +307,13 @@ impl Guard {
         let mut reading = reading;
         mine.spare()[..len].copy_from_slice(&reading.spare()[..len]);
         match last {
-            Some(key) => self.batches.open.push((key, reading)),
-            None => self.batches.spare.push(reading),
+            Some(key) => self.open.push((key, reading)),
+            None => self.pool.give(reading),
         }
-        if self.batches.open.len() > OPEN_BATCHES {
-            let (key, mut oldest) = self.batches.open.swap_remove(0);
+        if self.open.len() > OPEN_BATCHES {
+            let (key, mut oldest) = self.open.swap_remove(0);
             self.post(key, &mut oldest);
-            self.batches.spare.push(oldest);
+            self.pool.give(oldest);
         }
         mine
     }
@@ -362,7 +347,7 @@ impl Guard {
     /// Sends a batch to its session's queue and empties it.
     fn post(&mut self, key: u64, batch: &mut BatchWriter) {
         if !batch.is_empty() {
-            let posted = self.workers.outbox(key).map(|outbox| outbox.post(batch.message()));
+            let posted = self.workers.outbox(key).map(|outbox| outbox.post(batch, &mut self.pool));
             match posted {
                 Some(Ok(Posted::Sent)) => {}
                 Some(Ok(Posted::Waiting)) => self.watch_queue(key, Interest::Write),
@@ -378,7 +363,8 @@ impl Guard {
     }
 
     fn resume_queue(&mut self, key: u64) {
-        let empty = self.workers.outbox(key).is_none_or(|outbox| outbox.resume().unwrap_or(true));
+        let empty =
+            self.workers.outbox(key).is_none_or(|outbox| outbox.resume(&mut self.pool).unwrap_or(true));
         if empty {
             self.watch_queue(key, Interest::Nothing);
         }

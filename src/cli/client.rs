@@ -23,6 +23,7 @@ pub struct ClientCommand {
 impl ClientCommand {
     /// Runs the client until it is stopped.
     pub fn run(self) -> Outcome<()> {
+        client::require_root()?;
         client::run(&ClientConfig::load(&self.config)?)
     }
 }

@@ -49,6 +49,16 @@ impl fmt::Display for Refused {
     }
 }
 
+impl Plan {
+    /// What is left of it on a host that has no IPv6.
+    pub fn without_ipv6(mut self) -> Plan {
+        self.addresses.retain(IpAddr::is_ipv4);
+        self.routes.retain(|net| net.addr().is_ipv4());
+        self.dns.retain(IpAddr::is_ipv4);
+        self
+    }
+}
+
 /// Checks every value, then picks what the policy allows.
 ///
 /// A wish the configuration doesn't allow is passed over; one that no server should have refuses the lot.

@@ -10,7 +10,7 @@ use super::consent::Plan;
 use crate::config::client::ClientConfig;
 use crate::config::common::DeviceName;
 use crate::exit::Outcome;
-use crate::net::{DnsKeeper, Netlink, RouteKeeper, dns, quiet_device};
+use crate::net::{DnsKeeper, Netlink, RouteKeeper, dns, quiet_device, sysctl};
 
 /// The host as we have set it up so far. [`clear`](Host::clear), or drop, undoes everything but the device, which
 /// goes with its descriptors.
@@ -27,6 +27,7 @@ pub struct Host {
     dns_servers: Vec<IpAddr>,
     dns_state: PathBuf,
     conflicts: Vec<String>,
+    told_of_ipv6: bool,
 }
 
 impl Host {
@@ -53,6 +54,7 @@ impl Host {
             dns_servers: Vec::new(),
             dns_state,
             conflicts: Vec::new(),
+            told_of_ipv6: false,
         })
     }
 
@@ -73,6 +75,15 @@ impl Host {
 
     /// Makes the host what `plan` says.
     pub fn apply(&mut self, plan: &Plan) -> Outcome<()> {
+        // 0. What this host can't do at all.
+        let v4_only;
+        let plan = match self.lacks_ipv6(plan)? {
+            true => {
+                v4_only = plan.clone().without_ipv6();
+                &v4_only
+            }
+            false => plan,
+        };
         // 1. New addresses, before routes that name them as sources.
         for address in plan.addresses.iter().filter(|a| !self.addresses.contains(a)) {
             self.netlink.add_address(self.index, IpNet::from(*address))?;
@@ -95,6 +106,19 @@ impl Host {
         self.addresses.clone_from(&plan.addresses);
         self.set_dns(&plan.dns);
         Ok(())
+    }
+
+    /// Whether the plan needs IPv6 beside IPv4 on a host where it is switched off, everywhere, so that nothing of
+    /// it can pass the tunnel by either.
+    fn lacks_ipv6(&mut self, plan: &Plan) -> Outcome<bool> {
+        let both = [IpAddr::is_ipv4, IpAddr::is_ipv6].iter().all(|family| plan.addresses.iter().any(family));
+        // The file is missing where the kernel was told to go without (ipv6.disable=1).
+        let off = sysctl::read("net/ipv6/conf/all/disable_ipv6")?.is_none_or(|value| value != "0");
+        if both && off && !self.told_of_ipv6 {
+            log::warn!("IPv6 is switched off on this host: the tunnel carries IPv4 only");
+            self.told_of_ipv6 = true;
+        }
+        Ok(both && off)
     }
 
     /// Names that can't be looked up inside the tunnel are no reason to be without one.

@@ -30,7 +30,7 @@ pub mod supervisor;
 pub mod tunnel;
 mod tunnel_log;
 
-pub use supervisor::run;
+pub use supervisor::{require_root, run};
 
 /// First arguments by which this program starts itself in another role; not for users.
 pub mod role {

@@ -29,15 +29,12 @@ use crate::sys::{clock, memfd, spawn, udp};
 use crate::time::Time;
 use crate::tls::Credentials;
 
-/// `tunguard client`: runs until it is told to stop, or until there is no use in going on.
+/// `tunguard client`: runs until it is told to stop, or until there is no use in going on. After
+/// [`require_root`].
 pub fn run(config: &ClientConfig) -> Outcome<()> {
     // 1. Everything that can be wrong with the configuration, before anything is touched.
     let credentials = Credentials::read_client(&config.tls)?;
     let user = User::look_up(&config.user)?;
-    if !geteuid().is_root() {
-        let text = "tunguard client sets up a device and routes: run it as root";
-        return Err(Failure::new(Exit::Privilege, text));
-    }
     let root = empty_root(&config.state_dir)?;
     let signals = Signals::install().map_err(|e| Failure::system("listen for signals", e))?;
     // 2. The device, which is there until we exit, and what a killed run left behind.
@@ -48,6 +45,15 @@ pub fn run(config: &ClientConfig) -> Outcome<()> {
     let result = supervisor.supervise(host);
     log::debug!("client ends: {result:?}");
     result
+}
+
+/// The client needs root, and says so before it stumbles over files only root can read.
+pub fn require_root() -> Outcome<()> {
+    if geteuid().is_root() {
+        return Ok(());
+    }
+    let text = "tunguard client sets up a device and routes: run it as root";
+    Err(Failure::new(Exit::Privilege, text))
 }
 
 /// An unprivileged user.

@@ -1,0 +1,66 @@
+//! A thousand clients come and go, and the server holds what it held before.
+
+use std::fs;
+
+use crate::kill::Holdings;
+use crate::lab::{INNER_V4, Lab, eventually, ip};
+use crate::process::field;
+use crate::raw_client::Dialler;
+use crate::traffic::Conversation;
+
+#[test]
+fn a_thousand_connects_leave_nothing() {
+    let Some(lab) = Lab::new("churn", 2) else { return };
+    let server = lab.start_server(&lab.server());
+    // Somebody who stays.
+    let _stays = lab.start_client(2, &lab.client(2));
+    let mut talk = Conversation::start(&lab.c(2), &lab.srv(), ip(INNER_V4));
+    let dialler = Dialler::new(&lab, 1);
+    let mut early = None;
+    for cycle in 1..=CYCLES {
+        let mut client = dialler.connect();
+        if cycle % 50 == 0 {
+            assert_eq!(client.ping(cycle), 1, "cycle {cycle}");
+            talk.exchange(50_000);
+        }
+        match cycle % 3 {
+            // Without a goodbye: the newer session of the same identity takes over.
+            0 if cycle != CYCLES => drop(client),
+            _ => client.leave(),
+        }
+        if cycle == EARLY {
+            early = Some((Holdings::of_after(&lab, &server), memory_kib(server.pid())));
+        }
+    }
+    let (holdings, memory) = early.expect("there was an early cycle");
+    lab.wait_for_sessions(1);
+    holdings.are_back(&server);
+    let now = memory_kib(server.pid());
+    assert!(
+        now < memory + 2_048,
+        "the guard had {memory} KiB after {EARLY} cycles, {now} KiB after {CYCLES}"
+    );
+    let status = lab.status();
+    assert_eq!((&status["workers"], &status["handshakes"]), (&1.into(), &0.into()), "{status}");
+    let leases = fs::read_to_string(lab.path("server-state/leases.json")).unwrap_or_default();
+    assert!(leases.len() < 10_000, "{leases}");
+    talk.exchange(100_000);
+}
+
+impl Holdings {
+    /// Once the last client that left is gone.
+    fn of_after(lab: &Lab, server: &crate::process::Process) -> Holdings {
+        lab.wait_for_sessions(1);
+        server.wait_for_children(1);
+        eventually("the guard is done with its clients", || (lab.status()["workers"] == 1).then_some(()));
+        Holdings::of(server)
+    }
+}
+
+fn memory_kib(pid: i32) -> u64 {
+    let line = field(pid, "VmRSS").expect("VmRSS");
+    line.split_whitespace().next().and_then(|n| n.parse().ok()).expect("a number")
+}
+
+const EARLY: u16 = 100;
+const CYCLES: u16 = 1_000;

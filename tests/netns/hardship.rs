@@ -1,0 +1,280 @@
+//! Hosts and networks that are not as one would like them.
+
+use std::fs;
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tunguard::exit::Exit;
+
+use crate::lab::{INNER_V4, INNER_V6, LAN_V4, Lab, eventually, ip, same_lines};
+use crate::process::descriptors;
+use crate::raw_client::Dialler;
+use crate::traffic::{Conversation, transfer, udp_echo};
+
+#[test]
+fn many_connections_share_a_tunnel() {
+    let Some(lab) = Lab::new("parallel", 1) else { return };
+    let _server = lab.start_server(&lab.server());
+    let _client = lab.start_client(1, &lab.client(1));
+    thread::scope(|scope| {
+        for n in 0..16 {
+            let lab = &lab;
+            scope.spawn(move || {
+                let inside = if n % 2 == 0 { ip(INNER_V6) } else { ip(INNER_V4) };
+                transfer(&lab.c(1), &lab.srv(), inside, 1 << 20);
+                udp_echo(&lab.c(1), &lab.srv(), inside, 3_000);
+            });
+        }
+    });
+}
+
+#[test]
+fn a_lossy_network_loses_no_byte() {
+    let Some(lab) = Lab::new("lossy", 1) else { return };
+    lose(&lab, 5);
+    let _server = lab.start_server(&lab.server().set("data.rekey", "'2s'"));
+    let _client = lab.start_client(1, &lab.client(1));
+    transfer(&lab.c(1), &lab.srv(), ip(INNER_V4), 1 << 20);
+    transfer(&lab.srv(), &lab.c(1), lab.inner_v6(1), 1 << 20);
+    // Nearly dead, but a tunnel.
+    lose(&lab, 30);
+    eventually("a ping in spite of the loss", || lab.c(1).pings(INNER_V4, 56, 1).then_some(()));
+    lose(&lab, 0);
+    assert!(lab.session("c1").is_some());
+    transfer(&lab.c(1), &lab.srv(), ip(INNER_V4), 1 << 20);
+}
+
+#[test]
+fn a_network_that_is_away_for_a_while_costs_no_connection() {
+    let Some(lab) = Lab::new("away", 1) else { return };
+    let server = lab.start_server(&lab.server());
+    let _client = lab.start_client(1, &lab.client(1));
+    let addresses = lab.inner(1);
+    let mut talk = Conversation::start(&lab.c(1), &lab.srv(), ip(INNER_V4));
+    talk.exchange(10_000);
+    lab.net().ip(&["link", "set", "c1", "down"]);
+    thread::sleep(Duration::from_secs(3));
+    lab.net().ip(&["link", "set", "c1", "up"]);
+    talk.exchange(1_000_000);
+    assert_eq!(lab.inner(1), addresses);
+    server.wait_for_children(1);
+}
+
+#[test]
+fn a_client_without_ipv6_gets_the_rest() {
+    let Some(lab) = Lab::new("noipv6", 1) else { return };
+    lab.c(1).sysctl("net/ipv6/conf/all/disable_ipv6", "1");
+    lab.c(1).sysctl("net/ipv6/conf/default/disable_ipv6", "1");
+    let _server =
+        lab.start_server(&lab.server().set("push.routes", "['0.0.0.0/0', '::/0']").set("nat", true));
+    let mut client = lab.start_client(1, &lab.client(1));
+    transfer(&lab.c(1), &lab.lan(), ip(LAN_V4), 1 << 20);
+    assert_eq!(client.stop(), 0);
+}
+
+#[test]
+fn a_server_without_ipv6_serves_ipv4() {
+    let Some(lab) = Lab::new("nosrv6", 1) else { return };
+    lab.srv().sysctl("net/ipv6/conf/all/disable_ipv6", "1");
+    lab.srv().sysctl("net/ipv6/conf/default/disable_ipv6", "1");
+    let _server = lab.start_server(&lab.server().set("networks", "['10.9.0.0/24']"));
+    let _client = lab.start_client(1, &lab.client(1));
+    transfer(&lab.c(1), &lab.srv(), ip(INNER_V4), 1 << 20);
+}
+
+#[test]
+fn a_route_over_the_server_itself_keeps_the_tunnel_up() {
+    let Some(lab) = Lab::new("overroute", 1) else { return };
+    let over = "['198.18.100.0/24', '198.18.1.0/24', '192.168.50.0/24']";
+    let _server = lab.start_server(&lab.server().set("push.routes", over).set("nat", true));
+    let before = lab.c(1).routes();
+    let mut client = lab.start_client(1, &lab.client(1));
+    transfer(&lab.c(1), &lab.lan(), ip(LAN_V4), 1 << 20);
+    thread::sleep(Duration::from_secs(2));
+    transfer(&lab.c(1), &lab.srv(), ip(INNER_V4), 1 << 20);
+    assert_eq!(client.stop(), 0);
+    same_lines(&before, &lab.c(1).routes(), "the client's routes");
+}
+
+#[test]
+fn a_server_on_one_address_and_port_is_enough() {
+    let Some(lab) = Lab::new("port443", 1) else { return };
+    let _server = lab.start_server(&lab.server().set("listen", "'198.18.100.2:443'"));
+    let _client = lab.start_client(1, &lab.client(1).set("remote", "'198.18.100.2:443'"));
+    transfer(&lab.c(1), &lab.srv(), ip(INNER_V4), 1 << 20);
+}
+
+#[test]
+fn a_device_taken_away_from_the_client_ends_clearly_or_comes_back() {
+    let Some(lab) = Lab::new("nodevice", 1) else { return };
+    let _server = lab.start_server(&lab.server());
+    let mut client = lab.start_client(1, &lab.client(1));
+    lab.c(1).ip(&["link", "del", "tg0"]);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < deadline {
+        if let Some(code) = client.try_exit() {
+            assert_eq!(code, Exit::System as i32, "{}", client.log());
+            assert!(client.log().contains("tg0"), "{}", client.log());
+            return;
+        }
+        if !lab.inner(1).is_empty() && lab.c(1).pings(INNER_V4, 56, 1) {
+            return;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    panic!("the client neither ends nor makes its device anew");
+}
+
+#[test]
+fn a_device_taken_away_from_the_server_ends_clearly_or_comes_back() {
+    let Some(lab) = Lab::new("nosrvdevice", 1) else { return };
+    let mut server = lab.start_server(&lab.server());
+    let mut client = lab.start_client(1, &lab.client(1));
+    lab.srv().ip(&["link", "del", "tg0"]);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while server.try_exit().is_none() && lab.srv().addresses("tg0").is_empty() {
+        assert!(Instant::now() < deadline, "the server neither ends nor makes its device anew");
+        thread::sleep(Duration::from_millis(50));
+    }
+    let _again = match server.try_exit() {
+        Some(code) => {
+            assert_eq!(code, Exit::System as i32, "{}", server.log());
+            assert!(server.log().contains("tg0"), "{}", server.log());
+            lab.start_server(&lab.server())
+        }
+        None => server,
+    };
+    lab.wait_for_tunnel(1, &mut client);
+}
+
+#[test]
+fn a_device_set_down_and_up_goes_on() {
+    let Some(lab) = Lab::new("downup", 1) else { return };
+    let mut server = lab.start_server(&lab.server());
+    let mut client = lab.start_client(1, &lab.client(1));
+    lab.srv().ip(&["link", "set", "tg0", "down"]);
+    // What arrives meanwhile can't be delivered.
+    assert!(lab.c(1).cannot_ping(INNER_V4));
+    let mut busy = cpu_ticks(server.pid());
+    thread::sleep(Duration::from_secs(1));
+    busy = cpu_ticks(server.pid()) - busy;
+    assert!(busy < 50, "the guard spins while its device is down: {busy} ticks in a second");
+    lab.srv().ip(&["link", "set", "tg0", "up"]);
+    assert_eq!(server.try_exit(), None);
+    lab.wait_for_tunnel(1, &mut client);
+}
+
+#[test]
+fn a_worker_that_does_not_read_holds_up_nobody() {
+    let Some(lab) = Lab::new("deaf", 2) else { return };
+    let mut server = lab.start_server(&lab.server());
+    let mut one = lab.start_client(1, &lab.client(1));
+    let _two = lab.start_client(2, &lab.client(2));
+    let inside = lab.inner_v4(1).to_string();
+    let mut bystander = Conversation::start(&lab.c(2), &lab.srv(), ip(INNER_V4));
+    let pid = lab.session("c1").and_then(|s| s["pid"].as_i64()).expect("a worker") as i32;
+    kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("stop a worker");
+    // Far more than queue and backlog hold.
+    let flood = lab.srv().within(|| std::net::UdpSocket::bind(("0.0.0.0", 0))).expect("bind");
+    for _ in 0..200_000 {
+        let _ = flood.send_to(&[0x77; 1_000], (inside.as_str(), 9));
+    }
+    bystander.exchange(1_000_000);
+    let dropped = lab.status()["guard_drops"]["queue_full"].as_u64();
+    assert!(dropped > Some(0), "{}", lab.status());
+    let memory = crate::process::field(server.pid(), "VmRSS").expect("VmRSS");
+    let kib: u64 = memory.split_whitespace().next().and_then(|n| n.parse().ok()).expect("a number");
+    assert!(kib < 100_000, "the guard holds {memory}");
+    kill(Pid::from_raw(pid), Signal::SIGCONT).expect("wake a worker");
+    lab.wait_for_tunnel(1, &mut one);
+    assert_eq!(server.try_exit(), None);
+}
+
+#[test]
+fn silent_connections_keep_others_out_for_a_while_at_most() {
+    let Some(lab) = Lab::new("slots", 2) else { return };
+    let server = lab.start_server(&lab.server().set("max_handshakes", 8));
+    let dialler = Dialler::new(&lab, 1);
+    let silent: Vec<TcpStream> = (0..40).map(|_| dialler.tcp().expect("the port is open")).collect();
+    server.wait_for_children(8);
+    assert_eq!(lab.status()["handshakes"], 8);
+    let mut busy = cpu_ticks(server.pid());
+    thread::sleep(Duration::from_secs(1));
+    busy = cpu_ticks(server.pid()) - busy;
+    assert!(busy < 50, "the guard spins while it is full: {busy} ticks in a second");
+    // Those who wait in the kernel's queue are gone when their turn comes.
+    drop(silent);
+    let mut client = lab.try_client(2, &lab.client(2));
+    lab.wait_for_tunnel(2, &mut client);
+}
+
+#[test]
+fn a_server_out_of_descriptors_recovers() {
+    let Some(lab) = Lab::new("emfile", 2) else { return };
+    let config = lab.server().set("max_clients", 5);
+    let server = lab.start_server(&config);
+    let mut stays = Dialler::new(&lab, 2).connect();
+    assert_eq!(stays.ping(1), 1);
+    // Room for a few more, less than there will be clients.
+    let limit = descriptors(server.pid()).len() + 3;
+    let nofile = format!("--nofile={limit}:");
+    lab.srv().must(&["prlimit", "--pid", &server.pid().to_string(), &nofile]);
+    let dialler = Dialler::new(&lab, 1);
+    let silent: Vec<TcpStream> = (0..20).map(|_| dialler.tcp().expect("the port is open")).collect();
+    thread::sleep(Duration::from_millis(500));
+    let mut busy = cpu_ticks(server.pid());
+    thread::sleep(Duration::from_secs(2));
+    busy = cpu_ticks(server.pid()) - busy;
+    assert!(busy < 100, "the guard spins without descriptors: {busy} ticks in two seconds");
+    assert_eq!(stays.ping(2), 1);
+    drop(silent);
+    lab.srv().must(&["prlimit", "--pid", &server.pid().to_string(), "--nofile=4096:"]);
+    let mut client = lab.try_client(1, &lab.client(1));
+    lab.wait_for_tunnel(1, &mut client);
+    assert_eq!(stays.ping(3), 1);
+}
+
+#[test]
+fn status_is_for_people_too() {
+    let Some(lab) = Lab::new("status", 1) else { return };
+    let server = lab.start_server(&lab.server());
+    let _client = lab.start_client(1, &lab.client(1));
+    let text = lab.tunguard(&["status", "--socket", "admin.sock"]);
+    for word in ["c1", "10.9.0.", "fd09::", "198.18.1.2", "aes-256-gcm"] {
+        assert!(text.contains(word), "{word} is not in:\n{text}");
+    }
+    let mode = fs::metadata(lab.path("admin.sock"))
+        .map(|m| std::os::unix::fs::PermissionsExt::mode(&m.permissions()));
+    assert_eq!(mode.expect("the socket") & 0o777, 0o600);
+    drop(server);
+    let out = std::process::Command::new(crate::lab::TUNGUARD)
+        .args(["status", "--socket", "admin.sock"])
+        .current_dir(&lab.dir)
+        .output()
+        .expect("tunguard starts");
+    let error = String::from_utf8_lossy(&out.stderr);
+    assert!(!out.status.success() && error.contains("admin.sock"), "{error}");
+}
+
+/// The network loses this share of the packets to and from port 55555.
+fn lose(lab: &Lab, percent: u32) {
+    let rules = format!(
+        "table inet loss\ndelete table inet loss\ntable inet loss {{\nchain forward {{\n\
+         type filter hook forward priority 0; policy accept;\n\
+         th dport 55555 numgen random mod 100 < {percent} drop\n\
+         th sport 55555 numgen random mod 100 < {percent} drop\n}}\n}}\n"
+    );
+    let file = lab.write("loss.nft", rules);
+    lab.net().must(&["nft", "-f", &file.display().to_string()]);
+}
+
+/// CPU time of a process, in hundredths of a second.
+fn cpu_ticks(pid: i32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
+    // After the command's name, which may hold anything: utime and stime are fields 14 and 15.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    [11, 12].iter().filter_map(|at| fields.get(*at)?.parse::<u64>().ok()).sum()
+}
