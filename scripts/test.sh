@@ -70,7 +70,7 @@ tests() {
 for tool in cargo "cargo fmt" "cargo clippy"; do
     if ! $tool --version >/dev/null 2>&1; then
         case $tool in
-            cargo) echo "cargo is missing: install Rust 1.88 or newer (see https://rustup.rs)" >&2; exit 1 ;;
+            cargo) echo "cargo is missing: install Rust 1.88 or newer" >&2; exit 1 ;;
             *) rustup component add rustfmt clippy || { echo "$tool is missing" >&2; exit 1; } ;;
         esac
     fi
