@@ -19,7 +19,7 @@ fi
 for program in tunguard tunguard-guard tunguard-worker; do
     if [ ! -x "$out/$program" ]; then
         echo "no cargo in this user's PATH, and $out/$program isn't built: install Rust 1.88 or newer" >&2
-        echo " or run \`make build\` as the user who has it" >&2
+        echo "or run \`make build\` as the user who has it" >&2
         exit 1
     fi
 done
