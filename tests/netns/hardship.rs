@@ -393,7 +393,7 @@ fn status_is_for_people_too() {
         .map(|m| std::os::unix::fs::PermissionsExt::mode(&m.permissions()));
     assert_eq!(mode.expect("the socket") & 0o777, 0o600);
     drop(server);
-    let out = std::process::Command::new(crate::lab::TUNGUARD)
+    let out = std::process::Command::new(crate::lab::tunguard())
         .args(["status", "--socket", "admin.sock"])
         .current_dir(&lab.dir)
         .output()
