@@ -6,18 +6,23 @@ use std::path::Path;
 
 #[test]
 fn functions_are_in_the_files_named() {
+    for page in pages() {
+        for (function, file) in functions(&read(&page)) {
+            let defined = read(&file).lines().any(|line| {
+                line.split_once("fn ").is_some_and(|(_, rest)| {
+                    rest.strip_prefix(&function[..]).is_some_and(|rest| rest.starts_with(['(', '<']))
+                })
+            });
+            assert!(defined, "{page}: {file} has no function {function}");
+        }
+    }
+}
+
+#[test]
+fn the_picture_and_the_journey_name_every_hop() {
     let readme = read("README.md");
     let named = functions(&readme);
     assert!(named.len() > 30, "the journey names its functions as `name` (file): {named:?}");
-    for (function, file) in &named {
-        let defined = read(file).lines().any(|line| {
-            line.split_once("fn ").is_some_and(|(_, rest)| {
-                rest.strip_prefix(function).is_some_and(|rest| rest.starts_with(['(', '<']))
-            })
-        });
-        assert!(defined, "{file} has no function {function}");
-    }
-    // The picture, and the table under it.
     let picture = code_blocks(&readme).find(|block| block.contains("GUARD")).expect("a picture");
     for hop in [
         "tun_to_worker",

@@ -57,7 +57,7 @@ pub enum PkiCommand {
     /// The profile holds the client's private key: write it to a file only its user can read, and send it over
     /// a safe channel.
     ///
-    ///     (umask 077; tunguard pki profile alice --remote vpn.example.org > alice.toml)
+    ///   (umask 077; tunguard pki profile alice --remote vpn.example.org > alice.toml)
     #[command(verbatim_doc_comment)]
     Profile {
         /// The authority.

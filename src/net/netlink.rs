@@ -1,7 +1,7 @@
 //! Links, addresses and routes over rtnetlink (rtnetlink(7), RFC 3549; netlink(7) for the framing).
 //!
 //! One request at a time: send, then read until the kernel's acknowledgement with our sequence number, or until
-//! [`ANSWER_WITHIN`] is over.
+//! `ANSWER_WITHIN` is over.
 
 use std::fmt;
 use std::io;
