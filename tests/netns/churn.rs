@@ -47,6 +47,7 @@ fn a_thousand_connects_leave_nothing() {
     assert_eq!((&status["workers"], &status["handshakes"]), (&1.into(), &0.into()), "{status}");
     let leases = fs::read_to_string(lab.path("server-state/leases.json")).unwrap_or_default();
     assert!(leases.len() < 10_000, "{leases}");
+    assert_eq!(queue_names(&lab, server.pid()), "", "names of queues that nobody opens any more");
     talk.exchange(100_000);
 }
 
@@ -87,6 +88,14 @@ impl Holdings {
         eventually("the guard is done with its clients", || (lab.status()["workers"] == 1).then_some(()));
         Holdings::of(server)
     }
+}
+
+/// Queues with a name in the guard's IPC namespace.
+fn queue_names(lab: &Lab, guard: i32) -> String {
+    let place = lab.path("mqueue").display().to_string();
+    let ipc = format!("--ipc=/proc/{guard}/ns/ipc");
+    let script = format!("mkdir -p {place} && mount -t mqueue none {place} && ls -A {place}");
+    lab.srv().must(&["nsenter", &ipc, "--", "unshare", "--mount", "sh", "-c", &script])
 }
 
 fn memory_kib(pid: i32) -> u64 {

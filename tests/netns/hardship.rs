@@ -333,6 +333,42 @@ fn the_last_address_is_given_and_then_there_is_none() {
 }
 
 #[test]
+fn waiting_costs_nothing() {
+    let Some(lab) = Lab::new("idle", 2) else { return };
+    let mut server = lab.start_server(&lab.server());
+    let mut client = lab.start_client(1, &lab.client(1));
+    let mut two = lab.start_client(2, &lab.client(2));
+    let workers = server.wait_for_children(2);
+    let all =
+        [vec![server.pid(), client.pid(), two.pid()], client.children(), two.children(), workers].concat();
+    idle("everybody while nothing happens", &all);
+    // A session whose client is gone lingers.
+    two.kill();
+    eventually("its control channel is lost", || {
+        lab.session("c2").filter(|session| session["control"] == "lost").map(drop)
+    });
+    idle("guard and workers while a session lingers", &[vec![server.pid()], server.children()].concat());
+    // A device that is down, a server that is gone.
+    lab.c(1).ip(&["link", "set", "tg0", "down"]);
+    idle("the client while its device is down", &[vec![client.pid()], client.children()].concat());
+    server.kill();
+    thread::sleep(Duration::from_millis(500));
+    idle("the client while its server is gone", &[vec![client.pid()], client.children()].concat());
+    assert_eq!(client.try_exit(), None);
+}
+
+/// Asserts that these processes hardly run for a second.
+fn idle(what: &str, pids: &[i32]) {
+    let before: Vec<u64> = pids.iter().map(|pid| cpu_ticks(*pid)).collect();
+    thread::sleep(Duration::from_secs(1));
+    for (pid, before) in pids.iter().zip(before) {
+        // One that spins takes a hundred, or half of that where it has to share.
+        let spent = cpu_ticks(*pid).saturating_sub(before);
+        assert!(spent < 20, "{what}: process {pid} ran for {spent} hundredths of a second");
+    }
+}
+
+#[test]
 fn a_path_narrower_than_the_tunnel_carries_what_fits() {
     let Some(lab) = Lab::new("narrow", 1) else { return };
     // Somewhere in the middle, where neither end can know: DF packets above it come back as ICMP errors.
@@ -357,7 +393,7 @@ fn status_is_for_people_too() {
         .map(|m| std::os::unix::fs::PermissionsExt::mode(&m.permissions()));
     assert_eq!(mode.expect("the socket") & 0o777, 0o600);
     drop(server);
-    let out = std::process::Command::new(crate::lab::TUNGUARD)
+    let out = std::process::Command::new(crate::lab::tunguard())
         .args(["status", "--socket", "admin.sock"])
         .current_dir(&lab.dir)
         .output()
@@ -380,7 +416,8 @@ fn lose(lab: &Lab, percent: u32) {
 
 /// CPU time of a process, in hundredths of a second.
 fn cpu_ticks(pid: i32) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("stat");
+    // One that has ended meanwhile doesn't run.
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // After the command's name, which may hold anything: utime and stime are fields 14 and 15.
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
     [11, 12].iter().filter_map(|at| fields.get(*at)?.parse::<u64>().ok()).sum()

@@ -222,7 +222,7 @@ fn what_is_in_use_is_said_and_not_disturbed() {
 fn a_missing_binary_is_named() {
     let Some(lab) = Lab::new("alone", 1) else { return };
     let alone = lab.path("tunguard");
-    std::fs::copy(crate::lab::TUNGUARD, &alone).expect("a copy");
+    std::fs::copy(crate::lab::tunguard(), &alone).expect("a copy");
     lab.write("server.toml", "");
     let command = [alone.to_str().expect("UTF-8"), "server", "--config", "server.toml"];
     let mut server = Process::start("alone", &lab.srv(), &lab.dir, &command);
@@ -252,7 +252,7 @@ fn a_profile_is_all_a_client_needs() {
     let _server = lab.start_server(&lab.server());
     let profile = lab.tunguard(&["pki", "profile", "c1", "--remote", crate::lab::SERVER_V4]);
     let file = lab.write("elsewhere/laptop.toml", format!("dns = 'none'\n{profile}"));
-    let command = [crate::lab::TUNGUARD, "client", "--config", &file.display().to_string()];
+    let command = [crate::lab::tunguard(), "client", "--config", &file.display().to_string()];
     let mut client = Process::start("profile", &lab.c(1), &lab.dir, &command);
     lab.wait_for_tunnel(1, &mut client);
 }

@@ -99,7 +99,8 @@ impl Lab {
 
     /// Runs `tunguard` in the lab's directory, where it has to succeed.
     pub fn tunguard(&self, args: &[&str]) -> String {
-        let out = Command::new(TUNGUARD).args(args).current_dir(&self.dir).output().expect("tunguard starts");
+        let out =
+            Command::new(tunguard()).args(args).current_dir(&self.dir).output().expect("tunguard starts");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         assert!(out.status.success(), "tunguard {args:?}: {}{}", text(&out.stdout), text(&out.stderr));
         text(&out.stdout)
@@ -137,7 +138,7 @@ impl Lab {
     /// The same, by a program that turns into it.
     pub fn try_server_under(&self, launcher: &[&str], config: &Config) -> Process {
         let file = shown(&self.write("server.toml", config.text()));
-        let command = [launcher, &[TUNGUARD, "server", "--config", &file]].concat();
+        let command = [launcher, &[tunguard(), "server", "--config", &file]].concat();
         Process::start("server", &self.srv(), &self.dir, &command)
     }
 
@@ -156,7 +157,7 @@ impl Lab {
     /// The same, by a program that turns into it.
     pub fn try_client_under(&self, launcher: &[&str], n: usize, config: &Config) -> Process {
         let file = shown(&self.write(&format!("client{n}.toml"), config.text()));
-        let command = [launcher, &[TUNGUARD, "client", "--config", &file]].concat();
+        let command = [launcher, &[tunguard(), "client", "--config", &file]].concat();
         Process::start(&format!("client{n}"), &self.c(n), &self.dir, &command)
     }
 
@@ -224,7 +225,7 @@ impl Lab {
     pub fn try_status(&self) -> Option<Value> {
         let socket = self.path("admin.sock");
         let out = Command::new("timeout")
-            .args(["10", TUNGUARD, "status", "--json", "--socket"])
+            .args(["10", tunguard(), "status", "--json", "--socket"])
             .arg(&socket)
             .output()
             .expect("tunguard starts");
@@ -480,8 +481,14 @@ pub fn ip(text: &str) -> IpAddr {
     text.parse().expect(text)
 }
 
-/// The binary under test.
-pub const TUNGUARD: &str = env!("CARGO_BIN_EXE_tunguard");
+/// The binary under test: that of this build, or of the directory in `TUNGUARD_TEST_BINARIES`.
+pub fn tunguard() -> &'static str {
+    static PATH: OnceLock<String> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let others = std::env::var("TUNGUARD_TEST_BINARIES").map(|dir| format!("{dir}/tunguard"));
+        others.unwrap_or_else(|_| env!("CARGO_BIN_EXE_tunguard").to_owned())
+    })
+}
 
 fn shown(path: &Path) -> String {
     path.display().to_string()
@@ -528,7 +535,7 @@ fn available() -> Result<(), &'static str> {
         }
         remove_namespace(&probe);
         for binary in ["tunguard-guard", "tunguard-worker"] {
-            let path = Path::new(TUNGUARD).with_file_name(binary);
+            let path = Path::new(tunguard()).with_file_name(binary);
             assert!(path.exists(), "{} is missing: `cargo build --workspace` makes it", path.display());
         }
         Ok(())

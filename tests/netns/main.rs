@@ -19,6 +19,7 @@
 //! error and in `target/tmp/netns-skipped` (a line each, for the Makefile to show) and passes; with `CI` in the
 //! environment it fails.
 //! The binaries of the other packages are found beside `tunguard`: `cargo build --workspace` comes first.
+//! `TUNGUARD_TEST_BINARIES=target/release` (as an absolute path) tests other binaries than those of this build.
 //! `TUNGUARD_TEST_LOG=debug` makes servers and clients say more; what they said is shown when a test fails.
 
 mod lab;
