@@ -143,8 +143,8 @@ fn routes_come_and_go_and_are_looked_up() {
 fn without_privilege_the_error_says_so() {
     in_namespace(|_| {
         topology();
-        // This binary again, as nobody, in this namespace.
-        let child = Command::new(std::env::current_exe().unwrap())
+        // This binary again, as nobody, in this namespace; not by its path, which may be below /root.
+        let child = Command::new("/proc/self/exe")
             .args(["--exact", "as_nobody", "--ignored", "--nocapture"])
             .current_dir("/")
             .uid(65_534)

@@ -193,7 +193,10 @@ fn what_the_host_lacks_is_said() {
     let hidden = ["sh", "-c", "mount -t tmpfs none /dev/net && exec \"$@\"", "sh"];
     ends(&mut lab.try_server_under(&hidden, &lab.server()), Exit::NoTun, "/dev/net/tun");
     ends(&mut lab.try_client_under(&hidden, 1, &lab.client(1)), Exit::NoTun, "/dev/net/tun");
-    let nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"];
+    // Not root, but able to reach the programs wherever they were built: below /root as well.
+    let reach = ["--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"];
+    let nobody =
+        [&["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"][..], &reach].concat();
     ends(&mut lab.try_server_under(&nobody, &lab.server()), Exit::Privilege, "root");
     ends(&mut lab.try_client_under(&nobody, 1, &lab.client(1)), Exit::Privilege, "root");
     let _server = lab.start_server(&lab.server());
