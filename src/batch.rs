@@ -61,6 +61,17 @@ impl BatchWriter {
         self.commit(len)
     }
 
+    /// Appends all packets of another message; `false`, and nothing is changed, where they don't fit any more.
+    pub fn append(&mut self, other: &BatchWriter) -> bool {
+        let end = self.len + other.len;
+        if end > self.limit {
+            return false;
+        }
+        self.bytes[self.len..end].copy_from_slice(other.message());
+        self.len = end;
+        true
+    }
+
     /// The longest packet an empty message takes.
     pub fn room_for_packet(&self) -> usize {
         self.limit.saturating_sub(RECORD_LEN)

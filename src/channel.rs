@@ -146,6 +146,12 @@ impl ControlChannel {
         }
     }
 
+    /// Whether a message is there already, so that the socket says nothing of it any more: for a caller that stopped
+    /// before [`ControlChannel::receive`] had no more.
+    pub fn has_message(&self) -> bool {
+        self.stream.ssl().pending() > 0 || !matches!(control::decode(&self.input), Ok(None))
+    }
+
     /// What to wait for on [`ControlChannel::as_fd`].
     pub fn interest(&self) -> Interest {
         if self.wants_write { Interest::Both } else { Interest::Read }
@@ -159,9 +165,16 @@ impl ControlChannel {
     }
 
     fn broken(&self, error: openssl::ssl::Error) -> Broken {
-        // Anyone on the path can end a TCP connection; only an alert inside TLS is the peer's own word.
-        if error.code() == ErrorCode::SSL {
+        // Anyone on the path can end a TCP connection, or put garbage into it; only an alert that TLS has
+        // authenticated is the peer's own word.
+        let alert = error
+            .ssl_error()
+            .is_some_and(|stack| stack.errors().iter().any(|e| e.reason_code() >= ALERT_REASONS));
+        if alert {
             return Broken::Refused(tls::failure_of_handshake(self.stream.ssl(), &error));
+        }
+        if error.code() == ErrorCode::SSL {
+            return Broken::Lost(tls::failure_of_handshake(self.stream.ssl(), &error).text);
         }
         match error.io_error() {
             Some(io) => Broken::Lost(io.to_string()),
@@ -207,6 +220,8 @@ impl Write for Capped {
     }
 }
 
+/// OpenSSL's reason codes from here on are alerts of the peer (SSL_AD_REASON_OFFSET in include/openssl/sslerr.h).
+const ALERT_REASONS: i32 = 1000;
 /// Bytes of a handshake: a chain of four RSA-4096 certificates and a post-quantum key share fit four times.
 const HANDSHAKE_BYTES: usize = 64 * 1024;
 /// Bytes waiting for a peer that doesn't read.

@@ -51,6 +51,8 @@ pub enum Request {
     Ended {
         /// Why the session is over; `None` where there never was one.
         reason: Option<Reason>,
+        /// Something on this host failed, nothing that a client did.
+        fault: bool,
         /// A sentence for the log.
         text: String,
     },

@@ -25,6 +25,7 @@ pub mod replay;
 pub mod seal;
 pub mod segment;
 pub mod session;
+pub mod stderr_log;
 pub mod sys;
 pub mod time;
 pub mod tls;

@@ -252,7 +252,9 @@ impl Session {
         // 7. From here on the peer has spoken.
         self.last_heard = now;
         self.unanswered = None;
-        if let Moved::Yes { old } = self.paths.heard(now, path, authentic.newest) {
+        // Nothing can be sent to port 0.
+        let newest = authentic.newest && path.remote.port() != 0;
+        if let Moved::Yes { old } = self.paths.heard(now, path, newest) {
             self.events.push_back(Event::Moved { old, new: path });
         }
         // 8. Packet or in-band message.
@@ -269,6 +271,12 @@ impl Session {
     pub fn delivered(&mut self, packets: u64, bytes: u64) {
         self.traffic.received_packets += packets;
         self.traffic.received_bytes += bytes;
+    }
+
+    /// Some of what was counted as delivered got lost behind the session after all.
+    pub fn take_back(&mut self, packets: u64, bytes: u64) {
+        self.traffic.received_packets = self.traffic.received_packets.saturating_sub(packets);
+        self.traffic.received_bytes = self.traffic.received_bytes.saturating_sub(bytes);
     }
 
     /// Asks the peer to answer on the path in use: [`Event::Proven`] or [`Event::Unreachable`] follows.

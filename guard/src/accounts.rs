@@ -11,6 +11,8 @@ pub enum GuardDrop {
     QueueFull,
     /// From the device: it doesn't fit a message, and can't be cut.
     TooLong,
+    /// From the device: the kernel couldn't hand it over.
+    Unreadable,
     /// From a worker: no record, or no IP packet of the stated length.
     BadRecord,
     /// From a worker: the source is not its session's.
@@ -21,11 +23,12 @@ pub enum GuardDrop {
 
 impl GuardDrop {
     /// Every reason, in order.
-    pub const ALL: [GuardDrop; 7] = [
+    pub const ALL: [GuardDrop; 8] = [
         GuardDrop::NoRoute,
         GuardDrop::BadInner,
         GuardDrop::QueueFull,
         GuardDrop::TooLong,
+        GuardDrop::Unreadable,
         GuardDrop::BadRecord,
         GuardDrop::SourceNotOurs,
         GuardDrop::TunRefused,
@@ -38,6 +41,7 @@ impl GuardDrop {
             GuardDrop::BadInner => "bad_inner",
             GuardDrop::QueueFull => "queue_full",
             GuardDrop::TooLong => "too_long",
+            GuardDrop::Unreadable => "unreadable",
             GuardDrop::BadRecord => "bad_record",
             GuardDrop::SourceNotOurs => "source_not_ours",
             GuardDrop::TunRefused => "tun_refused",

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -56,6 +56,10 @@ impl Admin {
         }
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(failed)?;
+        }
+        if fs::symlink_metadata(path).is_ok_and(|m| !m.file_type().is_socket()) {
+            let text = format!("socket = {:?} is there and no socket: remove it, or set another", path);
+            return Err(Failure::usage(text));
         }
         match fs::remove_file(path) {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed(e)),
@@ -112,6 +116,12 @@ impl Guard {
         }
         let mut bytes = [0; MAX_QUESTION];
         match conversation.stream.read(&mut bytes) {
+            // It has asked, and sends nothing more: the answer is on its way.
+            Ok(0) if conversation.until.is_some() => {
+                let token = Source::Conversation(key).token();
+                let _ = self.poller.modify(conversation.stream.as_fd(), token, Interest::Nothing);
+                return;
+            }
             Ok(0) => return self.hang_up(at),
             Ok(n) => conversation.question.extend(&bytes[..n]),
             Err(e) if e.kind() == ErrorKind::WouldBlock => return,
@@ -163,7 +173,9 @@ impl Guard {
     fn ask_workers(&mut self, at: usize) {
         let mut awaited = HashSet::new();
         for (key, worker) in self.workers.iter_mut().filter(|(_, w)| w.phase == Phase::Established) {
-            if matches!(worker.channel.send(&Reply::Query, &[]), Ok(true)) {
+            // One that doesn't answer isn't asked again and again.
+            if worker.asked < MAX_ASKED && matches!(worker.channel.send(&Reply::Query, &[]), Ok(true)) {
+                worker.asked += 1;
                 awaited.insert(key);
             }
         }
@@ -262,5 +274,7 @@ fn session_status(session: &Session, worker: &Worker, now: Time) -> Value {
 
 const MAX_CONVERSATIONS: usize = 16;
 const MAX_QUESTION: usize = 256;
+/// Reports a worker may owe us.
+const MAX_ASKED: u32 = 4;
 const PATIENCE: Duration = Duration::from_secs(5);
 const REPORT_WAIT: Duration = Duration::from_millis(500);

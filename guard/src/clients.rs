@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
+use tunguard::escape::Escaped;
 use tunguard::ipc::{GuardEnd, Report};
 use tunguard::sys::mq::Reader;
 use tunguard::time::Time;
@@ -25,6 +26,8 @@ pub enum Phase {
     Established,
     /// It was told to end.
     Ending,
+    /// Its last word came.
+    Over,
 }
 
 /// One worker process.
@@ -46,7 +49,11 @@ pub struct Worker {
     /// What it carries, from `Granted` on.
     pub session: Option<Session>,
     /// Log lines it may still send.
-    pub log_budget: LogBudget,
+    pub log_budget: Budget,
+    /// Requests it may still send.
+    pub request_budget: Budget,
+    /// Reports it was asked for and has not sent.
+    pub asked: u32,
     /// Its last word came, so its exit needs no line of its own.
     pub explained: bool,
 }
@@ -63,6 +70,8 @@ pub struct Session {
     pub addresses: Vec<IpNet>,
     /// Subnets behind the client.
     pub subnets: Vec<IpNet>,
+    /// Names of its queues, to the worker and, where the guard writes to the device, from it.
+    pub queues: (String, Option<String>),
     /// When it was granted.
     pub since: Time,
     /// Packets to the client, from `Established` on.
@@ -88,7 +97,7 @@ impl Worker {
     /// Who it is in log lines.
     pub fn label(&self) -> String {
         match &self.session {
-            Some(session) => format!("{} ({})", session.name, session.id),
+            Some(session) => format!("{} ({})", Escaped(&session.name), session.id),
             None => format!("{}", self.tcp_peer),
         }
     }
@@ -154,35 +163,43 @@ impl Workers {
     }
 }
 
-/// A worker's log lines: a burst, then a slow trickle.
-pub struct LogBudget {
-    lines: f64,
+/// How much of something a worker may do: a burst, then a trickle.
+pub struct Budget {
+    left: f64,
+    burst: f64,
+    per_second: f64,
     updated: Time,
-    suppressed: u64,
+    refused: u64,
 }
 
-impl LogBudget {
-    /// A full budget.
-    pub fn new(now: Time) -> LogBudget {
-        LogBudget { lines: LOG_BURST, updated: now, suppressed: 0 }
+impl Budget {
+    /// Log lines.
+    pub fn of_log_lines(now: Time) -> Budget {
+        Budget::new(40.0, 2.0, now)
     }
 
-    /// Whether a line may be shown; with it, how many before it were not.
+    /// Requests of any kind: far more than an honest worker sends with the most talkative log.
+    pub fn of_requests(now: Time) -> Budget {
+        Budget::new(1_000.0, 200.0, now)
+    }
+
+    fn new(burst: f64, per_second: f64, now: Time) -> Budget {
+        Budget { left: burst, burst, per_second, updated: now, refused: 0 }
+    }
+
+    /// Whether one more is within the budget; with it, how many before it were not.
     pub fn spend(&mut self, now: Time) -> Option<u64> {
-        let refilled = self.lines + now.since(self.updated).as_secs_f64() * LOG_PER_SECOND;
-        self.lines = refilled.min(LOG_BURST);
+        let refilled = self.left + now.since(self.updated).as_secs_f64() * self.per_second;
+        self.left = refilled.min(self.burst);
         self.updated = now;
-        if self.lines < 1.0 {
-            self.suppressed += 1;
+        if self.left < 1.0 {
+            self.refused += 1;
             return None;
         }
-        self.lines -= 1.0;
-        Some(std::mem::take(&mut self.suppressed))
+        self.left -= 1.0;
+        Some(std::mem::take(&mut self.refused))
     }
 }
-
-const LOG_BURST: f64 = 40.0;
-const LOG_PER_SECOND: f64 = 2.0;
 
 #[cfg(test)]
 mod tests {
@@ -192,7 +209,7 @@ mod tests {
     #[test]
     fn a_flood_of_lines_is_cut_and_counted() {
         let mut now = Time::default();
-        let mut budget = LogBudget::new(now);
+        let mut budget = Budget::of_log_lines(now);
         let shown = (0..100).filter(|_| budget.spend(now).is_some()).count();
         assert_eq!(shown, 40);
         now = now + Duration::from_secs(1);

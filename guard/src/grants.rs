@@ -10,50 +10,76 @@ use tunguard::config::server::{ClientEntry, TunWrite};
 use tunguard::escape::Escaped;
 use tunguard::exit::{Failure, Outcome};
 use tunguard::ipc::{Claim, Grant, MAX_LOG_LINE, Reply, Report, Request};
+use tunguard::random;
 use tunguard::sys::clock;
 use tunguard::sys::mq::{self, QueueSize, Reader, Writer};
 use tunguard::sys::poller::Interest;
 use tunguard::sys::seqpacket::Incoming;
+use tunguard::tls::identity::acceptable;
 use tunguard::wire::control::Reason;
 
 use crate::clients::{Phase, Session};
 use crate::outbox::Outbox;
 use crate::run::{Guard, Source};
 
-/// Which requests a phase permits. `Claim` and `Register` are consumed: each moves the phase on.
-fn permitted(phase: Phase, request: &Request) -> bool {
+/// Which requests a phase permits. `Claim`, `Register` and `Ended` are consumed: each moves the phase on, a refusal
+/// to the end. A `Report` must have been asked for.
+fn permitted(phase: Phase, asked: u32, request: &Request) -> bool {
     match request {
         Request::Claim(_) => phase == Phase::Handshake,
         Request::Register { .. } => phase == Phase::Granted,
-        Request::Moved { .. } | Request::ControlLost => phase >= Phase::Established,
-        Request::Report(_) | Request::Log { .. } | Request::Ended { .. } => true,
+        Request::Moved { .. } | Request::ControlLost => {
+            matches!(phase, Phase::Established | Phase::Ending)
+        }
+        Request::Report(_) => asked > 0,
+        Request::Ended { .. } => phase != Phase::Over,
+        Request::Log { .. } => true,
     }
 }
 
 impl Guard {
     /// A worker's channel can be read: takes what it sent, up to a share of the guard's time.
     pub fn answer_worker(&mut self, key: u64) {
+        let now = clock::now();
         for _ in 0..REQUESTS_PER_TURN {
             let Some(worker) = self.workers.get_mut(key) else { return };
             match worker.channel.receive(false) {
                 Ok(Incoming::Message(request, _)) => {
+                    if worker.request_budget.spend(now).is_none() {
+                        return self.punish(key, "more requests than its budget allows");
+                    }
                     // Asked before it read that it is to end: the end is the answer.
                     let overtaken = matches!(request, Request::Claim(_) | Request::Register { .. });
                     if worker.phase == Phase::Ending && overtaken {
                         continue;
                     }
-                    if !permitted(worker.phase, &request) {
+                    if !permitted(worker.phase, worker.asked, &request) {
                         return self.punish(key, &format!("a request out of place: {request:?}"));
                     }
                     self.handle_request(key, request);
                 }
                 Ok(Incoming::Nothing) => return,
-                // Its end is seen as a process, soon; the channel says nothing more.
+                // Its end is seen as a process, soon, or it is killed.
                 Ok(Incoming::Closed) => {
                     let _ = self.poller.remove(worker.channel.as_fd());
-                    return;
+                    return self.expect_end(key);
                 }
                 Err(violation) => return self.punish(key, &violation.to_string()),
+            }
+        }
+    }
+
+    /// What a worker that has ended said last: lines for the log. Nothing is granted to the dead.
+    pub fn hear_last_words(&mut self, key: u64) {
+        for _ in 0..REQUESTS_PER_TURN {
+            let Some(worker) = self.workers.get_mut(key) else { return };
+            let Ok(Incoming::Message(request, _)) = worker.channel.receive(false) else { return };
+            match request {
+                Request::Log { level, text } => self.show_log_line(key, level, &text),
+                Request::Ended { reason, fault, text } if worker.phase != Phase::Over => {
+                    self.take_last_word(key, reason, fault, &text);
+                }
+                _ => {}
             }
         }
     }
@@ -72,14 +98,22 @@ impl Guard {
                     session.control = false;
                 }
             }
-            Request::Report(report) => self.take_report(key, *report),
+            Request::Report(report) => {
+                if let Some(worker) = self.workers.get_mut(key) {
+                    worker.asked -= 1;
+                }
+                self.take_report(key, *report);
+            }
             Request::Log { level, text } => self.show_log_line(key, level, &text),
-            Request::Ended { reason, text } => self.take_last_word(key, reason, &text),
+            Request::Ended { reason, fault, text } => self.take_last_word(key, reason, fault, &text),
         }
     }
 
     /// The client proved who it is: addresses, a slot and a session, or a reason why not.
     fn answer_claim(&mut self, key: u64, claim: Claim) {
+        if !acceptable(&claim.name) || !(1..=20).contains(&claim.cert.serial.len()) {
+            return self.punish(key, "a claim that no certificate makes");
+        }
         let name = claim.name.clone();
         match self.grant(key, claim) {
             Ok(grant) => {
@@ -98,6 +132,7 @@ impl Guard {
             Err((reason, text)) => {
                 log::warn!("{} refused: {text}", Escaped(&name));
                 self.reply(key, &Reply::Refused { reason, text });
+                self.expect_end(key);
             }
         }
     }
@@ -130,13 +165,26 @@ impl Guard {
             }
         };
         let ClientEntry { subnets, .. } = entry;
-        let pid = std::process::id();
+        // Names that no other worker can guess, so none can take them first.
+        let name = |end: &str| -> Outcome<String> {
+            let random: [u8; 16] = random::bytes()?;
+            Ok(format!("/tunguard-{}-{end}", random.map(|b| format!("{b:02x}")).concat()))
+        };
+        let uplink = (self.config.tun_write == TunWrite::Guard).then(|| name("up")).transpose();
+        let queues = match name("down").and_then(|down| Ok((down, uplink?))) {
+            Ok(queues) => queues,
+            Err(failure) => {
+                self.slots.release(id);
+                self.leases.release(&claim.name);
+                return Err(internal(failure));
+            }
+        };
         let grant = Grant {
             session: id,
             addresses: addresses.clone(),
             subnets: subnets.clone(),
-            downlink: format!("/tunguard-{pid}-{key}-down"),
-            uplink: (self.config.tun_write == TunWrite::Guard).then(|| format!("/tunguard-{pid}-{key}-up")),
+            downlink: queues.0.clone(),
+            uplink: queues.1.clone(),
             size: self.queue_size,
         };
         let session = Session {
@@ -145,6 +193,7 @@ impl Guard {
             cert: claim.cert,
             addresses,
             subnets,
+            queues,
             since: clock::now(),
             outbox: None,
             uplink: None,
@@ -168,7 +217,8 @@ impl Guard {
             Err(failure) => {
                 log::error!("registration refused: {failure}");
                 let reply = Reply::Refused { reason: Reason::Internal, text: failure.text };
-                return self.reply(key, &reply);
+                self.reply(key, &reply);
+                return self.expect_end(key);
             }
         };
         if let Some(uplink) = &uplink
@@ -204,17 +254,18 @@ impl Guard {
     /// Opens the queues under the names we gave, checks that they are this worker's and of the size agreed, and
     /// takes the names away.
     fn open_queues(&mut self, key: u64, size: QueueSize) -> Outcome<(Outbox, Option<Reader>)> {
-        let pid = std::process::id();
-        let uid = self.workers.get_mut(key).map_or(u32::MAX, |w| w.uid);
-        let down = format!("/tunguard-{pid}-{key}-down");
+        let Some(worker) = self.workers.get_mut(key) else {
+            return Err(Failure::system("open the session's queues", "the worker is gone"));
+        };
+        let uid = worker.uid;
+        let Some((down, up)) = worker.session.as_ref().map(|s| s.queues.clone()) else {
+            return Err(Failure::system("open the session's queues", "nothing was granted"));
+        };
         let writer = Writer::open(&down);
         let _ = mq::unlink(&down);
         let writer = writer.map_err(|e| Failure::system(format!("open the queue {down}"), e))?;
         check_queue(&down, writer.as_fd(), writer.attributes(), uid, size, self.queue_size)?;
-        if self.config.tun_write == TunWrite::Direct {
-            return Ok((Outbox::new(writer), None));
-        }
-        let up = format!("/tunguard-{pid}-{key}-up");
+        let Some(up) = up else { return Ok((Outbox::new(writer), None)) };
         let reader = Reader::open(&up);
         let _ = mq::unlink(&up);
         let reader = reader.map_err(|e| Failure::system(format!("open the queue {up}"), e))?;
@@ -233,31 +284,44 @@ impl Guard {
         log::log!(level, "[{}] {}", worker.pid, Escaped(&text));
     }
 
-    fn take_last_word(&mut self, key: u64, reason: Option<Reason>, text: &str) {
-        let now = clock::now();
+    fn take_last_word(&mut self, key: u64, reason: Option<Reason>, fault: bool, text: &str) {
+        self.expect_end(key);
         let Some(worker) = self.workers.get_mut(key) else { return };
         worker.explained = true;
-        worker.phase = Phase::Ending;
-        worker.kill_at.get_or_insert(now + GOODBYE);
+        worker.phase = Phase::Over;
         let label = worker.label();
-        self.note_deadline(now + GOODBYE);
         match reason {
             Some(reason) => log::info!("{label} ended: {reason}"),
-            // One line per connection that came to nothing; strangers can make many, so not a warning.
-            None => log::info!("{label}: no session: {}", Escaped(text)),
+            // Something here is broken, and the next client will meet it, too.
+            None if fault => log::error!("{label}: no session: {}", Escaped(text)),
+            // A connection that came to nothing: strangers can make many, so these lines have a budget.
+            None => {
+                if let Some(suppressed) = self.strangers.spend(clock::now()) {
+                    if suppressed > 0 {
+                        log::info!("{suppressed} more connections came to nothing");
+                    }
+                    log::info!("{label}: no session: {}", Escaped(text));
+                }
+            }
         }
+    }
+
+    /// A worker has nothing more to do but to end, in time.
+    fn expect_end(&mut self, key: u64) {
+        let until = clock::now() + GOODBYE;
+        let Some(worker) = self.workers.get_mut(key) else { return };
+        worker.phase = worker.phase.max(Phase::Ending);
+        worker.kill_at.get_or_insert(until);
+        self.note_deadline(until);
     }
 
     /// Tells a worker to end; it is killed if it doesn't in time.
     pub fn end_worker(&mut self, key: u64, reason: Reason) {
-        let now = clock::now();
         let Some(worker) = self.workers.get_mut(key) else { return };
-        if worker.phase == Phase::Ending {
+        if worker.phase >= Phase::Ending {
             return;
         }
-        worker.phase = Phase::Ending;
-        worker.kill_at = Some(now + GOODBYE);
-        self.note_deadline(now + GOODBYE);
+        self.expect_end(key);
         self.reply(key, &Reply::End(reason));
     }
 
@@ -266,7 +330,7 @@ impl Guard {
         let Some(worker) = self.workers.get_mut(key) else { return };
         log::error!("{}: killed: the worker broke the rules: {}", worker.label(), Escaped(what));
         worker.explained = true;
-        worker.phase = Phase::Ending;
+        worker.phase = Phase::Over;
         let _ = self.poller.remove(worker.channel.as_fd());
         self.kill(key);
     }
@@ -314,16 +378,21 @@ mod tests {
         let claim = Request::Claim(Claim { name: "ann".into(), cert, want: vec![] });
         let register = Request::Register { size: QueueSize::KERNEL_DEFAULT };
         let moved = Request::Moved { new: ([192, 0, 2, 1], 1).into() };
+        let report = Request::Report(Box::default());
+        let ended = Request::Ended { reason: None, fault: false, text: String::new() };
         use Phase::*;
         for (request, phases) in [
             (&claim, &[Handshake][..]),
             (&register, &[Granted]),
             (&moved, &[Established, Ending]),
             (&Request::ControlLost, &[Established, Ending]),
+            (&ended, &[Handshake, Granted, Established, Ending]),
+            (&report, &[]),
         ] {
-            for phase in [Handshake, Granted, Established, Ending] {
-                assert_eq!(permitted(phase, request), phases.contains(&phase), "{phase:?} {request:?}");
+            for phase in [Handshake, Granted, Established, Ending, Over] {
+                assert_eq!(permitted(phase, 0, request), phases.contains(&phase), "{phase:?} {request:?}");
             }
         }
+        assert!(permitted(Established, 1, &report));
     }
 }

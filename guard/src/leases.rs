@@ -3,7 +3,7 @@
 //! An identity keeps its addresses across sessions and restarts. Fixed addresses (`clients.d/`) are nobody
 //! else's, ever. When a pool is used up, the lease that has been unused longest goes, if its time is over.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{ErrorKind, Write};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -21,6 +21,8 @@ pub struct Leases {
     networks: Vec<IpNet>,
     reserve: Duration,
     fixed: HashMap<IpAddr, String>,
+    /// The server's own: nobody's.
+    server: HashSet<IpAddr>,
     by_name: BTreeMap<String, Lease>,
     by_address: HashMap<IpAddr, String>,
     /// Changed since it was written.
@@ -69,13 +71,13 @@ impl Leases {
             .clients
             .iter()
             .flat_map(|(name, entry)| entry.addresses.iter().map(|a| (*a, name.clone())))
-            .chain(config.server_addresses().iter().map(|a| (a.addr(), String::new())))
             .collect();
         Leases {
             file: config.state_dir.join(format!("{}.leases", config.device)),
             networks: config.networks.clone(),
             reserve: config.lease,
             fixed,
+            server: config.server_addresses().iter().map(|a| a.addr()).collect(),
             by_name: BTreeMap::new(),
             by_address: HashMap::new(),
             dirty: false,
@@ -137,7 +139,8 @@ impl Leases {
         let mut file = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
         let text = serde_json::to_string_pretty(&self.by_name).map_err(|e| failed(e.into()))?;
         file.write_all(text.as_bytes()).map_err(failed)?;
-        file.as_file().sync_all().map_err(failed)?;
+        // No fsync: it would hold up every session while the disk is busy. A killed guard loses nothing by that, and
+        // a lease lost with the power only means another address.
         file.persist(&self.file).map_err(|e| failed(e.error))?;
         self.dirty = false;
         Ok(())
@@ -157,7 +160,7 @@ impl Leases {
             return Some(*wanted);
         }
         // At most as many are taken as there are leases and fixed addresses: the search ends soon.
-        let most = self.by_address.len() + self.fixed.len() + 2;
+        let most = self.by_address.len() + self.fixed.len() + self.server.len() + 2;
         if let Some(address) = network.hosts().take(most).find(free) {
             return Some(address);
         }
@@ -191,7 +194,7 @@ impl Leases {
             };
             n.contains(&address) && address != n.network() && address != edge
         });
-        host && self.fixed.get(&address).is_none_or(|owner| owner == name)
+        host && !self.server.contains(&address) && self.fixed.get(&address).is_none_or(|owner| owner == name)
     }
 }
 

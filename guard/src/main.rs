@@ -24,9 +24,19 @@ use std::process::ExitCode;
 use tunguard::VERSION;
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Exit, Failure, Outcome};
+use tunguard::stderr_log::{self, StderrLog};
 
 fn main() -> ExitCode {
-    match start().and_then(run::Guard::run) {
+    let (log, flush) = match stderr_log::start() {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("tunguard: can't start the log's thread: {error}");
+            return Exit::System.into();
+        }
+    };
+    let outcome = start(log).and_then(run::Guard::run);
+    drop(flush);
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             for line in failure.text.lines() {
@@ -40,10 +50,15 @@ fn main() -> ExitCode {
 
 /// Everything between the command line and the first packet, in order: what can fail for reasons of
 /// configuration comes before anything on the host is changed.
-fn start() -> Outcome<run::Guard> {
+fn start(log: StderrLog) -> Outcome<run::Guard> {
     // 1. Who are we, and what are we told?
     let (file, log_level) = arguments()?;
-    env_logger::Builder::new().parse_filters(&log_level).format_timestamp_secs().format_target(false).init();
+    env_logger::Builder::new()
+        .parse_filters(&log_level)
+        .format_timestamp_secs()
+        .format_target(false)
+        .target(env_logger::Target::Pipe(Box::new(log)))
+        .init();
     host::require_root()?;
     let config = ServerConfig::load(&file)?;
     let trust = trust::Trust::load(&config)?;

@@ -66,8 +66,12 @@ impl Outbox {
         if self.bytes + len > BACKLOG_BYTES {
             return Ok(Posted::Dropped);
         }
+        // Behind the last one that waits, where there is room: so small batches don't each hold a large buffer.
+        let joined = self.waiting.back_mut().is_some_and(|last| last.append(batch));
         self.bytes += len;
-        self.waiting.push_back(std::mem::replace(batch, pool.take()));
+        if !joined {
+            self.waiting.push_back(std::mem::replace(batch, pool.take()));
+        }
         Ok(Posted::Waiting)
     }
 

@@ -22,16 +22,18 @@ use tunguard::exit::{Failure, Outcome};
 use tunguard::ipc::HANDSHAKE_SECONDS;
 use tunguard::segment::{addresses, pieces};
 use tunguard::sys::clock;
-use tunguard::sys::mq::{QueueLimits, QueueSize};
+use tunguard::sys::mq::{QueueLimits, QueueSize, unlink};
 use tunguard::sys::poller::{Interest, Poller, Ready};
 use tunguard::sys::signals::Signals;
+use tunguard::sys::tun::Tun;
 use tunguard::time::Time;
+use tunguard::tls;
 use tunguard::wire::control::Reason;
 use tunguard::wire::vnet::{VNET_LEN, VnetHeader};
 
 use crate::accounts::{Accounts, GuardDrop};
 use crate::admin::Admin;
-use crate::clients::{LogBudget, Phase, Worker, Workers};
+use crate::clients::{Budget, Phase, Worker, Workers};
 use crate::host::Host;
 use crate::leases::Leases;
 use crate::outbox::{Pool, Posted};
@@ -67,6 +69,9 @@ pub struct Guard {
     accepting: Accepting,
     leases_written: Time,
     next_kill: Option<Time>,
+    /// Log lines about connections that came to nothing.
+    pub(crate) strangers: Budget,
+    certificates_checked: Time,
     stopping: Option<Time>,
 }
 
@@ -105,7 +110,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// As an epoll token: the kind in the low three bits of the first byte, the number above.
+    /// As an epoll token: the kind in the low four bits, the number above.
     pub fn token(self) -> u64 {
         match self {
             Source::Tun => 0,
@@ -190,6 +195,8 @@ impl Guard {
             accepting: Accepting::Yes,
             leases_written: now,
             next_kill: None,
+            strangers: Budget::of_log_lines(now),
+            certificates_checked: now,
             stopping: None,
         })
     }
@@ -242,15 +249,20 @@ impl Guard {
         let mut last: Option<u64> = None;
         let mut reading = self.pool.take();
         for _ in 0..PACKETS_PER_TURN {
-            let read = self.host.tun.read(reading.spare());
-            let Some(len) = read.map_err(|e| {
-                Failure::system(
-                    format!("read the device {} (was it deleted or set down?)", self.config.device),
-                    e,
-                )
-            })?
-            else {
-                break;
+            let len = match self.host.tun.read(reading.spare()) {
+                Ok(Some(len)) => len,
+                Ok(None) => break,
+                Err(error) if Tun::is_gone(&error) => {
+                    return Err(Failure::system(
+                        format!("read the device {}", self.config.device),
+                        "it was deleted",
+                    ));
+                }
+                // One packet that can't be read must not end everybody's session.
+                Err(_) => {
+                    self.accounts.drop(GuardDrop::Unreadable);
+                    break;
+                }
             };
             self.accounts.read_packets += 1;
             self.accounts.read_bytes += len.saturating_sub(VNET_LEN) as u64;
@@ -402,7 +414,8 @@ impl Guard {
     }
 
     fn accept_clients(&mut self) {
-        loop {
+        // A few at a time: traffic goes on meanwhile.
+        for _ in 0..CONNECTIONS_PER_TURN {
             if self.workers.handshakes() >= usize::from(self.config.max_handshakes) {
                 return self.accept_later(Accepting::Full);
             }
@@ -440,9 +453,12 @@ impl Guard {
             // The worker keeps its own deadline; this one is for a worker that doesn't.
             kill_at: None,
             session: None,
-            log_budget: LogBudget::new(now),
+            log_budget: Budget::of_log_lines(now),
+            request_budget: Budget::of_requests(now),
+            asked: 0,
             explained: false,
         });
+        self.note_deadline(now + Duration::from_secs(HANDSHAKE_SECONDS) + HANDSHAKE_GRACE);
         let Some(worker) = self.workers.get_mut(key) else { return };
         if let Err(error) =
             self.poller.add(worker.channel.as_fd(), Source::Worker(key).token(), Interest::Read)
@@ -540,7 +556,7 @@ impl Guard {
     fn worker_gone(&mut self, pid: Pid, how: &str, well: bool) {
         // Its last words may still be in the channel.
         if let Some(key) = self.workers.key_of(pid.as_raw()) {
-            self.answer_worker(key);
+            self.hear_last_words(key);
         }
         let Some((key, worker)) = self.workers.remove_pid(pid.as_raw()) else { return };
         match (worker.explained, well) {
@@ -553,12 +569,12 @@ impl Guard {
             for net in session.nets() {
                 self.routes.remove(net, key);
             }
+            // Left where it died between creating and registering them.
+            for name in std::iter::once(&session.queues.0).chain(&session.queues.1) {
+                let _ = unlink(name);
+            }
             self.leases.release(&session.name);
             self.slots.release(session.id);
-        }
-        // Queue names of a worker that died between creating and registering them.
-        for end in ["down", "up"] {
-            let _ = tunguard::sys::mq::unlink(&format!("/tunguard-{}-{key}-{end}", std::process::id()));
         }
         self.open_listener();
     }
@@ -597,7 +613,12 @@ impl Guard {
             _ => None,
         };
         let save = self.leases.is_dirty().then(|| self.leases_written + LEASES_EVERY);
-        [self.next_kill, resume, save, self.admin.deadline(), self.stopping].into_iter().flatten().min()
+        // Only while somebody is there: an idle server sleeps.
+        let expiry = (self.workers.len() > 0).then(|| self.certificates_checked + CERTIFICATES_EVERY);
+        [self.next_kill, expiry, resume, save, self.admin.deadline(), self.stopping]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn do_what_is_due(&mut self, now: Time) {
@@ -614,7 +635,25 @@ impl Guard {
                 log::error!("{failure}");
             }
         }
+        if now.since(self.certificates_checked) >= CERTIFICATES_EVERY {
+            self.certificates_checked = now;
+            self.end_expired();
+        }
         self.continue_conversations(now);
+    }
+
+    /// Ends sessions whose certificate is not valid any more.
+    fn end_expired(&mut self) {
+        let today = tls::time::wall_clock();
+        let expired: Vec<u64> = self
+            .workers
+            .iter()
+            .filter(|(_, w)| w.session.as_ref().is_some_and(|s| s.cert.not_after < today))
+            .map(|(key, _)| key)
+            .collect();
+        for key in expired {
+            self.end_worker(key, Reason::Expired);
+        }
     }
 
     /// Kills workers whose time is over, and notes when to look again.
@@ -622,7 +661,7 @@ impl Guard {
         for (_, worker) in self.workers.iter_mut().filter(|(_, w)| kill_time(w).is_some_and(|at| now >= at)) {
             log::warn!("worker {} of {} doesn't end in time: killed", worker.pid, worker.label());
             worker.explained = true;
-            worker.phase = Phase::Ending;
+            worker.phase = Phase::Over;
             worker.kill_at = None;
             let _ = kill(Pid::from_raw(worker.pid), Signal::SIGKILL);
         }
@@ -642,7 +681,7 @@ fn kill_time(worker: &Worker) -> Option<Time> {
             Some(worker.started + Duration::from_secs(HANDSHAKE_SECONDS) + HANDSHAKE_GRACE)
         }
         Phase::Established => None,
-        Phase::Ending => worker.kill_at,
+        Phase::Ending | Phase::Over => worker.kill_at,
     }
 }
 
@@ -650,10 +689,13 @@ const EVENTS: usize = 256;
 /// How long one source may keep the others waiting.
 const PACKETS_PER_TURN: usize = 128;
 const MESSAGES_PER_TURN: usize = 16;
+const CONNECTIONS_PER_TURN: usize = 4;
 /// Sessions whose batches are filled at the same time.
 const OPEN_BATCHES: usize = 16;
 /// Pause after the system ran out of descriptors or processes.
 const BREATHER: Duration = Duration::from_millis(200);
+/// How often certificates' ends are looked at.
+const CERTIFICATES_EVERY: Duration = Duration::from_secs(60);
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(3);
 const STOP_WAIT: Duration = Duration::from_secs(3);
 /// The lease file is written at most this often.

@@ -9,10 +9,11 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{MsgFlags, recv};
 
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Exit, Failure, Outcome};
@@ -61,7 +62,10 @@ impl Slots {
         let session = SessionId::new(slot, random::bytes()?);
         let socket = &self.sockets[usize::from(slot)];
         // Still shut; what slipped in between two filters long ago goes now.
-        let opened = drain(socket).and_then(|()| steer::admit_only(socket, session));
+        let opened = drain(socket)
+            .and_then(|()| steer::admit_only(socket, session))
+            // A worker could have put another program in its place.
+            .and_then(|()| steer::attach_slot_steering(socket));
         if let Err(error) = opened {
             self.free.push_back(slot);
             return Err(Failure::system("open a UDP slot", error));
@@ -72,7 +76,8 @@ impl Slots {
     /// Takes a slot back. The worker that had it must be gone.
     pub fn release(&mut self, session: SessionId) {
         let socket = &self.sockets[usize::from(session.slot())];
-        match steer::admit_nothing(socket).and_then(|()| drain(socket)) {
+        let shut = steer::admit_nothing(socket).and_then(|()| steer::attach_slot_steering(socket));
+        match shut.and_then(|()| drain(socket)) {
             Ok(()) => self.free.push_back(session.slot()),
             // Never to be given to another session.
             Err(error) => log::error!("UDP slot {} can't be shut and stays unused: {error}", session.slot()),
@@ -85,18 +90,20 @@ impl Slots {
     }
 }
 
+/// Takes everything out that waits in a socket that is shut. Each call says that it must not block: the worker that
+/// had the socket may have changed its O_NONBLOCK.
 fn drain(socket: &UdpSocket) -> io::Result<()> {
     let mut byte = [0];
-    loop {
-        match socket.recv_from(&mut byte) {
+    for _ in 0..MOST_WAITING {
+        match recv(socket.as_raw_fd(), &mut byte, MsgFlags::MSG_DONTWAIT) {
             Ok(_) => {}
-            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
+            Err(Errno::EAGAIN) => return Ok(()),
             // The error of an earlier send; reading it clears it.
-            Err(e) if matches!(e.kind(), ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable) => {}
-            Err(e) if e.kind() == ErrorKind::NetworkUnreachable => {}
-            Err(e) => return Err(e),
+            Err(Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH) => {}
+            Err(errno) => return Err(errno.into()),
         }
     }
+    Err(io::Error::other("it doesn't run dry"))
 }
 
 fn listen(address: SocketAddr) -> Outcome<TcpListener> {
@@ -154,3 +161,5 @@ fn make_room(slots: u16) -> Outcome<()> {
 }
 
 const SPARE_SLOTS: u16 = 16;
+/// Datagrams a full socket buffer may hold, and many more.
+const MOST_WAITING: usize = 1 << 20;

@@ -70,6 +70,10 @@ impl Spawner {
     /// Starts a worker for a connection.
     pub fn start(&mut self, tcp: &TcpStream) -> Outcome<Started> {
         let setup = self.setup.as_ref().ok_or_else(|| Failure::system("start a worker", "no setup yet"))?;
+        // Whoever cleans up below /run may have taken it away.
+        if !self.root.is_dir() {
+            empty_root()?;
+        }
         let uid = self
             .uids
             .take()

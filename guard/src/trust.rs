@@ -8,7 +8,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use tunguard::config::server::{ServerConfig, ServerTls};
 use tunguard::exit::{Failure, Outcome};
-use tunguard::tls::{CertId, Credentials, Revoked};
+use tunguard::tls::{CertId, Credentials, Revoked, time};
 
 /// What decides who is let in.
 pub struct Trust {
@@ -54,10 +54,12 @@ impl Trust {
 }
 
 fn revoked(credentials: &Credentials) -> Outcome<Revoked> {
-    match &credentials.crl {
-        Some(crl) => Revoked::parse(crl, &credentials.ca),
-        None => Ok(Revoked::default()),
+    let Some(crl) = &credentials.crl else { return Ok(Revoked::default()) };
+    let revoked = Revoked::parse(crl, &credentials.ca)?;
+    if let Some(end) = revoked.next_update().filter(|end| *end < time::wall_clock() + 7 * time::DAY) {
+        log::warn!("the revocation list expires on {}: nobody gets in after that", time::date(end));
     }
+    Ok(revoked)
 }
 
 /// The folder is watched, not the file: a list is replaced by renaming a new one onto it.

@@ -90,7 +90,7 @@ pub struct ServerConfig {
     pub socket: PathBuf,
     /// Leases and the like; `state_dir`, default `/var/lib/tunguard`.
     pub state_dir: PathBuf,
-    /// User IDs of workers, one per session: `worker_uids = [first, last]`, default 65536 to 524287, at least
+    /// User IDs of workers, one per session: `worker_uids = [first, last]`, default 65536 to 99999, at least
     /// `max_clients` + 64 of them, never 0 or below 1,000, and never 65534 (nobody), 65535 or 4294967295.
     pub worker_uids: (u32, u32),
     /// Handshakes in progress at once; `max_handshakes`, default 64, 1 to 4,096.
@@ -307,8 +307,8 @@ fn without_place<T>(words: Vec<(T, Value<'_>)>) -> Vec<T> {
 
 /// Where clients' files are unless `clients_dir` says otherwise.
 const DEFAULT_CLIENTS_DIR: &str = "clients.d";
-/// Above the IDs of users, services and nobody, below those that containers take.
-const DEFAULT_WORKER_UIDS: (u32, u32) = (65_536, 524_287);
+/// Above the IDs of users, services and nobody, below those that /etc/subuid gives users for their containers.
+const DEFAULT_WORKER_UIDS: (u32, u32) = (65_536, 99_999);
 /// User IDs beyond `max_clients`, for workers that are starting or ending.
 const SPARE_WORKER_UIDS: u64 = 64;
 /// `sun_path` without the NUL.
@@ -360,7 +360,7 @@ mod tests {
             lease: Duration::from_secs(86_400),
             socket: "/run/tunguard/tg0.sock".into(),
             state_dir: "/var/lib/tunguard".into(),
-            worker_uids: (65_536, 524_287),
+            worker_uids: (65_536, 99_999),
             max_handshakes: 64,
             clients_dir: "/etc/tunguard/clients.d".into(),
             clients: BTreeMap::new(),

@@ -75,7 +75,11 @@ pub fn next_run(inners: &[Inner<'_>], uso: bool) -> Result<Run, SegmentError> {
         return Ok(run);
     }
     let Some(mut merge) = Merge::start(first.packet, layout) else { return Ok(run) };
-    for next in others.iter().take(MAX_RUN - 1) {
+    let most = match layout.transport {
+        Transport::Tcp => MAX_RUN,
+        Transport::Udp => MAX_UDP_RUN,
+    };
+    for next in others.iter().take(most - 1) {
         if !next.partial_csum || !merge.take(next.packet) {
             break;
         }
@@ -264,6 +268,8 @@ impl<'a> Merge<'a> {
 /// Most packets in one run, and so the most parts of a gathered write but two. It is what the kernel allows
 /// itself in a UDP super-packet (`UDP_MAX_SEGMENTS`, include/linux/udp.h: at first 64, now 128).
 pub const MAX_RUN: usize = 128;
+/// Datagrams of a run: UDP_MAX_SEGMENTS of kernels before 6.9, which refuse longer ones (virtio_net_hdr_to_skb()).
+const MAX_UDP_RUN: usize = 64;
 
 /// Longest super-packet with its headers: IPv4's total length, and for IPv6 the same, since the kernel's
 /// own stay below (`GSO_LEGACY_MAX_SIZE`, include/linux/netdevice.h).

@@ -526,7 +526,7 @@ fn runs_are_bounded_in_packets_and_bytes() {
         (run.count, gather(&run, &inners).len())
     };
     assert_eq!(run_of(&Flow::tcp4(), 1, 200), (MAX_RUN, 52 + 128));
-    assert_eq!(run_of(&Flow::udp4(), 1, 200), (MAX_RUN, 28 + 128));
+    assert_eq!(run_of(&Flow::udp4(), 1, 200), (64, 28 + 64));
     let flow = Flow::tcp6();
     assert_eq!(run_of(&flow, 1, 200), (MAX_RUN, 72 + 128));
     assert_eq!(run_of(&flow, 1_368, 60), (47, 72 + 47 * 1_368));

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use posixmq::{OpenOptions, PosixMq};
 
 /// Messages a queue holds, and bytes of the largest.
@@ -170,6 +170,11 @@ impl Writer {
     pub fn attributes(&self) -> io::Result<(QueueSize, usize)> {
         attributes(&self.0)
     }
+}
+
+/// Lets this process, for good, make no more queues.
+pub fn make_no_more() -> io::Result<()> {
+    Ok(setrlimit(Resource::RLIMIT_MSGQUEUE, 0, 0)?)
 }
 
 /// Takes the queue's name away; it lives on until its last descriptor is closed.

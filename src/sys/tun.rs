@@ -67,13 +67,25 @@ impl Tun {
         Tun { fd }
     }
 
-    /// Reads one header and packet; `None` when none is waiting.
+    /// Reads one header and packet; `None` when none is waiting. Never blocks: O_NONBLOCK belongs to the file
+    /// description, which is shared with whoever else holds the device, so each call says so itself.
     pub fn read(&self, into: &mut [u8]) -> io::Result<Option<usize>> {
-        match nix::unistd::read(&self.fd, into) {
+        let part = libc::iovec { iov_base: into.as_mut_ptr().cast(), iov_len: into.len() };
+        // SAFETY: one iovec that describes `into`, which is ours alone for the call; the kernel writes at most its
+        // length. Offset -1 reads as read(2) does.
+        let len = unsafe { libc::preadv2(self.fd.as_raw_fd(), &raw const part, 1, -1, libc::RWF_NOWAIT) };
+        match usize::try_from(len) {
             Ok(len) => Ok(Some(len)),
-            Err(Errno::EAGAIN) => Ok(None),
-            Err(errno) => Err(errno.into()),
+            Err(_) => match Errno::last() {
+                Errno::EAGAIN => Ok(None),
+                errno => Err(errno.into()),
+            },
         }
+    }
+
+    /// Whether an error of [`Tun::read`] means that the device is gone (tun_chr_read_iter()).
+    pub fn is_gone(error: &io::Error) -> bool {
+        error.raw_os_error() == Some(libc::EBADFD)
     }
 
     /// Writes one header and packet, gathered from `parts`.

@@ -1,5 +1,6 @@
 //! UDP sockets: the server's slots, and a carrier that sends and receives runs of datagrams with one call.
 
+use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -50,7 +51,11 @@ fn grow_buffers(socket: &Socket) {
 #[derive(Debug)]
 pub struct Carrier {
     socket: UdpSocket,
-    state: UdpSocketState,
+    /// The one in use is last. quinn-udp gives up segmentation and ECN for good at the first EINVAL or EIO; but that
+    /// may be the fault of one path, so there are a few to go on with, made while we may still set options.
+    states: RefCell<Vec<UdpSocketState>>,
+    /// Calls to send since the last of them gave up.
+    degraded: Cell<u32>,
     mapped: bool,
 }
 
@@ -73,9 +78,10 @@ impl Carrier {
     /// Takes over a bound socket.
     pub fn new(socket: OwnedFd) -> io::Result<Carrier> {
         let socket = UdpSocket::from(socket);
-        let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        let state = |_| UdpSocketState::new(UdpSockRef::from(&socket));
+        let states = (0..STATES).map(state).collect::<io::Result<Vec<_>>>()?;
         let mapped = socket.local_addr()?.is_ipv6();
-        let carrier = Carrier { socket, state, mapped };
+        let carrier = Carrier { socket, states: RefCell::new(states), degraded: Cell::new(0), mapped };
         carrier.allow_fragments()?;
         Ok(carrier)
     }
@@ -106,7 +112,7 @@ impl Carrier {
 
     /// Datagrams one call can send.
     pub fn max_segments(&self) -> usize {
-        self.state.max_gso_segments()
+        self.states.borrow().last().map_or(1, |s| s.max_gso_segments())
     }
 
     /// Sends `datagrams`, each `stride` bytes but the last, which may be shorter. An error is the reason to
@@ -120,6 +126,9 @@ impl Carrier {
                 Err(e) if matches!(e.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE)) => {}
                 Err(e) => return Err(reason(&e)),
             }
+        }
+        if datagrams.len() > stride {
+            self.recover();
         }
         for datagram in datagrams.chunks(stride) {
             self.send_once(path, ecn, datagram, None).map_err(|e| reason(&e))?;
@@ -139,7 +148,27 @@ impl Carrier {
             segment_size: stride,
             src_ip: path.local,
         };
-        self.state.try_send(UdpSockRef::from(&self.socket), &transmit)
+        let states = self.states.borrow();
+        let Some(state) = states.last() else { return Err(io::ErrorKind::Unsupported.into()) };
+        match state.try_send(UdpSockRef::from(&self.socket), &transmit) {
+            // The address we answered from may be gone from this host: let the kernel choose.
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) && transmit.src_ip.is_some() => {
+                state.try_send(UdpSockRef::from(&self.socket), &Transmit { src_ip: None, ..transmit })
+            }
+            sent => sent,
+        }
+    }
+
+    /// Tries segmentation again some time after it was given up.
+    fn recover(&self) {
+        let calls = self.degraded.get() + 1;
+        let mut states = self.states.borrow_mut();
+        if calls < RECOVER_AFTER || states.len() <= 1 {
+            self.degraded.set(calls);
+        } else {
+            states.pop();
+            self.degraded.set(0);
+        }
     }
 
     /// Receives into `buffers`; what came is put into `received`. An empty list means nothing is waiting.
@@ -148,7 +177,9 @@ impl Carrier {
         let mut metas = [RecvMeta::default(); RECEIVE_BUFFERS];
         let mut slices: Vec<IoSliceMut<'_>> =
             buffers.iter_mut().take(RECEIVE_BUFFERS).map(|b| IoSliceMut::new(b)).collect();
-        let count = match self.state.recv(UdpSockRef::from(&self.socket), &mut slices, &mut metas) {
+        let states = self.states.borrow();
+        let Some(state) = states.last() else { return Ok(()) };
+        let count = match state.recv(UdpSockRef::from(&self.socket), &mut slices, &mut metas) {
             Ok(count) => count,
             Err(e) if e.kind() == ErrorKind::WouldBlock => 0,
             // An ICMP error of an earlier send, or the like: nothing to read, and no reason to stop.
@@ -189,3 +220,6 @@ pub const RECEIVE_BUFFERS: usize = 8;
 /// Bytes of one receive buffer: the largest run the kernel makes.
 pub const RECEIVE_BUFFER_LEN: usize = 65_536;
 const SOCKET_BUFFER: usize = 4 << 20;
+const STATES: usize = 4;
+/// Runs sent datagram by datagram before segmentation is tried again.
+const RECOVER_AFTER: u32 = 5_000;

@@ -166,7 +166,8 @@ fn common_names(cert: &X509Ref) -> Vec<String> {
         .collect()
 }
 
-fn acceptable(name: &str) -> bool {
+/// Whether a name is a client's: 1 to 64 printable ASCII characters, no '/', no space at either end.
+pub fn acceptable(name: &str) -> bool {
     (1..=64).contains(&name.len())
         && name.bytes().all(|b| (b' '..=b'~').contains(&b) && b != b'/')
         && !name.starts_with(' ')

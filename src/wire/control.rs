@@ -163,10 +163,12 @@ pub enum Reason {
     KeysExpired,
     /// Something failed at the sender's side.
     Internal,
+    /// The certificate is not valid any more.
+    Expired,
 }
 
 impl Reason {
-    const ALL: [Reason; 11] = [
+    const ALL: [Reason; 12] = [
         Reason::Leaving,
         Reason::Shutdown,
         Reason::Replaced,
@@ -178,6 +180,7 @@ impl Reason {
         Reason::Timeout,
         Reason::KeysExpired,
         Reason::Internal,
+        Reason::Expired,
     ];
 
     /// The reason with this code.
@@ -200,6 +203,7 @@ impl fmt::Display for Reason {
             Reason::Timeout => "nothing was heard for too long",
             Reason::KeysExpired => "the keys reached their limit",
             Reason::Internal => "an internal failure",
+            Reason::Expired => "the certificate has expired",
         })
     }
 }

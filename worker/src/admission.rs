@@ -16,7 +16,7 @@ use tunguard::ipc::{Claim, Grant, Reply, Request, Setup, WorkerEnd};
 use tunguard::keys::{Role, Secret};
 use tunguard::session::{Session, Start};
 use tunguard::sys::clock;
-use tunguard::sys::mq::{Reader, Writer};
+use tunguard::sys::mq::{self, Reader, Writer};
 use tunguard::sys::poller::Interest;
 use tunguard::sys::seqpacket::Incoming;
 use tunguard::sys::tcp;
@@ -151,6 +151,7 @@ impl Admission<'_> {
             Some(name) => Some(Writer::create(name, grant.size).map_err(queue_failed)?),
             None => None,
         };
+        mq::make_no_more().map_err(queue_failed)?;
         self.ask(&Request::Register { size: grant.size })?;
         match self.answer()? {
             (Reply::Registered, _) => {}

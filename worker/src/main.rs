@@ -34,9 +34,9 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(failure) => {
-            let code = failure.exit.into();
-            tell(&guard, Request::Ended { reason: None, text: failure.text });
-            code
+            let fault = matches!(failure.exit, Exit::System | Exit::Usage | Exit::MacLength | Exit::Version);
+            tell(&guard, Request::Ended { reason: None, fault, text: failure.text });
+            failure.exit.into()
         }
     }
 }

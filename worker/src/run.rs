@@ -8,6 +8,7 @@
 use std::io::IoSlice;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
+use std::time::Duration;
 
 use tunguard::batch::{BatchReader, BatchWriter};
 use tunguard::channel::{Broken, ControlChannel};
@@ -103,7 +104,12 @@ impl<'a> Carrying<'a> {
 
     fn carry(mut self) -> Outcome<Request> {
         while self.ended.is_none() {
-            let timeout = self.session.poll_timeout().map(|at| at.since(clock::now()));
+            // Messages that were read from the socket with earlier ones make no event of their own.
+            let more = self.control.as_ref().is_some_and(|c| c.has_message());
+            let timeout = match more {
+                true => Some(Duration::ZERO),
+                false => self.session.poll_timeout().map(|at| at.since(clock::now())),
+            };
             let ready: Vec<_> =
                 self.poller.wait(timeout).map_err(|e| Failure::system("wait for events", e))?.collect();
             for event in ready {
@@ -114,6 +120,9 @@ impl<'a> Carrying<'a> {
                     GUARD => self.obey_guard()?,
                     _ => {}
                 }
+            }
+            if more {
+                self.talk_to_client();
             }
             let now = clock::now();
             if self.session.poll_timeout().is_some_and(|at| at <= now) || self.session.rekey_due(now) {
@@ -172,15 +181,11 @@ impl<'a> Carrying<'a> {
                 tun.write(parts).map_err(|_| DropReason::TunRefused)
             }),
             TunExit::Guard(queue, _) => {
-                let batch = &mut data.uplink;
-                ingress.write_out(session, &data.buffers, *uso, |parts| worker_to_guard(batch, queue, parts));
-                if !batch.is_empty() {
-                    let sent = queue.send(batch.message());
-                    batch.clear();
-                    if !matches!(sent, Ok(true)) {
-                        session.drops.count(DropReason::UplinkFull);
-                    }
-                }
+                let mut uplink = Uplink::new(&mut data.uplink, queue);
+                ingress.write_out(session, &data.buffers, *uso, |parts| worker_to_guard(&mut uplink, parts));
+                uplink.send();
+                session.take_back(uplink.lost_packets, uplink.lost_bytes);
+                session.drops.add(DropReason::UplinkFull, uplink.lost_packets);
             }
         }
     }
@@ -319,7 +324,7 @@ impl<'a> Carrying<'a> {
             control.close();
         }
         let reason = self.ended.unwrap_or(Reason::Internal);
-        Request::Ended { reason: Some(reason), text: reason.to_string() }
+        Request::Ended { reason: Some(reason), fault: false, text: reason.to_string() }
     }
 
     fn report(&self) -> Report {
@@ -337,24 +342,55 @@ impl<'a> Carrying<'a> {
     }
 }
 
+/// The batch for the guard, and what was lost of it.
+struct Uplink<'a> {
+    batch: &'a mut BatchWriter,
+    queue: &'a Writer,
+    /// In the batch: packets as the client sent them, and their bytes.
+    packets: u64,
+    bytes: u64,
+    /// The same, of batches the queue had no room for.
+    lost_packets: u64,
+    lost_bytes: u64,
+}
+
+impl<'a> Uplink<'a> {
+    fn new(batch: &'a mut BatchWriter, queue: &'a Writer) -> Uplink<'a> {
+        Uplink { batch, queue, packets: 0, bytes: 0, lost_packets: 0, lost_bytes: 0 }
+    }
+
+    fn send(&mut self) {
+        if !self.batch.is_empty() && !matches!(self.queue.send(self.batch.message()), Ok(true)) {
+            self.lost_packets += self.packets;
+            self.lost_bytes += self.bytes;
+        }
+        self.batch.clear();
+        (self.packets, self.bytes) = (0, 0);
+    }
+}
+
 /// Appends one super-packet to the batch for the guard, which goes out first where it is full; in pieces where
 /// it doesn't even fit an empty one (the kernel's default message size).
-fn worker_to_guard(batch: &mut BatchWriter, queue: &Writer, parts: &[IoSlice<'_>]) -> Result<(), DropReason> {
+fn worker_to_guard(uplink: &mut Uplink<'_>, parts: &[IoSlice<'_>]) -> Result<(), DropReason> {
+    // Virtio header, merged header (empty for a single packet), then each packet's payload.
     let (vnet, packet) = parts.split_first().ok_or(DropReason::BadInner)?;
     let vnet = VnetHeader::parse(vnet).ok_or(DropReason::BadInner)?;
-    let packet: Vec<u8> = packet.iter().flat_map(|part| part.iter().copied()).collect();
-    let mut sent = Ok(());
-    let cut = pieces(vnet, &packet, batch.room_for_packet(), |vnet, head, payload| {
-        if !batch.push(&vnet, head, payload) {
-            if !matches!(queue.send(batch.message()), Ok(true)) {
-                sent = Err(DropReason::UplinkFull);
-            }
-            batch.clear();
-            batch.push(&vnet, head, payload);
+    let mut whole = Vec::with_capacity(packet.iter().map(|part| part.len()).sum());
+    packet.iter().for_each(|part| whole.extend_from_slice(part));
+    let members = packet.len().saturating_sub(1) as u64;
+    let merged_header = packet.first().map_or(0, |head| head.len()) as u64;
+    let room = uplink.batch.room_for_packet();
+    let cut = pieces(vnet, &whole, room, |vnet, head, payload| {
+        if !uplink.batch.push(&vnet, head, payload) {
+            uplink.send();
+            uplink.batch.push(&vnet, head, payload);
         }
     });
     cut.map_err(|_| DropReason::TooBig)?;
-    sent
+    uplink.packets += members;
+    // Each member had the header that now stands for all.
+    uplink.bytes += whole.len() as u64 + merged_header * members.saturating_sub(1);
+    Ok(())
 }
 
 const GUARD: u64 = 0;
