@@ -112,11 +112,25 @@ impl ControlChannel {
                         return Ok(());
                     }
                     ErrorCode::WANT_READ => return Ok(()),
-                    _ => return Err(self.broken(e)),
+                    _ => {
+                        let broken = self.broken(e);
+                        return Err(self.last_word().unwrap_or(broken));
+                    }
                 },
             }
         }
         Ok(())
+    }
+
+    /// Why the peer doesn't take what we send any more, if it said so. A server that refuses our certificate
+    /// closes while our next words are on their way, so that its alert is here, and our write fails all the same.
+    fn last_word(&mut self) -> Option<Broken> {
+        tls::clear_errors();
+        let mut bytes = [0; LENGTH_LEN + MAX_MESSAGE];
+        match self.stream.ssl_read(&mut bytes) {
+            Err(e) if e.code() == ErrorCode::SSL => Some(self.broken(e)),
+            _ => None,
+        }
     }
 
     /// The next whole message, `None` where more bytes have to come first.
