@@ -91,7 +91,8 @@ struct Refusal {
 
 impl From<Failure> for Refusal {
     fn from(failure: Failure) -> Refusal {
-        Refusal { reason: Reason::Internal, failure }
+        let reason = if failure.exit == Exit::Malformed { Reason::Protocol } else { Reason::Internal };
+        Refusal { reason, failure }
     }
 }
 

@@ -10,6 +10,8 @@ use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, poll};
+
 use tunguard::batch::{BatchReader, BatchWriter};
 use tunguard::channel::{Broken, ControlChannel};
 use tunguard::drops::DropReason;
@@ -26,7 +28,7 @@ use tunguard::sys::poller::{Interest, Poller};
 use tunguard::sys::seqpacket::Incoming;
 use tunguard::sys::udp::{Carrier, RECEIVE_BUFFER_LEN, RECEIVE_BUFFERS, Received};
 use tunguard::time::Time;
-use tunguard::wire::control::Reason;
+use tunguard::wire::control::{Message, Reason};
 use tunguard::wire::vnet::VnetHeader;
 
 use crate::admission::{Admitted, TunExit, admit};
@@ -221,8 +223,12 @@ impl<'a> Carrying<'a> {
     }
 
     fn control_broken(&mut self, broken: Broken) {
-        if let Some(control) = self.control.take() {
+        if let Some(mut control) = self.control.take() {
             let _ = self.poller.remove(control.as_fd());
+            if matches!(broken, Broken::Refused(_)) {
+                let _ = control.send(&Message::Bye(Reason::Protocol));
+                control.close();
+            }
         }
         match broken {
             Broken::Refused(failure) => {
@@ -360,12 +366,26 @@ impl<'a> Uplink<'a> {
     }
 
     fn send(&mut self) {
-        if !self.batch.is_empty() && !matches!(self.queue.send(self.batch.message()), Ok(true)) {
+        if !self.batch.is_empty() && !self.posted() {
             self.lost_packets += self.packets;
             self.lost_bytes += self.bytes;
         }
         self.batch.clear();
         (self.packets, self.bytes) = (0, 0);
+    }
+}
+
+impl Uplink<'_> {
+    /// Whether the batch is in the queue. A full one is waited for, briefly: meanwhile the client's packets wait in
+    /// our socket, and only ours do.
+    fn posted(&self) -> bool {
+        let mut sent = self.queue.send(self.batch.message());
+        if matches!(sent, Ok(false)) {
+            let mut room = [PollFd::new(self.queue.as_fd(), PollFlags::POLLOUT)];
+            let _ = poll(&mut room, UPLINK_WAIT_MS);
+            sent = self.queue.send(self.batch.message());
+        }
+        matches!(sent, Ok(true))
     }
 }
 
@@ -403,3 +423,5 @@ const EVENTS: usize = 8;
 const MESSAGES_PER_TURN: usize = 16;
 const RECEIVES_PER_TURN: usize = 16;
 const CONTROL_PER_TURN: usize = 32;
+/// How long a full queue to the guard may hold this session up.
+const UPLINK_WAIT_MS: u8 = 20;
