@@ -10,6 +10,7 @@ mod clients;
 mod grants;
 mod host;
 mod leases;
+mod lives;
 mod outbox;
 mod routes;
 mod run;

@@ -3,39 +3,34 @@
 //! 1. `tun_to_worker`: reads the device until it is empty, sorts packets by inner destination into batches, one
 //!    per session, and posts each batch to its session's queue
 //! 2. `worker_to_tun`: with `tun_write = "guard"`, takes workers' packets, checks their source, writes them
-//! 3. connections become workers, workers' requests are answered ([`crate::grants`]), workers' ends are cleaned up
+//! 3. connections become workers, workers' ends are cleaned up ([`crate::lives`]), workers' requests are answered
+//!    ([`crate::grants`])
 //! 4. on SIGINT or SIGTERM every session gets a goodbye, and the host is put back as it was
 
-use std::io::{ErrorKind, IoSlice};
+use std::io::IoSlice;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
-
 use tunguard::batch::{BatchReader, BatchWriter};
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Failure, Outcome};
-use tunguard::ipc::HANDSHAKE_SECONDS;
 use tunguard::segment::{addresses, pieces};
 use tunguard::sys::clock;
-use tunguard::sys::mq::{QueueLimits, QueueSize, unlink};
+use tunguard::sys::mq::{QueueLimits, QueueSize};
 use tunguard::sys::poller::{Interest, Poller, Ready};
 use tunguard::sys::signals::Signals;
 use tunguard::sys::tun::Tun;
 use tunguard::time::Time;
-use tunguard::tls;
 use tunguard::wire::control::Reason;
 use tunguard::wire::vnet::{VNET_LEN, VnetHeader};
 
 use crate::accounts::{Accounts, GuardDrop};
 use crate::admin::Admin;
-use crate::clients::{Budget, Phase, Worker, Workers};
+use crate::clients::{Budget, Workers};
 use crate::host::Host;
 use crate::leases::Leases;
+use crate::lives::Accepting;
 use crate::outbox::{Pool, Posted};
 use crate::routes::Routes;
 use crate::slots::Slots;
@@ -66,24 +61,13 @@ pub struct Guard {
     pool: Pool,
     uplink: Vec<u8>,
     /// New connections are accepted; otherwise from then on again.
-    accepting: Accepting,
+    pub(crate) accepting: Accepting,
     leases_written: Time,
-    next_kill: Option<Time>,
+    pub(crate) next_kill: Option<Time>,
     /// Log lines about connections that came to nothing.
     pub(crate) strangers: Budget,
     certificates_checked: Time,
     stopping: Option<Time>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Accepting {
-    Yes,
-    /// Too many handshakes; again when one is over.
-    Full,
-    /// Out of descriptors or processes; again at that time.
-    Paused(Time),
-    /// The server stops.
-    No,
 }
 
 /// Who an event is from.
@@ -413,74 +397,6 @@ impl Guard {
         }
     }
 
-    fn accept_clients(&mut self) {
-        // A few at a time: traffic goes on meanwhile.
-        for _ in 0..CONNECTIONS_PER_TURN {
-            if self.workers.handshakes() >= usize::from(self.config.max_handshakes) {
-                return self.accept_later(Accepting::Full);
-            }
-            match self.listener.accept() {
-                Ok((tcp, peer)) => {
-                    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-                    match self.spawner.start(&tcp) {
-                        Ok(started) => self.take_in(started, peer),
-                        Err(failure) => {
-                            log::error!("{peer} turned away: {failure}");
-                            return self.accept_later(Accepting::Paused(clock::now() + BREATHER));
-                        }
-                    }
-                }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
-                Err(e) if matches!(e.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
-                Err(e) => {
-                    log::error!("can't accept connections for a moment: {e}");
-                    return self.accept_later(Accepting::Paused(clock::now() + BREATHER));
-                }
-            }
-        }
-    }
-
-    fn take_in(&mut self, started: crate::spawn::Started, peer: SocketAddr) {
-        let now = clock::now();
-        log::debug!("{peer} connected, worker {}", started.pid);
-        let key = self.workers.insert(Worker {
-            pid: started.pid,
-            uid: started.uid,
-            channel: started.channel,
-            tcp_peer: peer,
-            phase: Phase::Handshake,
-            started: now,
-            // The worker keeps its own deadline; this one is for a worker that doesn't.
-            kill_at: None,
-            session: None,
-            log_budget: Budget::of_log_lines(now),
-            request_budget: Budget::of_requests(now),
-            asked: 0,
-            explained: false,
-        });
-        self.note_deadline(now + Duration::from_secs(HANDSHAKE_SECONDS) + HANDSHAKE_GRACE);
-        let Some(worker) = self.workers.get_mut(key) else { return };
-        if let Err(error) =
-            self.poller.add(worker.channel.as_fd(), Source::Worker(key).token(), Interest::Read)
-        {
-            log::error!("can't watch a worker: {error}");
-            self.kill(key);
-        }
-    }
-
-    fn accept_later(&mut self, when: Accepting) {
-        self.accepting = when;
-        let _ = self.poller.modify(self.listener.as_fd(), Source::Listener.token(), Interest::Nothing);
-    }
-
-    /// A handshake is over: there may be room for another.
-    pub fn open_listener(&mut self) {
-        if self.accepting == Accepting::Full {
-            self.accepting = Accepting::Yes;
-            let _ = self.poller.modify(self.listener.as_fd(), Source::Listener.token(), Interest::Read);
-        }
-    }
-
     fn take_signals(&mut self) {
         let arrived = self.signals.take();
         if arrived.child {
@@ -533,80 +449,6 @@ impl Guard {
         self.stopping.is_some_and(|until| self.workers.len() == 0 || now >= until)
     }
 
-    /// Collects workers that have ended, and gives back what they held.
-    fn reap(&mut self) {
-        loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) => {
-                    self.worker_gone(pid, &format!("exit code {code}"), code == 0)
-                }
-                Ok(WaitStatus::Signaled(pid, signal, _)) => {
-                    self.worker_gone(pid, &format!("signal {}", signal.as_str()), false);
-                }
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => {
-                    log::error!("can't wait for workers: {errno}");
-                    return;
-                }
-            }
-        }
-    }
-
-    fn worker_gone(&mut self, pid: Pid, how: &str, well: bool) {
-        // Its last words may still be in the channel.
-        if let Some(key) = self.workers.key_of(pid.as_raw()) {
-            self.hear_last_words(key);
-        }
-        let Some((key, worker)) = self.workers.remove_pid(pid.as_raw()) else { return };
-        match (worker.explained, well) {
-            (true, _) => log::debug!("worker {pid} of {} is gone: {how}", worker.label()),
-            (false, _) => log::error!("worker {pid} of {} died: {how}", worker.label()),
-        }
-        let _ = self.poller.remove(worker.channel.as_fd());
-        self.spawner.release(worker.uid);
-        if let Some(session) = worker.session {
-            for net in session.nets() {
-                self.routes.remove(net, key);
-            }
-            // Left where it died between creating and registering them.
-            for name in std::iter::once(&session.queues.0).chain(&session.queues.1) {
-                let _ = unlink(name);
-            }
-            self.leases.release(&session.name);
-            self.slots.release(session.id);
-        }
-        self.open_listener();
-    }
-
-    /// Kills a worker; its end is then seen like any other.
-    pub fn kill(&mut self, key: u64) {
-        if let Some(worker) = self.workers.get_mut(key) {
-            worker.kill_at = None;
-            let _ = kill(Pid::from_raw(worker.pid), Signal::SIGKILL);
-        }
-    }
-
-    fn kill_all(&mut self) {
-        let all: Vec<u64> = self.workers.iter().map(|(key, _)| key).collect();
-        for key in all {
-            self.kill(key);
-        }
-    }
-
-    fn end_all_workers(&mut self) {
-        self.kill_all();
-        while self.workers.len() > 0 {
-            match waitpid(None, None) {
-                Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) => {
-                    self.worker_gone(pid, "the server stops", true);
-                }
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(_) => return,
-            }
-        }
-    }
-
     fn next_deadline(&self) -> Option<Time> {
         let resume = match self.accepting {
             Accepting::Paused(until) => Some(until),
@@ -641,62 +483,16 @@ impl Guard {
         }
         self.continue_conversations(now);
     }
-
-    /// Ends sessions whose certificate is not valid any more.
-    fn end_expired(&mut self) {
-        let today = tls::time::wall_clock();
-        let expired: Vec<u64> = self
-            .workers
-            .iter()
-            .filter(|(_, w)| w.session.as_ref().is_some_and(|s| s.cert.not_after < today))
-            .map(|(key, _)| key)
-            .collect();
-        for key in expired {
-            self.end_worker(key, Reason::Expired);
-        }
-    }
-
-    /// Kills workers whose time is over, and notes when to look again.
-    fn kill_late(&mut self, now: Time) {
-        for (_, worker) in self.workers.iter_mut().filter(|(_, w)| kill_time(w).is_some_and(|at| now >= at)) {
-            log::warn!("worker {} of {} doesn't end in time: killed", worker.pid, worker.label());
-            worker.explained = true;
-            worker.phase = Phase::Over;
-            worker.kill_at = None;
-            let _ = kill(Pid::from_raw(worker.pid), Signal::SIGKILL);
-        }
-        self.next_kill = self.workers.iter().filter_map(|(_, w)| kill_time(w)).min();
-    }
-
-    /// A worker got a deadline: the earliest is kept, so that not all have to be looked through at each turn.
-    pub fn note_deadline(&mut self, at: Time) {
-        self.next_kill = Some(self.next_kill.map_or(at, |earliest| earliest.min(at)));
-    }
-}
-
-/// When a worker is killed: when its goodbye takes too long, or its handshake far longer than its own deadline.
-fn kill_time(worker: &Worker) -> Option<Time> {
-    match worker.phase {
-        Phase::Handshake | Phase::Granted => {
-            Some(worker.started + Duration::from_secs(HANDSHAKE_SECONDS) + HANDSHAKE_GRACE)
-        }
-        Phase::Established => None,
-        Phase::Ending | Phase::Over => worker.kill_at,
-    }
 }
 
 const EVENTS: usize = 256;
 /// How long one source may keep the others waiting.
 const PACKETS_PER_TURN: usize = 128;
 const MESSAGES_PER_TURN: usize = 16;
-const CONNECTIONS_PER_TURN: usize = 4;
 /// Sessions whose batches are filled at the same time.
 const OPEN_BATCHES: usize = 16;
-/// Pause after the system ran out of descriptors or processes.
-const BREATHER: Duration = Duration::from_millis(200);
 /// How often certificates' ends are looked at.
 const CERTIFICATES_EVERY: Duration = Duration::from_secs(60);
-const HANDSHAKE_GRACE: Duration = Duration::from_secs(3);
 const STOP_WAIT: Duration = Duration::from_secs(3);
 /// The lease file is written at most this often.
 const LEASES_EVERY: Duration = Duration::from_millis(500);
