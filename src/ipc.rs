@@ -21,6 +21,38 @@ pub type WorkerEnd = Channel<Request, Reply>;
 /// The guard's end.
 pub type GuardEnd = Channel<Reply, Request>;
 
+/// The nursery's end of its channel to the guard.
+pub type NurseryEnd = Channel<NurseryReply, NurseryRequest>;
+/// The guard's end.
+pub type NurseryGuardEnd = Channel<NurseryRequest, NurseryReply>;
+
+/// What the guard orders of the nursery.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NurseryRequest {
+    /// Make a worker; with it come its end of a channel to the guard, and its client's TCP connection.
+    Start {
+        /// The worker's user.
+        uid: u32,
+    },
+}
+
+/// What the nursery answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NurseryReply {
+    /// It is there, once.
+    Ready,
+    /// The worker is there.
+    Started {
+        /// Its process.
+        pid: i32,
+    },
+    /// It is not: the system has no room for a process, or the nursery itself can't go on.
+    Failed {
+        /// Why.
+        text: String,
+    },
+}
+
 /// What a worker may ask or tell; in which phase is said in `guard/src/grants.rs`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
@@ -126,7 +158,7 @@ pub struct Grant {
     pub size: QueueSize,
 }
 
-/// What every worker is started with: in a sealed memory file, as descriptor 5.
+/// What every worker is started with: in a sealed memory file, the nursery's descriptor 4.
 #[derive(Serialize, Deserialize)]
 pub struct Setup {
     /// The guard's process ID: when it goes, the worker goes.

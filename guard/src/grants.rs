@@ -333,6 +333,7 @@ impl Guard {
         worker.phase = Phase::Over;
         let _ = self.poller.remove(worker.channel.as_fd());
         self.kill(key);
+        self.spawner.renew();
     }
 
     fn reply(&mut self, key: u64, reply: &Reply) {

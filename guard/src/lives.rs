@@ -131,6 +131,10 @@ impl Guard {
     }
 
     fn worker_gone(&mut self, pid: Pid, how: &str, well: bool) {
+        if self.spawner.ended(pid.as_raw()) {
+            log::error!("the nursery, process {pid}, died: {how}; the next worker comes from a new one");
+            return;
+        }
         // Its last words may still be in the channel.
         if let Some(key) = self.workers.key_of(pid.as_raw()) {
             self.hear_last_words(key);
@@ -138,7 +142,11 @@ impl Guard {
         let Some((key, worker)) = self.workers.remove_pid(pid.as_raw()) else { return };
         match (worker.explained, well) {
             (true, _) => log::debug!("worker {pid} of {} is gone: {how}", worker.label()),
-            (false, _) => log::error!("worker {pid} of {} died: {how}", worker.label()),
+            (false, _) => {
+                log::error!("worker {pid} of {} died: {how}", worker.label());
+                // If somebody is trying to take workers over, each try finds another one.
+                self.spawner.renew();
+            }
         }
         let _ = self.poller.remove(worker.channel.as_fd());
         self.spawner.release(worker.uid);

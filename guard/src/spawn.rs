@@ -7,11 +7,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::unistd::getpid;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, getpid};
 
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Exit, Failure, Outcome};
-use tunguard::ipc::{GuardEnd, Setup};
+use tunguard::ipc::{GuardEnd, NurseryGuardEnd, NurseryReply, NurseryRequest, Setup};
+use tunguard::sys::seqpacket::Incoming;
 use tunguard::sys::{memfd, seqpacket, spawn};
 use tunguard::wire::control::Settings;
 use tunguard::{VERSION, random};
@@ -24,6 +27,13 @@ pub struct Spawner {
     root: PathBuf,
     uids: Uids,
     setup: Option<OwnedFd>,
+    nursery: Option<Nursery>,
+}
+
+/// The process that forks the workers.
+struct Nursery {
+    pid: i32,
+    channel: NurseryGuardEnd,
 }
 
 /// A worker that was started.
@@ -44,6 +54,7 @@ impl Spawner {
             root: empty_root()?,
             uids: Uids::new(config.worker_uids, random::bytes()?),
             setup: None,
+            nursery: None,
         })
     }
 
@@ -64,12 +75,59 @@ impl Spawner {
         };
         let bytes = memfd::sealed("tunguard-setup", &setup.encode());
         self.setup = Some(bytes.map_err(|e| Failure::system("write down the workers' setup", e))?);
-        Ok(())
+        self.renew();
+        self.nursery().map(drop)
+    }
+
+    /// Gives the nursery up: the next worker comes from a new one, with the newest setup, and with code and data at
+    /// other places in memory.
+    pub fn renew(&mut self) {
+        // It ends when its channel does.
+        self.nursery = None;
+    }
+
+    /// A process has ended: whether it was the nursery.
+    pub fn ended(&mut self, pid: i32) -> bool {
+        let ours = self.nursery.as_ref().is_some_and(|n| n.pid == pid);
+        if ours {
+            self.nursery = None;
+        }
+        ours
+    }
+
+    fn nursery(&mut self) -> Outcome<&Nursery> {
+        if self.nursery.is_none() {
+            self.nursery = Some(self.start_nursery()?);
+        }
+        self.nursery.as_ref().ok_or_else(|| Failure::system("start a worker", "there is no nursery"))
+    }
+
+    fn start_nursery(&self) -> Outcome<Nursery> {
+        let setup = self.setup.as_ref().ok_or_else(|| Failure::system("start a worker", "no setup yet"))?;
+        let failed = |e| Failure::system(format!("start {}", self.program.display()), e);
+        let (channel, theirs) = seqpacket::pair().map_err(failed)?;
+        let fds = [theirs.as_fd(), setup.as_fd()];
+        let mut child = spawn::spawn(&self.program, &[VERSION], &fds).map_err(failed)?;
+        drop(theirs);
+        let nursery = Nursery { pid: child.id() as i32, channel };
+        match nursery.answer(READY_WAIT.into()) {
+            Ok(NurseryReply::Ready) => Ok(nursery),
+            answer => {
+                let _ = child.kill();
+                let code = child.wait().ok().and_then(|s| s.code()).and_then(|c| u8::try_from(c).ok());
+                let exit = code.and_then(Exit::from_code).unwrap_or(Exit::System);
+                let text = match answer {
+                    Ok(NurseryReply::Failed { text }) => text,
+                    Ok(other) => format!("it answered {other:?}"),
+                    Err(failure) => failure.text,
+                };
+                Err(Failure::new(exit, format!("start {}: {text}", self.program.display())))
+            }
+        }
     }
 
     /// Starts a worker for a connection.
     pub fn start(&mut self, tcp: &TcpStream) -> Outcome<Started> {
-        let setup = self.setup.as_ref().ok_or_else(|| Failure::system("start a worker", "no setup yet"))?;
         // Whoever cleans up below /run may have taken it away.
         if !self.root.is_dir() {
             empty_root()?;
@@ -78,20 +136,57 @@ impl Spawner {
             .uids
             .take()
             .ok_or_else(|| Failure::system("start a worker", "every user ID of worker_uids is in use"))?;
-        let started = seqpacket::pair().and_then(|(channel, theirs)| {
-            let fds = [theirs.as_fd(), tcp.as_fd(), setup.as_fd()];
-            let child = spawn::spawn(&self.program, &[VERSION, &uid.to_string()], &fds)?;
-            Ok(Started { pid: child.id() as i32, channel, uid })
-        });
-        started.map_err(|error| {
+        let started = self.order(tcp, uid);
+        if started.is_err() {
             self.uids.release(uid);
-            Failure::system(format!("start {}", self.program.display()), error)
-        })
+        }
+        started
+    }
+
+    fn order(&mut self, tcp: &TcpStream, uid: u32) -> Outcome<Started> {
+        let failed = |e| Failure::system("start a worker", e);
+        let (channel, theirs) = seqpacket::pair().map_err(failed)?;
+        let nursery = self.nursery()?;
+        let order = NurseryRequest::Start { uid };
+        let sent = nursery.channel.send(&order, &[theirs.as_fd(), tcp.as_fd()]);
+        let answer = match sent {
+            Ok(true) => nursery.answer(FORK_WAIT.into()),
+            Ok(false) => Err(Failure::system("start a worker", "the nursery doesn't read")),
+            Err(error) => Err(failed(error)),
+        };
+        match answer {
+            Ok(NurseryReply::Started { pid }) => Ok(Started { pid, channel, uid }),
+            Ok(NurseryReply::Failed { text }) => Err(Failure::system("start a worker", text)),
+            Ok(NurseryReply::Ready) | Err(_) => {
+                // Stuck or gone: the next worker comes from a new one.
+                if let Some(stuck) = self.nursery.take() {
+                    let _ = kill(Pid::from_raw(stuck.pid), Signal::SIGKILL);
+                }
+                Err(answer
+                    .err()
+                    .unwrap_or_else(|| Failure::system("start a worker", "the nursery is confused")))
+            }
+        }
     }
 
     /// Takes a user back. No process of it may be left.
     pub fn release(&mut self, uid: u32) {
         self.uids.release(uid);
+    }
+}
+
+impl Nursery {
+    /// What the nursery says, within `patience`. It is our own code on our own host, and has nothing else to do: the
+    /// guard waits for it as it would for a fork of its own.
+    fn answer(&self, patience: PollTimeout) -> Outcome<NurseryReply> {
+        let mut fds = [PollFd::new(self.channel.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut fds, patience);
+        match self.channel.receive(false) {
+            Ok(Incoming::Message(reply, _)) => Ok(reply),
+            Ok(Incoming::Nothing) => Err(Failure::system("start a worker", "the nursery doesn't answer")),
+            Ok(Incoming::Closed) => Err(Failure::system("start a worker", "the nursery is gone")),
+            Err(violation) => Err(Failure::system("start a worker", violation)),
+        }
     }
 }
 
@@ -155,6 +250,10 @@ fn empty_root() -> Outcome<PathBuf> {
 }
 
 const EMPTY_ROOT: &str = "/run/tunguard/empty";
+/// From the nursery's exec to its first word: the cipher library starts, and certificates are read.
+const READY_WAIT: u16 = 10_000;
+/// For one fork.
+const FORK_WAIT: u16 = 1_000;
 
 #[cfg(test)]
 mod tests {

@@ -73,6 +73,16 @@ pub fn become_user(uid: u32, gid: u32, parent: i32) -> Outcome<()> {
     confirm(uid)
 }
 
+/// Ties our life to our parent's, for a process that keeps its privileges.
+pub fn die_with_parent() -> Outcome<()> {
+    let parent = getppid();
+    step("tie our life to our parent's", prctl::set_pdeathsig(Signal::SIGKILL))?;
+    if getppid() == parent && parent != Pid::from_raw(1) {
+        return Ok(());
+    }
+    Err(Failure::system("start", "the parent is gone"))
+}
+
 fn limit_resources(jail: &Jail<'_>) -> nix::Result<()> {
     let limits = [
         // No file can be written, no process made, no core left.

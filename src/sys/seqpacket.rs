@@ -123,6 +123,11 @@ impl<Tx: Serialize, Rx: DeserializeOwned> Channel<Tx, Rx> {
 }
 
 impl<Tx, Rx> Channel<Tx, Rx> {
+    /// The same end once more.
+    pub fn try_clone(&self) -> io::Result<Channel<Tx, Rx>> {
+        Ok(Channel::from_fd(self.socket.try_clone()?))
+    }
+
     /// The end whose descriptor was handed to this process.
     pub fn from_fd(socket: OwnedFd) -> Channel<Tx, Rx> {
         Channel { socket, _types: PhantomData }

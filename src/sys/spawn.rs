@@ -58,6 +58,37 @@ fn place_descriptors(raw: &[RawFd]) -> io::Result<()> {
     Ok(())
 }
 
+/// Which of two we are after [`fork_sibling`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forked {
+    /// The new process, a child of our parent.
+    Child,
+    /// The old one, and the new one's process ID.
+    Parent(i32),
+}
+
+/// Forks a process whose parent is our parent, so that it is waited for there and ours to forget (CLONE_PARENT).
+/// Only for a process with a single thread.
+///
+/// Errors: more than one thread; no room for another process.
+pub fn fork_sibling() -> io::Result<Forked> {
+    let threads = std::fs::read_dir("/proc/self/task")?.count();
+    if threads != 1 {
+        return Err(io::Error::other(format!("{threads} threads are running; only one may")));
+    }
+    let flags = libc::CLONE_PARENT | libc::SIGCHLD;
+    // SAFETY: as fork(2): no memory is shared, the stack is the caller's copy (null), and with a single thread, as
+    // checked, no lock can be held by one that isn't copied. glibc's own bookkeeping of a fork is left out: it keeps
+    // the parent's thread ID in the child, which only matters to functions on other threads and to robust mutexes,
+    // neither of which a worker uses; abort() and raise() ask the kernel.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags as libc::c_ulong, 0, 0, 0, 0) };
+    match pid {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Forked::Child),
+        pid => Ok(Forked::Parent(pid as i32)),
+    }
+}
+
 /// Takes over descriptors 3, 4, ... that [`spawn`] placed. To be called once, first thing in main.
 ///
 /// Errors: one of them isn't open, so this program wasn't started by its parent.

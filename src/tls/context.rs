@@ -1,11 +1,12 @@
 //! TLS 1.3 with a certificate on each side. There is nothing to configure here, on purpose.
 
 use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
 
 use openssl::error::ErrorStack;
 use openssl::ssl::{
     AlpnError, Ssl, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslSessionCacheMode,
-    SslVerifyMode, SslVersion, select_next_proto,
+    SslStream, SslVerifyMode, SslVersion, select_next_proto,
 };
 use openssl::x509::X509PurposeId;
 use openssl::x509::verify::{X509CheckFlags, X509VerifyFlags};
@@ -13,7 +14,7 @@ use openssl::x509::verify::{X509CheckFlags, X509VerifyFlags};
 use super::credentials::{Credentials, Loaded};
 use super::verify::{Judge, Notes, Side, notes_index};
 use super::{ALPN, clear_errors, library};
-use crate::exit::{Failure, Outcome};
+use crate::exit::{Exit, Failure, Outcome};
 
 /// What a server's workers accept clients with.
 pub fn server_context(credentials: &Credentials) -> Outcome<SslContext> {
@@ -37,6 +38,33 @@ pub fn client_ssl(context: &SslContext, expected_name: &str) -> Outcome<Ssl> {
     let name = Name::parse(expected_name)?;
     clear_errors();
     dialling(context, &name, expected_name).map_err(|e| library("preparing a TLS connection", &e))
+}
+
+/// Shakes hands with itself, as far as a client without a certificate gets: the library looks up and builds much at
+/// its first handshake, which processes forked after this one have then.
+pub fn warm_up(server: &SslContext) -> Outcome<()> {
+    clear_errors();
+    let failed = |e: ErrorStack| library("trying out TLS", &e);
+    let mut client = SslContext::builder(SslMethod::tls_client()).map_err(failed)?;
+    client.set_verify(SslVerifyMode::NONE);
+    client.set_alpn_protos(ALPN_WIRE).map_err(failed)?;
+    let (ours, theirs) = UnixStream::pair().map_err(|e| Failure::system("try out TLS", e))?;
+    for end in [&ours, &theirs] {
+        end.set_nonblocking(true).map_err(|e| Failure::system("try out TLS", e))?;
+    }
+    let mut server = SslStream::new(server_ssl(server)?, ours).map_err(failed)?;
+    let client = Ssl::new(&client.build()).map_err(failed)?;
+    let mut client = SslStream::new(client, theirs).map_err(failed)?;
+    // Hello, the server's flight, the client's, the server's refusal: each turn brings both a step on.
+    for _ in 0..WARM_UP_TURNS {
+        let _ = client.connect();
+        let _ = server.accept();
+    }
+    clear_errors();
+    if server.ssl().version2() == Some(SslVersion::TLS1_3) {
+        return Ok(());
+    }
+    Err(Failure::new(Exit::Tls, "the TLS library doesn't get through a handshake of its own"))
 }
 
 fn context(side: Side, credentials: &Credentials) -> Outcome<SslContext> {
@@ -172,6 +200,7 @@ const VERIFY_DEPTH: u32 = 3;
 const GROUPS_HYBRID: &str = "X25519MLKEM768:X25519:P-256";
 const GROUPS_CLASSIC: &str = "X25519:P-256";
 
+const WARM_UP_TURNS: usize = 3;
 /// [`ALPN`] as it is on the wire: length, name.
 const ALPN_WIRE: &[u8] = b"\x0atunguard/1";
 

@@ -16,7 +16,7 @@ pub mod revoked;
 pub mod time;
 pub mod verify;
 
-pub use context::{client_context, client_ssl, server_context, server_ssl};
+pub use context::{client_context, client_ssl, server_context, server_ssl, warm_up};
 pub use credentials::Credentials;
 pub use failure::{failure_of_connect, failure_of_handshake, failure_of_io};
 pub use identity::{CertId, Identity, confirm_peer, peer_identity};

@@ -27,6 +27,8 @@ use tunguard::tls::{self, Revoked};
 use tunguard::wire::control::{self, FEATURE_AES_HARDWARE, Hello, Message, Reason, Welcome};
 use tunguard::{hardware, random};
 
+use crate::nursery::Prepared;
+
 /// Everything an established session needs.
 pub struct Admitted {
     /// The session.
@@ -54,15 +56,15 @@ pub enum TunExit {
 }
 
 /// Makes the session, or says why there is none. A client that got as far as a TLS session is told, too.
-pub fn admit(setup: &Setup, guard: &WorkerEnd, tcp: TcpStream, deadline: Time) -> Outcome<Admitted> {
+pub fn admit(prepared: &Prepared, guard: &WorkerEnd, tcp: TcpStream, deadline: Time) -> Outcome<Admitted> {
     // A client that vanished while idle: its session is given up after `linger`, as one whose connection broke.
-    tcp::notice_silence(&tcp, Duration::from_millis(setup.linger_ms))
+    tcp::notice_silence(&tcp, Duration::from_millis(prepared.setup.linger_ms))
         .map_err(|e| Failure::system("prepare the control connection", e))?;
-    let context = tls::server_context(&setup.credentials)?;
     let mut admission = Admission {
-        setup,
+        prepared,
+        setup: &prepared.setup,
         guard,
-        control: ControlChannel::new(tls::server_ssl(&context)?, tcp, Role::Server)?,
+        control: ControlChannel::new(tls::server_ssl(&prepared.context)?, tcp, Role::Server)?,
         deadline,
     };
     admission.handshake()?;
@@ -77,6 +79,7 @@ pub fn admit(setup: &Setup, guard: &WorkerEnd, tcp: TcpStream, deadline: Time) -
 }
 
 struct Admission<'a> {
+    prepared: &'a Prepared,
     setup: &'a Setup,
     guard: &'a WorkerEnd,
     control: ControlChannel,
@@ -132,7 +135,7 @@ impl Admission<'_> {
     fn negotiate(&mut self) -> Result<Made, Refusal> {
         // 1. Who is it?
         let revoked = self.revoked()?;
-        let identity = tls::peer_identity(self.control.ssl(), revoked.as_ref())?;
+        let identity = tls::peer_identity(self.control.ssl(), revoked)?;
         // 2. What does it have and want?
         let hello = self.hello()?;
         let suite = choose_suite(&self.setup.suites, &hello)?;
@@ -174,9 +177,17 @@ impl Admission<'_> {
         Ok(Made { session, carrier, downlink, message_bytes: grant.size.bytes, exit, name: identity.name })
     }
 
-    fn revoked(&self) -> Outcome<Option<Revoked>> {
-        let credentials = &self.setup.credentials;
-        credentials.crl.as_ref().map(|crl| Revoked::parse(crl, &credentials.ca)).transpose()
+    /// The revocation list, as long as it is valid: an old one says nothing of today.
+    fn revoked(&self) -> Outcome<Option<&'_ Revoked>> {
+        let revoked = self.prepared.revoked.as_ref();
+        match revoked.and_then(|r| r.next_update()).filter(|end| *end < tls::time::wall_clock()) {
+            None => Ok(revoked),
+            Some(end) => {
+                let text =
+                    format!("the revocation list expired on {}: publish a new one", tls::time::date(end));
+                Err(Failure::usage(text))
+            }
+        }
     }
 
     fn hello(&mut self) -> Result<Hello, Refusal> {

@@ -1,34 +1,72 @@
-//! `tunguard-worker`: the process of one client's session. The guard starts it with descriptor 3 its channel
-//! to the guard, 4 the accepted TCP connection, 5 a sealed memory file with its [`Setup`].
+//! `tunguard-worker`: the process of one client's session. The guard starts this program once, as the
+//! [`nursery`], with descriptor 3 its channel to the guard and 4 a sealed memory file with the [`Setup`]; the nursery
+//! forks a worker for each connection.
 
 #![forbid(unsafe_code)]
 
 mod admission;
 mod guard_log;
+mod nursery;
 mod run;
 
-use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 
+use tunguard::VERSION;
 use tunguard::exit::{Exit, Failure, Outcome};
-use tunguard::ipc::{HANDSHAKE_SECONDS, Request, Setup, WorkerEnd};
+use tunguard::ipc::{HANDSHAKE_SECONDS, NurseryEnd, NurseryReply, Request, Setup, WorkerEnd};
 use tunguard::sys::{clock, jail, memfd, spawn};
-use tunguard::{VERSION, seal};
+
+use crate::nursery::{Newborn, Prepared};
 
 fn main() -> ExitCode {
-    let deadline = clock::now() + Duration::from_secs(HANDSHAKE_SECONDS);
-    let Ok([channel, tcp, setup]) = spawn::inherited::<3>() else {
+    let Ok([channel, setup]) = spawn::inherited::<2>() else {
         eprintln!("tunguard-worker is started by tunguard-guard, not by hand: see tunguard server --help");
         return Exit::Usage.into();
     };
-    let Ok(channel_copy) = channel.try_clone() else { return Exit::System.into() };
-    let guard = WorkerEnd::from_fd(channel);
-    guard_log::install(WorkerEnd::from_fd(channel_copy));
-    match start(setup).and_then(|setup| run::serve(&setup, &guard, TcpStream::from(tcp), deadline)) {
+    let guard = NurseryEnd::from_fd(channel);
+    let prepared = match prepare(setup) {
+        Ok(prepared) => prepared,
+        Err(failure) => {
+            let _ = guard.send(&NurseryReply::Failed { text: failure.text }, &[]);
+            return failure.exit.into();
+        }
+    };
+    match nursery::run(guard) {
+        Ok(Some(newborn)) => live(&prepared, newborn),
+        Ok(None) => ExitCode::SUCCESS,
+        Err(failure) => failure.exit.into(),
+    }
+}
+
+/// The nursery's start, before anything can be forked.
+fn prepare(setup: OwnedFd) -> Outcome<Prepared> {
+    // 1. Only this version's guard starts us.
+    check_version()?;
+    // 2. Ctrl-C reaches the whole terminal, and a service's stop its whole group: the guard hears it, and tells
+    //    workers to say goodbye.
+    let stops = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter();
+    SigSet::from_iter(stops).thread_block().map_err(|e| Failure::system("block signals", e))?;
+    // 3. We end with the guard.
+    jail::die_with_parent()?;
+    // 4. What we were told; the file is closed with this.
+    let bytes = memfd::read(setup).map_err(|e| Failure::system("read the worker's setup", e))?;
+    let setup = Setup::decode(&bytes)
+        .ok_or_else(|| Failure::new(Exit::Malformed, "the worker's setup doesn't decode"))?;
+    Prepared::new(setup)
+}
+
+/// A worker's life.
+fn live(prepared: &Prepared, newborn: Newborn) -> ExitCode {
+    let deadline = clock::now() + Duration::from_secs(HANDSHAKE_SECONDS);
+    let Newborn { uid, guard, tcp } = newborn;
+    let Ok(copy) = guard.try_clone() else { return Exit::System.into() };
+    guard_log::install(copy);
+    guard_log::set_level(prepared.setup.log_level);
+    match lock_in(&prepared.setup, uid).and_then(|()| run::serve(prepared, &guard, tcp, deadline)) {
         Ok(ended) => {
             tell(&guard, ended);
             ExitCode::SUCCESS
@@ -41,22 +79,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// The worker's loss of privilege, in order. Nothing from the network is read before it is over.
-fn start(setup: OwnedFd) -> Outcome<Setup> {
-    // 1. Only this version's guard starts us: worker UID is the second argument.
-    let uid = arguments()?;
-    // 2. Ctrl-C reaches the whole terminal, and a service's stop its whole group: the guard hears it, and tells us
-    //    to say goodbye.
-    let stops = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter();
-    SigSet::from_iter(stops).thread_block().map_err(|e| Failure::system("block signals", e))?;
-    // 3. What we were told; the file is closed with this.
-    let bytes = memfd::read(setup).map_err(|e| Failure::system("read the worker's setup", e))?;
-    let setup = Setup::decode(&bytes)
-        .ok_or_else(|| Failure::new(Exit::Malformed, "the worker's setup doesn't decode"))?;
-    guard_log::set_level(setup.log_level);
-    // 4. The cipher library works, or nobody's traffic is touched.
-    seal::self_test()?;
-    // 5. Stage one: own user, no capabilities, empty root, no dumps, bound to the guard's life.
+/// The worker's loss of privilege, in order. Nothing from the network is read before it is over. What the nursery
+/// held is closed already but for its memory: its channel went with [`nursery::run`].
+fn lock_in(setup: &Setup, uid: u32) -> Outcome<()> {
+    // 1. Stage one: own user, no capabilities, empty root, no dumps, bound to the guard's life.
     let jail = jail::Jail {
         uid,
         gid: uid,
@@ -65,22 +91,18 @@ fn start(setup: OwnedFd) -> Outcome<Setup> {
         address_space: ADDRESS_SPACE,
         parent: setup.guard,
     };
-    jail::enter(&jail)?;
-    // 6. Stage two, the system call filters, belongs here: a first one for TLS and set-up, a second, narrower
-    //    one once the session is established (run::carry).
-    Ok(setup)
+    jail::enter(&jail)
+    // 2. Stage two, the system call filters, belongs here: a first one for TLS and set-up, a second, narrower one
+    //    once the session is established (run::carry).
 }
 
-fn arguments() -> Outcome<u32> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [version, uid] = &arguments[..] else {
-        return Err(Failure::usage("tunguard-worker takes a version and a user ID from its guard"));
-    };
-    if version != VERSION {
-        let text = format!("this worker is version {VERSION}, its guard {version}: install them together");
-        return Err(Failure::new(Exit::Version, text));
+fn check_version() -> Outcome<()> {
+    let version = std::env::args().nth(1).unwrap_or_default();
+    if version == VERSION {
+        return Ok(());
     }
-    uid.parse().map_err(|_| Failure::usage(format!("{uid:?} is no user ID")))
+    let text = format!("this worker is version {VERSION}, its guard {version:?}: install them together");
+    Err(Failure::new(Exit::Version, text))
 }
 
 fn tell(guard: &WorkerEnd, ended: Request) {

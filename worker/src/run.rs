@@ -32,12 +32,13 @@ use tunguard::wire::control::{Message, Reason};
 use tunguard::wire::vnet::VnetHeader;
 
 use crate::admission::{Admitted, TunExit, admit};
+use crate::nursery::Prepared;
 
 /// Serves one client from its accepted connection to the end of its session; the result is the last word to
 /// the guard.
-pub fn serve(setup: &Setup, guard: &WorkerEnd, tcp: TcpStream, deadline: Time) -> Outcome<Request> {
-    let admitted = admit(setup, guard, tcp, deadline)?;
-    Carrying::new(setup, guard, admitted)?.carry()
+pub fn serve(prepared: &Prepared, guard: &WorkerEnd, tcp: TcpStream, deadline: Time) -> Outcome<Request> {
+    let admitted = admit(prepared, guard, tcp, deadline)?;
+    Carrying::new(&prepared.setup, guard, admitted)?.carry()
 }
 
 /// An established session with everything it moves packets between.
