@@ -60,6 +60,10 @@ impl Host {
 
     /// Keeps the way to `server` outside the tunnel.
     pub fn protect(&mut self, server: IpAddr) -> Outcome<()> {
+        // Bound to its link by its scope, and within no route of ours (see `consent`).
+        if matches!(server, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
+            return Ok(());
+        }
         if !self.protected.contains(&server) {
             self.protected.push(server);
         }

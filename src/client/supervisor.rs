@@ -445,7 +445,10 @@ impl<'a> Supervisor<'a> {
                 self.dialled = Some((place, address));
                 let Some(process) = &mut self.process else { return };
                 process.phase = process.phase.dialled(true);
-                process.tell(&Reply::Dialled { host: name, address }, &[tcp.as_fd(), socket.as_fd()]);
+                process.tell(
+                    &Reply::Dialled { host: name, address: address.into() },
+                    &[tcp.as_fd(), socket.as_fd()],
+                );
             }
         }
     }

@@ -482,7 +482,7 @@ impl<'a> Tunnel<'a> {
 
     fn obey(&mut self, reply: Reply, fds: Vec<OwnedFd>) -> Turn<()> {
         match reply {
-            Reply::Dialled { host, address } => self.dialled((host, address), fds),
+            Reply::Dialled { host, address } => self.dialled((host, address.into()), fds),
             Reply::DialFailed { text } => {
                 self.attempt_failed(Failed::passing(Failure::new(Exit::System, text)), Reason::Internal)
             }
