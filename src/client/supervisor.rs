@@ -469,8 +469,10 @@ impl<'a> Supervisor<'a> {
             return Err("a server that was not dialled".to_owned());
         }
         let policy = Policy::of(self.config);
-        let done = judge(&policy, wishes)
-            .map_err(|refused| refused.to_string())
+        let done = host
+            .lans()
+            .map_err(|failure| failure.text)
+            .and_then(|lans| judge(&policy, wishes, &lans).map_err(|refused| refused.to_string()))
             .and_then(|plan| host.apply(&plan).map(|()| plan).map_err(|failure| failure.text));
         let reply = match done {
             Ok(plan) => {

@@ -25,7 +25,7 @@ pub struct Remote {
 pub enum Routes {
     /// Whatever the server pushes.
     Pushed,
-    /// Only the tunnel's own networks.
+    /// Only the tunnel's own networks, where they are private.
     None,
     /// These, whatever the server pushes.
     List(Vec<IpNet>),
