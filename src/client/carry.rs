@@ -154,13 +154,14 @@ impl Link {
         self.tokens
     }
 
-    /// Takes up its work: the server is to learn our UDP address at once. The control connection is in the epoll
-    /// set already.
+    /// Takes up its work: the server is to learn our UDP address at once.
     pub fn start(&mut self, poller: &Poller, tokens: Tokens) -> Outcome<()> {
         self.tokens = tokens;
-        poller
-            .add(&self.carrier, tokens.udp, Interest::Read)
-            .map_err(|e| Failure::system("fill the epoll set", e))?;
+        let full = |e| Failure::system("fill the epoll set", e);
+        poller.add(&self.carrier, tokens.udp, Interest::Read).map_err(full)?;
+        if let Some(control) = &self.control {
+            poller.add(control, tokens.control, control.interest()).map_err(full)?;
+        }
         self.session.probe(clock::now());
         // Messages behind the welcome may have been read together with it.
         self.talk_to_server(poller);

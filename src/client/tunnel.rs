@@ -306,8 +306,8 @@ impl<'a> Tunnel<'a> {
         else {
             return Ok(());
         };
-        // Silent until the host is set up.
-        let _ = self.poller.modify(&*connecting, tokens_of(serial).control, Interest::Nothing);
+        // Silent until the host is set up. An end of the connection can't be silenced, so out of the set it goes.
+        let _ = self.poller.remove(&*connecting);
         match connecting.into_link(&self.setup, welcome, clock::now()) {
             Ok(link) => {
                 let wishes = wishes_of(&link);
@@ -356,7 +356,6 @@ impl<'a> Tunnel<'a> {
         };
         let tokens = tokens_of(serial);
         log::info!("{}", link.summary(&self.setup.device));
-        // Its control connection was silent; from here on it is waited for again.
         link.start(&self.poller, tokens)?;
         self.want = link.inner();
         if let Some(old) = self.link.replace(*link) {
