@@ -21,6 +21,7 @@ use super::attempts::{Attempts, Failed, Next};
 use super::carry::{Buffers, Link, Tokens, Word};
 use super::connect::Connecting;
 use super::ipc::{Reply, Request, Setup, TunnelEnd, Wishes, pack};
+use super::settings::{Configuring, Purpose};
 use super::{role, tunnel_log};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::sys::poller::{Interest, Poller};
@@ -124,8 +125,7 @@ struct Tunnel<'a> {
     attempt: Option<Attempt>,
     /// When the next attempt starts, if one is due.
     retry_at: Option<Time>,
-    /// What the answers to `Configure` will be for, in order.
-    configuring: std::collections::VecDeque<Purpose>,
+    configuring: Configuring,
     /// Inner addresses to ask for.
     want: Vec<IpAddr>,
     /// We have asked for a session since the one in use was made: if it is replaced, then by our own.
@@ -143,15 +143,6 @@ enum Stage {
     Dialling,
     Connecting(Box<Connecting>),
     Configuring(Box<Link>),
-}
-
-/// What a `Configure` was for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Purpose {
-    /// The attempt with this serial.
-    Attempt(u64),
-    /// New settings of the session in use.
-    Settings,
 }
 
 /// Nothing of this type exists: the loop ends only by an [`Over`].
@@ -174,7 +165,7 @@ impl<'a> Tunnel<'a> {
             link: None,
             attempt: None,
             retry_at: Some(clock::now()),
-            configuring: std::collections::VecDeque::new(),
+            configuring: Configuring::default(),
             want: setup.want.clone(),
             asked_since: false,
             serial: 0,
@@ -206,7 +197,8 @@ impl<'a> Tunnel<'a> {
         // A dial is the supervisor's to bound.
         let attempt = self.attempt.as_ref().filter(|a| !matches!(a.stage, Stage::Dialling));
         let link = self.link.as_ref().and_then(Link::poll_timeout);
-        attempt.map(|a| a.deadline).into_iter().chain(link).chain(self.retry_at).min()
+        let settings = self.configuring.poll_timeout();
+        attempt.map(|a| a.deadline).into_iter().chain(link).chain(self.retry_at).chain(settings).min()
     }
 
     fn handle_timeout(&mut self, now: Time) -> Turn<()> {
@@ -319,12 +311,12 @@ impl<'a> Tunnel<'a> {
     }
 
     fn configure(&mut self, wishes: Wishes, purpose: Purpose) -> Turn<()> {
-        self.configuring.push_back(purpose);
+        self.configuring.handle_asked(purpose, clock::now());
         self.ask(&Request::Configure(wishes))
     }
 
     fn configured(&mut self, result: Result<(), String>) -> Turn<()> {
-        let Some(purpose) = self.configuring.pop_front() else { return Err(out_of_place("Configured")) };
+        let Some(purpose) = self.configuring.handle_answer() else { return Err(out_of_place("Configured")) };
         match (purpose, result) {
             (Purpose::Attempt(serial), result)
                 if self.attempt.as_ref().is_some_and(|a| a.serial == serial) =>
@@ -361,6 +353,7 @@ impl<'a> Tunnel<'a> {
         if let Some(old) = self.link.replace(*link) {
             old.end(&self.poller);
         }
+        self.configuring.handle_replaced();
         self.asked_since = false;
         self.retry_at = None;
         self.attempts.handle_established(clock::now());
@@ -402,11 +395,7 @@ impl<'a> Tunnel<'a> {
             match word {
                 Word::ControlLost(text) => self.reconnect(&format!("control connection lost: {text}"))?,
                 Word::Unreachable => self.reconnect("the server doesn't answer")?,
-                Word::Settings => {
-                    if let Some(wishes) = self.link.as_ref().map(wishes_of) {
-                        self.configure(wishes, Purpose::Settings)?;
-                    }
-                }
+                Word::Settings => self.configuring.handle_change(),
                 Word::Ended { reason, by_peer } => self.session_over(reason, by_peer)?,
                 Word::Failed(failure) if failure.exit == Exit::CertificateRevoked => {
                     return Err(Over::ForGood(failure));
@@ -417,7 +406,17 @@ impl<'a> Tunnel<'a> {
                 }
             }
         }
-        Ok(())
+        self.ask_for_settings(clock::now())
+    }
+
+    fn ask_for_settings(&mut self, now: Time) -> Turn<()> {
+        if self.configuring.poll_timeout().is_none_or(|at| at > now) {
+            return Ok(());
+        }
+        match self.link.as_ref().map(wishes_of) {
+            Some(wishes) => self.configure(wishes, Purpose::Settings),
+            None => Ok(()),
+        }
     }
 
     fn session_over(&mut self, reason: Reason, by_peer: bool) -> Turn<()> {
@@ -440,6 +439,7 @@ impl<'a> Tunnel<'a> {
         if let Some(link) = self.link.take() {
             link.end(&self.poller);
         }
+        self.configuring.handle_replaced();
         self.wait_for_packets(Interest::Nothing)
     }
 
