@@ -161,7 +161,7 @@ impl<'a> Tunnel<'a> {
             tun,
             poller,
             buffers: Buffers::new(setup.uso),
-            attempts: Attempts::new(setup.remotes.into(), setup.established),
+            attempts: Attempts::new(setup.remotes.into(), setup.established, clock::now()),
             link: None,
             attempt: None,
             retry_at: Some(clock::now()),
@@ -364,7 +364,7 @@ impl<'a> Tunnel<'a> {
         if let Some(attempt) = self.attempt.take() {
             self.drop_attempt(attempt, word);
         }
-        match self.attempts.handle_failed(&failed, jitter()?) {
+        match self.attempts.handle_failed(&failed, clock::now(), jitter()?) {
             Next::GiveUp(failure) => Err(Over::ForGood(failure)),
             Next::RetryIn(wait) => {
                 let text = failed.failure.text;
