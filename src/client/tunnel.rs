@@ -203,7 +203,7 @@ impl<'a> Tunnel<'a> {
 
     fn handle_timeout(&mut self, now: Time) -> Turn<()> {
         if let Some(link) = &mut self.link {
-            link.handle_timeout(now);
+            link.handle_timeout(now, &self.poller);
         }
         if self.retry_at.is_some_and(|at| at <= now) && self.attempt.is_none() {
             self.retry_at = None;
