@@ -352,12 +352,17 @@ impl Link {
         self.end(poller);
     }
 
-    /// Closes what there is, without a word to the server.
-    pub fn end(mut self, poller: &Poller) {
+    /// Closes the control channel; what is on its way on the data channel still arrives.
+    pub fn hush(&mut self, poller: &Poller) {
         if let Some(control) = self.control.take() {
             let _ = poller.remove(&control);
             control.close();
         }
+    }
+
+    /// Closes what there is, without a word to the server.
+    pub fn end(mut self, poller: &Poller) {
+        self.hush(poller);
         let _ = poller.remove(&self.carrier);
         for (reason, packets) in self.session.drops.nonzero() {
             log::debug!("dropped in this session: {packets} packets ({})", reason.name());

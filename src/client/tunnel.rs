@@ -5,7 +5,8 @@
 //!      ^                     |             |               |              |
 //!      +---------------------+-------------+---------------+--- lost -----+
 //! ```
-//! The session before stays and carries packets until the next one is established (make before break). Packets
+//! The session before stays and carries packets until the next one is established (make before break), and receives
+//! what is still on its way a little longer. Packets
 //! that come before there is any session wait in the device's queue.
 
 use std::net::IpAddr;
@@ -122,6 +123,8 @@ struct Tunnel<'a> {
     attempts: Attempts,
     /// The session that carries packets.
     link: Option<Link>,
+    /// The session before it, which only receives, and until when.
+    draining: Option<(Link, Time)>,
     attempt: Option<Attempt>,
     /// When the next attempt starts, if one is due.
     retry_at: Option<Time>,
@@ -163,6 +166,7 @@ impl<'a> Tunnel<'a> {
             buffers: Buffers::new(setup.uso),
             attempts: Attempts::new(setup.remotes.into(), setup.established, clock::now()),
             link: None,
+            draining: None,
             attempt: None,
             retry_at: Some(clock::now()),
             configuring: Configuring::default(),
@@ -198,12 +202,23 @@ impl<'a> Tunnel<'a> {
         let attempt = self.attempt.as_ref().filter(|a| !matches!(a.stage, Stage::Dialling));
         let link = self.link.as_ref().and_then(Link::poll_timeout);
         let settings = self.configuring.poll_timeout();
-        attempt.map(|a| a.deadline).into_iter().chain(link).chain(self.retry_at).chain(settings).min()
+        let draining = self.draining.as_ref().map(|(_, until)| *until);
+        attempt
+            .map(|a| a.deadline)
+            .into_iter()
+            .chain(link)
+            .chain(self.retry_at)
+            .chain(settings)
+            .chain(draining)
+            .min()
     }
 
     fn handle_timeout(&mut self, now: Time) -> Turn<()> {
         if let Some(link) = &mut self.link {
             link.handle_timeout(now, &self.poller);
+        }
+        if let Some((old, _)) = self.draining.take_if(|(_, until)| *until <= now) {
+            old.end(&self.poller);
         }
         if self.retry_at.is_some_and(|at| at <= now) && self.attempt.is_none() {
             self.retry_at = None;
@@ -241,6 +256,12 @@ impl<'a> Tunnel<'a> {
                 link.talk_to_server(&self.poller);
                 return Ok(());
             }
+        }
+        if let Some((old, _)) = self.draining.as_mut().filter(|(old, _)| token == old.tokens().udp) {
+            old.server_to_tun(&self.tun, &mut self.buffers)?;
+            // It answers challenges; what else it has to say is of no interest any more.
+            old.drain(&self.poller);
+            return Ok(());
         }
         match &self.attempt {
             Some(attempt) if token == tokens_of(attempt.serial).control => self.advance(),
@@ -350,8 +371,11 @@ impl<'a> Tunnel<'a> {
         log::info!("{}", link.summary(&self.setup.device));
         link.start(&self.poller, tokens)?;
         self.want = link.inner();
-        if let Some(old) = self.link.replace(*link) {
-            old.end(&self.poller);
+        if let Some(mut old) = self.link.replace(*link) {
+            old.hush(&self.poller);
+            if let Some((older, _)) = self.draining.replace((old, clock::now() + DRAIN_FOR)) {
+                older.end(&self.poller);
+            }
         }
         self.configuring.handle_replaced();
         self.asked_since = false;
@@ -539,7 +563,9 @@ const FIRST_OF_SESSIONS: u64 = 2;
 const EVENTS: usize = 16;
 /// From the dial to the session.
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(15);
-/// Channel twice, TUN, epoll, two sessions with two sockets each, a connection just handed over, /dev/null three
+/// Packets of the session before are on their way no longer than this.
+const DRAIN_FOR: Duration = Duration::from_secs(3);
+/// Channel twice, TUN, epoll, two sessions with two sockets each, the UDP socket of one before, a connection just handed over, /dev/null three
 /// times, and room for what OpenSSL opens.
 const DESCRIPTORS: u64 = 24;
 /// A bound against runaway memory, far above what a session touches.
