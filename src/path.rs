@@ -1,6 +1,6 @@
 //! The peer's addresses. The peer is its session ID; an address is only where it was heard last.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::time::Duration;
 
 use crate::time::Time;
@@ -17,10 +17,16 @@ pub struct Path {
 impl Path {
     /// A path, with mapped addresses turned into IPv4.
     pub fn new(remote: SocketAddr, local: Option<IpAddr>) -> Path {
-        Path {
-            remote: SocketAddr::new(remote.ip().to_canonical(), remote.port()),
-            local: local.map(|ip| ip.to_canonical()),
-        }
+        Path { remote: canonical(remote), local: local.map(|ip| ip.to_canonical()) }
+    }
+}
+
+/// `address` as paths have it: mapped addresses are IPv4, a link-local one keeps its scope, and flow information,
+/// which may differ from packet to packet, is left out.
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    match (address, address.ip().to_canonical()) {
+        (SocketAddr::V6(v6), IpAddr::V6(ip)) => SocketAddrV6::new(ip, v6.port(), 0, v6.scope_id()).into(),
+        (_, ip) => SocketAddr::new(ip, address.port()),
     }
 }
 
@@ -124,5 +130,16 @@ mod tests {
     #[test]
     fn mapped_addresses_are_ipv4() {
         assert_eq!(path("[::ffff:192.0.2.1]:7"), path("192.0.2.1:7"));
+    }
+
+    #[test]
+    fn link_local_addresses_keep_their_scope() {
+        let peer = |flow, scope| {
+            let ip = "fe80::1".parse().expect("an address");
+            Path::new(SocketAddrV6::new(ip, 7, flow, scope).into(), None)
+        };
+        assert_eq!(peer(0, 3).remote.to_string(), "[fe80::1%3]:7");
+        assert_ne!(peer(0, 3), peer(0, 4));
+        assert_eq!(peer(99, 3), peer(0, 3));
     }
 }

@@ -50,6 +50,10 @@ pub struct Link {
     /// When to warn that it doesn't.
     warn_at: Option<Time>,
     words: Vec<Word>,
+    /// Messages may be left that the socket has no sign of: they were read together with others.
+    behind: bool,
+    /// It was the control channel's turn; the answers go out first.
+    talked: bool,
 }
 
 /// The descriptors' tokens in the epoll set.
@@ -130,6 +134,8 @@ impl Link {
             proven: false,
             warn_at: Some(now + WARN_AFTER),
             words: Vec::new(),
+            behind: false,
+            talked: false,
         }
     }
 
@@ -154,13 +160,14 @@ impl Link {
         self.tokens
     }
 
-    /// Takes up its work: the server is to learn our UDP address at once. The control connection is in the epoll
-    /// set already.
+    /// Takes up its work: the server is to learn our UDP address at once.
     pub fn start(&mut self, poller: &Poller, tokens: Tokens) -> Outcome<()> {
         self.tokens = tokens;
-        poller
-            .add(&self.carrier, tokens.udp, Interest::Read)
-            .map_err(|e| Failure::system("fill the epoll set", e))?;
+        let full = |e| Failure::system("fill the epoll set", e);
+        poller.add(&self.carrier, tokens.udp, Interest::Read).map_err(full)?;
+        if let Some(control) = &self.control {
+            poller.add(control, tokens.control, control.interest()).map_err(full)?;
+        }
         self.session.probe(clock::now());
         // Messages behind the welcome may have been read together with it.
         self.talk_to_server(poller);
@@ -204,9 +211,13 @@ impl Link {
 
     /// Reads what the server says on the control channel.
     pub fn talk_to_server(&mut self, poller: &Poller) {
+        if std::mem::replace(&mut self.talked, true) {
+            return;
+        }
         let now = clock::now();
+        self.behind = true;
         for _ in 0..CONTROL_PER_TURN {
-            let Some(control) = &mut self.control else { return };
+            let Some(control) = &mut self.control else { break };
             match control.receive() {
                 Ok(Some(message)) => {
                     if let Err(reason) = self.session.handle_message(now, message) {
@@ -215,7 +226,10 @@ impl Link {
                         return;
                     }
                 }
-                Ok(None) => break,
+                Ok(None) => {
+                    self.behind = false;
+                    break;
+                }
                 Err(broken) => return self.control_broken(poller, broken),
             }
         }
@@ -249,11 +263,15 @@ impl Link {
 
     /// When [`Link::handle_timeout`] is to be called next.
     pub fn poll_timeout(&self) -> Option<Time> {
-        self.session.poll_timeout().into_iter().chain(self.warn_at).min()
+        let at_once = (self.behind && self.control.is_some()).then(Time::default);
+        self.session.poll_timeout().into_iter().chain(self.warn_at).chain(at_once).min()
     }
 
     /// Does what is due.
-    pub fn handle_timeout(&mut self, now: Time) {
+    pub fn handle_timeout(&mut self, now: Time, poller: &Poller) {
+        if self.behind {
+            self.talk_to_server(poller);
+        }
         if self.session.poll_timeout().is_some_and(|at| at <= now) || self.session.rekey_due(now) {
             self.session.handle_timeout(now);
         }
@@ -270,6 +288,7 @@ impl Link {
     /// Sends what the session wants sent, and hands out what it has to say.
     pub fn drain(&mut self, poller: &Poller) -> Vec<Word> {
         let now = clock::now();
+        self.talked = false;
         self.note_events();
         while let Some((message, path)) = self.session.poll_in_band() {
             let mut datagram = [0; IN_BAND_LEN];
@@ -333,12 +352,17 @@ impl Link {
         self.end(poller);
     }
 
-    /// Closes what there is, without a word to the server.
-    pub fn end(mut self, poller: &Poller) {
+    /// Closes the control channel; what is on its way on the data channel still arrives.
+    pub fn hush(&mut self, poller: &Poller) {
         if let Some(control) = self.control.take() {
             let _ = poller.remove(&control);
             control.close();
         }
+    }
+
+    /// Closes what there is, without a word to the server.
+    pub fn end(mut self, poller: &Poller) {
+        self.hush(poller);
         let _ = poller.remove(&self.carrier);
         for (reason, packets) in self.session.drops.nonzero() {
             log::debug!("dropped in this session: {packets} packets ({})", reason.name());

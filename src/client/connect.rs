@@ -51,7 +51,9 @@ impl Connecting {
                 "the supervisor's connection came without its sockets",
             ));
         };
-        let expected_name = setup.server_name.clone().unwrap_or_else(|| host.clone());
+        // No certificate names the device a link-local address is reached by.
+        let address_or_name = host.split('%').next().unwrap_or(&host);
+        let expected_name = setup.server_name.clone().unwrap_or_else(|| address_or_name.to_owned());
         let ssl = tls::client_ssl(context, &expected_name)?;
         Ok(Connecting {
             control: ControlChannel::new(ssl, TcpStream::from(tcp), Role::Client)?,

@@ -1,6 +1,7 @@
 //! What of the server's wishes this machine agrees to. The server is authenticated, and still has no say over
 //! the host beyond what the configuration leaves to it.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -29,7 +30,7 @@ impl Policy {
 /// What the host is to be set up as.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Inner addresses, as hosts: the networks they are in are among the routes.
+    /// Inner addresses, as hosts: their networks are among the routes where this machine agrees.
     pub addresses: Vec<IpAddr>,
     /// Inner MTU.
     pub mtu: u16,
@@ -37,6 +38,42 @@ pub struct Plan {
     pub routes: Vec<IpNet>,
     /// Resolvers.
     pub dns: Vec<IpAddr>,
+    /// What is not routed into the tunnel though a user may expect it, for the log.
+    pub kept: Vec<Kept>,
+}
+
+/// A network of a device beside the tunnel's.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct OnLink {
+    /// The network.
+    pub net: IpNet,
+    /// The device.
+    pub device: String,
+}
+
+/// A network that the server would have in the tunnel, and that stays as it is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Kept {
+    /// It would take over a network of this host.
+    Lan(IpNet, OnLink),
+    /// It is a public one around an inner address, which only `routes` puts into the tunnel.
+    Public(IpNet),
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Kept::Lan(net, OnLink { net: lan, device }) => write!(
+                f,
+                "{net} does not go through the tunnel: it overlaps with {lan} on {device}, which stays as it is; \
+                 renumber one of them, or name what you need of it in `routes`"
+            ),
+            Kept::Public(net) => write!(
+                f,
+                "{net} does not go through the tunnel: it is a public network, and `routes` doesn't name it"
+            ),
+        }
+    }
 }
 
 /// A wish that nobody should have.
@@ -55,14 +92,18 @@ impl Plan {
         self.addresses.retain(IpAddr::is_ipv4);
         self.routes.retain(|net| net.addr().is_ipv4());
         self.dns.retain(IpAddr::is_ipv4);
+        self.kept.retain(|kept| match kept {
+            Kept::Lan(net, _) | Kept::Public(net) => net.addr().is_ipv4(),
+        });
         self
     }
 }
 
 /// Checks every value, then picks what the policy allows.
 ///
-/// A wish the configuration doesn't allow is passed over; one that no server should have refuses the lot.
-pub fn judge(policy: &Policy, wishes: &Wishes) -> Result<Plan, Refused> {
+/// A wish the configuration doesn't allow is passed over; one that no server should have refuses the lot. `lans` are
+/// the networks that this host is in without the tunnel.
+pub fn judge(policy: &Policy, wishes: &Wishes, lans: &[OnLink]) -> Result<Plan, Refused> {
     let no = |text: String| Err(Refused(text));
     if !(MTU_LEAST..=MTU_MOST).contains(&wishes.mtu) {
         return no(format!("an MTU of {} ({MTU_LEAST} to {MTU_MOST} are sane)", wishes.mtu));
@@ -89,20 +130,57 @@ pub fn judge(policy: &Policy, wishes: &Wishes) -> Result<Plan, Refused> {
         Routes::None => &[],
         Routes::List(list) => &list[..],
     };
-    let mut routes: Vec<IpNet> = Vec::new();
-    for net in wishes.addresses.iter().chain(more).map(IpNet::trunc) {
+    let (mut routes, mut kept) = (Vec::new(), Vec::new());
+    for net in wishes.addresses.iter().map(IpNet::trunc) {
         // A network of one address is that address, which the kernel routes to us anyway.
-        let ours = wishes.addresses.iter().any(|a| IpNet::from(a.addr()) == net);
-        if !ours && !routes.contains(&net) {
-            routes.push(net);
+        match reason_to_keep(net, policy, lans).filter(|_| !is_host(&net)) {
+            // Named in the list, it is routed all the same.
+            Some(Kept::Public(_)) if more.iter().any(|m| m.contains(&net)) => {}
+            Some(Kept::Lan(..)) if policy.routes != Routes::Pushed && more.contains(&net) => {}
+            Some(reason) => kept.push(reason),
+            None => routes.push(net),
         }
     }
+    for net in more.iter().map(IpNet::trunc) {
+        // The user's own list is the user's to answer for.
+        match lans.iter().find(|lan| lan.net == net && policy.routes == Routes::Pushed) {
+            Some(lan) => kept.push(Kept::Lan(net, lan.clone())),
+            None => routes.push(net),
+        }
+    }
+    let (mut seen, mut said) = (HashSet::new(), HashSet::new());
+    routes.retain(|net| seen.insert(*net) && !wishes.addresses.iter().any(|a| IpNet::from(a.addr()) == *net));
+    kept.retain(|kept| said.insert(kept.clone()));
     Ok(Plan {
         addresses: wishes.addresses.iter().map(IpNet::addr).collect(),
         mtu: wishes.mtu,
         routes,
         dns: if policy.accept_dns { wishes.settings.dns.clone() } else { Vec::new() },
+        kept,
     })
+}
+
+/// Why the network around an inner address, which is the server's choice, stays out of the tunnel.
+///
+/// - Public networks are nobody's to take without `routes = "pushed"`.
+/// - A LAN goes on working. What equals it or is within it would take it over. Where the server may push routes, a
+///   larger network is like a default route: the kernel has the LAN's, which is more specific.
+fn reason_to_keep(net: IpNet, policy: &Policy, lans: &[OnLink]) -> Option<Kept> {
+    let pushed = policy.routes == Routes::Pushed;
+    let takes = |lan: &&OnLink| lan.net.contains(&net) || (!pushed && net.contains(&lan.net));
+    if let Some(lan) = lans.iter().find(takes) {
+        return Some(Kept::Lan(net, lan.clone()));
+    }
+    (!pushed && !is_private(&net)).then_some(Kept::Public(net))
+}
+
+fn is_host(net: &IpNet) -> bool {
+    net.prefix_len() == net.max_prefix_len()
+}
+
+/// All of `net` is private.
+fn is_private(net: &IpNet) -> bool {
+    PRIVATE.iter().any(|private| private.to_net().contains(net))
 }
 
 fn count(what: &str, number: usize, sane: std::ops::RangeInclusive<usize>) -> Result<(), Refused> {
@@ -112,14 +190,12 @@ fn count(what: &str, number: usize, sane: std::ops::RangeInclusive<usize>) -> Re
     Err(Refused(format!("{number} {what} ({} to {} are sane)", sane.start(), sane.end())))
 }
 
-/// The network around an address is routed into the tunnel whatever `routes` says, so it has to be one that a
-/// tunnel can own.
+/// The network around an address may be routed into the tunnel, so it has to be one that a tunnel can own.
 fn check_address(address: &IpNet) -> Result<(), Refused> {
     if let Some(what) = within_special(&IpNet::from(address.addr())) {
         return Err(Refused(format!("the inner address {address}, which is within {what}")));
     }
-    let private = PRIVATE.iter().any(|net| net.to_net().contains(&address.addr()));
-    let least = match (address, private) {
+    let least = match (address, is_private(address)) {
         (IpNet::V4(_), true) => 8,
         (IpNet::V4(_), false) => 16,
         (IpNet::V6(_), true) => 16,
@@ -201,6 +277,10 @@ mod tests {
         }
     }
 
+    fn judge(policy: &Policy, wishes: &Wishes) -> Result<Plan, Refused> {
+        super::judge(policy, wishes, &[])
+    }
+
     fn pushed() -> Policy {
         Policy { routes: Routes::Pushed, accept_dns: true }
     }
@@ -220,6 +300,78 @@ mod tests {
         let list = Policy { routes: Routes::List(nets(&["10.2.0.0/16"])), accept_dns: true };
         let plan = judge(&list, &wishes()).expect("a plan");
         assert_eq!(plan.routes, nets(&["10.9.0.0/24", "fd09::/64", "10.2.0.0/16"]));
+    }
+
+    fn lan(net: &str) -> Vec<OnLink> {
+        vec![OnLink { net: net.parse().expect("a network"), device: "eth0".to_owned() }]
+    }
+
+    /// The routes around one address, and whether the user is told of one that is missing.
+    fn around(routes: &Routes, address: &str, lans: &[OnLink]) -> (Vec<IpNet>, usize) {
+        let settings = Settings::default();
+        let wishes = Wishes { addresses: nets(&[address]), settings, ..wishes() };
+        let policy = Policy { routes: routes.clone(), accept_dns: false };
+        let plan = super::judge(&policy, &wishes, lans).expect("a plan");
+        assert_eq!(plan.addresses, [wishes.addresses[0].addr()], "the address itself is ours");
+        (plan.routes, plan.kept.len())
+    }
+
+    #[test]
+    fn public_networks_need_pushed_routes() {
+        for (address, net, public) in [
+            ("10.9.0.2/8", "10.0.0.0/8", false),
+            ("100.64.0.2/10", "100.64.0.0/10", false),
+            ("fd09::2/64", "fd09::/64", false),
+            ("203.0.113.9/24", "203.0.113.0/24", true),
+            ("192.168.0.2/16", "192.168.0.0/16", false),
+            ("172.31.0.2/16", "172.31.0.0/16", false),
+            ("2001:db8::2/32", "2001:db8::/32", true),
+        ] {
+            assert_eq!(around(&Routes::Pushed, address, &[]), (nets(&[net]), 0), "{address}");
+            let expected = if public { (nets(&[]), 1) } else { (nets(&[net]), 0) };
+            assert_eq!(around(&Routes::None, address, &[]), expected, "{address}");
+        }
+        assert_eq!(around(&Routes::None, "203.0.113.9/32", &[]), (nets(&[]), 0), "nothing is missing");
+        let list = Routes::List(nets(&["203.0.112.0/22"]));
+        assert_eq!(around(&list, "203.0.113.9/24", &[]), (nets(&["203.0.112.0/22"]), 0), "named");
+    }
+
+    #[test]
+    fn a_lan_keeps_working() {
+        // The very LAN, a part of it, and a network around it.
+        for (address, net) in [("192.168.1.2/24", "192.168.1.0/24"), ("192.168.1.2/25", "192.168.1.0/25")] {
+            assert_eq!(around(&Routes::Pushed, address, &lan("192.168.1.0/24")), (nets(&[]), 1), "{address}");
+            assert_eq!(around(&Routes::None, address, &lan("192.168.1.0/24")), (nets(&[]), 1), "{address}");
+            assert_eq!(around(&Routes::None, address, &lan("192.168.2.0/24")), (nets(&[net]), 0));
+        }
+        let larger = ("10.9.0.2/8", lan("10.1.2.0/24"));
+        assert_eq!(around(&Routes::Pushed, larger.0, &larger.1), (nets(&["10.0.0.0/8"]), 0));
+        assert_eq!(around(&Routes::None, larger.0, &larger.1), (nets(&[]), 1));
+        for routes in [Routes::Pushed, Routes::None] {
+            assert_eq!(around(&routes, "2001:db8::2/64", &lan("2001:db8::/64")), (nets(&[]), 1));
+            assert_eq!(around(&routes, "2001:db8::2/65", &lan("2001:db8::/64")), (nets(&[]), 1));
+        }
+        // A pushed route is no different, but a part of the LAN may be meant.
+        let push = |route: &str| {
+            let settings = Settings { routes: nets(&[route]), dns: Vec::new() };
+            let wishes = Wishes { addresses: nets(&["fd09::2/128"]), settings, ..wishes() };
+            super::judge(&pushed(), &wishes, &lan("192.168.1.0/24")).expect("a plan").routes
+        };
+        assert_eq!(push("192.168.1.0/24"), nets(&[]));
+        for route in ["192.168.1.7/32", "192.168.0.0/16", "0.0.0.0/0"] {
+            assert_eq!(push(route), nets(&[route]));
+        }
+        // What the user names is routed, and needs no word.
+        let named = Routes::List(nets(&["192.168.1.0/24"]));
+        let lan = lan("192.168.1.0/24");
+        assert_eq!(around(&named, "192.168.1.2/24", &lan), (nets(&["192.168.1.0/24"]), 0));
+    }
+
+    #[test]
+    fn the_user_reads_which_network_stays() {
+        let kept = Kept::Lan("192.168.1.0/24".parse().expect("a network"), lan("192.168.0.0/16").remove(0));
+        let text = kept.to_string();
+        assert!(text.contains("192.168.1.0/24") && text.contains("192.168.0.0/16 on eth0"), "{text}");
     }
 
     #[test]
@@ -246,12 +398,17 @@ mod tests {
             "10.0.0.2/7",
             "10.9.0.2/0",
             "203.0.113.9/15",
+            // Private, in networks that aren't.
+            "192.168.0.2/15",
+            "172.16.0.2/8",
+            "100.64.0.2/8",
             "::/64",
             "::1/128",
             "::ffff:10.9.0.2/120",
             "fe80::1/64",
             "ff02::1/64",
             "fd00::2/8",
+            "fd00::2/6",
             "2001:db8::2/31",
             "2001:db8::2/0",
         ] {

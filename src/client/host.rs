@@ -6,11 +6,13 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
-use super::consent::Plan;
+use super::consent::{OnLink, Plan};
 use crate::config::client::ClientConfig;
 use crate::config::common::DeviceName;
 use crate::exit::Outcome;
-use crate::net::{DnsKeeper, Netlink, RouteKeeper, dns, quiet_device, sysctl};
+use crate::net::{
+    DnsKeeper, Netlink, Route, RouteFilter, RouteKeeper, RouteKind, device_label, dns, quiet_device, sysctl,
+};
 
 /// The host as we have set it up so far. [`clear`](Host::clear), or drop, undoes everything but the device, which
 /// goes with its descriptors.
@@ -60,6 +62,10 @@ impl Host {
 
     /// Keeps the way to `server` outside the tunnel.
     pub fn protect(&mut self, server: IpAddr) -> Outcome<()> {
+        // Bound to its link by its scope, and within no route of ours (see `consent`).
+        if matches!(server, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
+            return Ok(());
+        }
         if !self.protected.contains(&server) {
             self.protected.push(server);
         }
@@ -71,6 +77,21 @@ impl Host {
         let (kept, gone): (Vec<_>, Vec<_>) = self.protected.iter().partition(|ip| keep.contains(ip));
         self.protected = kept;
         gone.into_iter().try_for_each(|server| self.routes.unprotect(server))
+    }
+
+    /// The networks that other devices are in.
+    pub fn lans(&mut self) -> Outcome<Vec<OnLink>> {
+        let routes = self.netlink.routes(&RouteFilter::default())?;
+        let lans = routes.iter().filter(|route| self.is_lan(route));
+        Ok(lans.map(|r| OnLink { net: r.destination, device: device_label(r.device) }).collect())
+    }
+
+    /// The route that comes with an address, whoever manages the network: not one somebody made by hand, and none
+    /// of another tunnel.
+    fn is_lan(&self, route: &Route) -> bool {
+        let automatic = [libc::RTPROT_KERNEL, RTPROT_RA, RTPROT_DHCP].contains(&route.protocol);
+        let other = route.device != self.index && route.kind == RouteKind::Unicast;
+        automatic && other && route.gateway.is_none() && route.destination.prefix_len() > 0
     }
 
     /// Makes the host what `plan` says.
@@ -94,7 +115,8 @@ impl Host {
         }
         // 2. Routes; what somebody else has is said once.
         let conflicts = self.routes.set(&plan.routes, &plan.addresses)?;
-        let conflicts: Vec<String> = conflicts.iter().map(ToString::to_string).collect();
+        let conflicts = conflicts.iter().map(ToString::to_string);
+        let conflicts: Vec<String> = conflicts.chain(plan.kept.iter().map(ToString::to_string)).collect();
         for conflict in conflicts.iter().filter(|c| !self.conflicts.contains(c)) {
             log::warn!("{conflict}");
         }
@@ -149,3 +171,7 @@ impl Host {
         dns.and(self.routes.clear())
     }
 }
+
+// linux/rtnetlink.h: the prefixes of router advertisements, and those that dhcpcd keeps itself.
+const RTPROT_RA: u8 = 9;
+const RTPROT_DHCP: u8 = 16;

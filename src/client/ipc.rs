@@ -1,7 +1,7 @@
 //! Supervisor and tunnel process: the only vocabulary they share. The tunnel process reads what strangers send,
 //! so it is not trusted: a request out of place, too many of them, or one that doesn't decode ends it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -69,7 +69,7 @@ pub enum Reply {
         /// The remote's name, as configured.
         host: String,
         /// Where it was reached; UDP goes there, too.
-        address: SocketAddr,
+        address: Endpoint,
     },
     /// No connection.
     DialFailed {
@@ -85,6 +85,34 @@ pub enum Reply {
     },
     /// Say goodbye to the server and exit.
     Stop,
+}
+
+/// An address and port as channels carry them: serde leaves out the scope of a [`SocketAddr`], without which a
+/// link-local address leads nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    ip: IpAddr,
+    port: u16,
+    scope: u32,
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(address: SocketAddr) -> Endpoint {
+        let scope = match address {
+            SocketAddr::V4(_) => 0,
+            SocketAddr::V6(v6) => v6.scope_id(),
+        };
+        Endpoint { ip: address.ip(), port: address.port(), scope }
+    }
+}
+
+impl From<Endpoint> for SocketAddr {
+    fn from(endpoint: Endpoint) -> SocketAddr {
+        match endpoint.ip {
+            IpAddr::V4(ip) => (ip, endpoint.port).into(),
+            IpAddr::V6(ip) => SocketAddrV6::new(ip, endpoint.port, 0, endpoint.scope).into(),
+        }
+    }
 }
 
 /// What the tunnel process is started with: in a sealed memory file, as descriptor 5.
@@ -251,6 +279,7 @@ pub const MAX_TEXT: usize = 1024;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::seqpacket::Incoming;
 
     fn requests() -> [Request; 4] {
         let wishes = Wishes {
@@ -315,6 +344,21 @@ mod tests {
         text.insert(0, 'x');
         truncate(&mut text);
         assert_eq!(text.len(), MAX_TEXT - 1);
+    }
+
+    #[test]
+    fn addresses_cross_a_channel_whole() {
+        let (supervisor, tunnel) = crate::sys::seqpacket::pair::<Reply, Request>().expect("a pair");
+        let tunnel = TunnelEnd::from_fd(tunnel);
+        for text in ["192.0.2.1:7", "[2001:db8::1]:7", "[fe80::1%3]:7"] {
+            let address: SocketAddr = text.parse().expect("an address");
+            let sent = Reply::Dialled { host: String::new(), address: address.into() };
+            assert!(supervisor.send(&sent, &[]).expect("fits"));
+            let Ok(Incoming::Message(Reply::Dialled { address: got, .. }, _)) = tunnel.receive(false) else {
+                panic!("{text} is lost");
+            };
+            assert_eq!(SocketAddr::from(got), address);
+        }
     }
 
     #[test]

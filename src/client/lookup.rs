@@ -11,13 +11,14 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::ipc::truncate;
+use super::ipc::{Endpoint, truncate};
 use super::role;
 use super::supervisor::User;
 use crate::VERSION;
 use crate::config::client::Remote;
 use crate::escape::Escaped;
 use crate::exit::{Exit, Failure, Outcome};
+use crate::path::canonical;
 use crate::sys::seqpacket::{self, Channel, Incoming};
 use crate::sys::{jail, spawn};
 use crate::time::Time;
@@ -26,7 +27,7 @@ use crate::time::Time;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Found {
     /// The name's addresses, best first.
-    Addresses(Vec<SocketAddr>),
+    Addresses(Vec<Endpoint>),
     /// It has none.
     Nothing(String),
 }
@@ -65,9 +66,12 @@ impl Lookup {
         match self.answer.receive(false) {
             Ok(Incoming::Message(Found::Addresses(found), _)) => {
                 let usable = |a: &SocketAddr| !a.ip().is_unspecified() && !a.ip().is_multicast();
-                let port = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), remote.port);
-                let usable: VecDeque<_> =
-                    found.into_iter().filter(usable).take(MAX_FOUND).map(port).collect();
+                let port = |mut a: SocketAddr| {
+                    a.set_port(remote.port);
+                    canonical(a)
+                };
+                let found = found.into_iter().map(SocketAddr::from);
+                let usable: VecDeque<_> = found.filter(usable).take(MAX_FOUND).map(port).collect();
                 if usable.is_empty() { nothing("the name has no usable address") } else { Some(Ok(usable)) }
             }
             Ok(Incoming::Message(Found::Nothing(why), _)) => {
@@ -129,7 +133,7 @@ fn look_up() -> Outcome<Found> {
     let parent = parent.parse().map_err(|_| Failure::usage("wrong arguments"))?;
     jail::become_user(number(uid)?, number(gid)?, parent)?;
     Ok(match (host.as_str(), port).to_socket_addrs() {
-        Ok(addresses) => Found::Addresses(addresses.take(MAX_FOUND).collect()),
+        Ok(addresses) => Found::Addresses(addresses.take(MAX_FOUND).map(Endpoint::from).collect()),
         Err(error) => {
             let mut text = error.to_string();
             truncate(&mut text);

@@ -16,6 +16,8 @@
 //! 5. [`consent`]: what of the server's wishes this machine agrees to (pure); [`host`] carries it out
 //! 6. [`carry`]: `tun_to_server` and `server_to_tun`
 //!
+//! [`settings`] says when the server's later wishes are passed on (pure).
+//!
 //! [`ipc`] is all that the two processes say to each other, [`tunnel`] the unprivileged one's start and loop.
 
 pub mod attempts;
@@ -26,6 +28,7 @@ pub mod dial;
 pub mod host;
 pub mod ipc;
 pub mod lookup;
+pub mod settings;
 pub mod supervisor;
 pub mod tunnel;
 mod tunnel_log;

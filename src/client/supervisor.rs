@@ -234,7 +234,11 @@ impl<'a> Supervisor<'a> {
         }
         if self.restart_at.is_some_and(|at| at <= now) {
             self.restart_at = None;
-            self.start_process(now)?;
+            if let Err(failure) = self.start_process(now) {
+                // Out of processes or memory for the moment: no reason to let traffic go out in clear.
+                log::error!("{failure}");
+                self.restart_later(now);
+            }
         }
         Ok(Flow::On)
     }
@@ -271,9 +275,16 @@ impl<'a> Supervisor<'a> {
         let (channel, theirs) = seqpacket::pair().map_err(failed)?;
         let setup = memfd::sealed("tunguard-setup", &self.setup().encode()).map_err(failed)?;
         let fds = [theirs.as_fd(), self.tun.as_fd(), setup.as_fd()];
-        let child =
-            spawn::spawn(Path::new("/proc/self/exe"), &[role::TUNNEL, VERSION], &fds).map_err(failed)?;
+        // What can fail comes before there is a child to forget.
         self.poller.add(&channel, CHANNEL, Interest::Read).map_err(full)?;
+        let spawned = spawn::spawn(Path::new("/proc/self/exe"), &[role::TUNNEL, VERSION], &fds);
+        let child = match spawned {
+            Ok(child) => child,
+            Err(error) => {
+                let _ = self.poller.remove(&channel);
+                return Err(failed(error));
+            }
+        };
         self.process = Some(Process {
             child,
             channel,
@@ -334,11 +345,15 @@ impl<'a> Supervisor<'a> {
             }
             _ => log::error!("the tunnel process died: {}", describe(status)),
         }
-        let wait = (FIRST_RESTART * 2u32.pow(self.crashes.min(6))).min(LAST_RESTART);
+        self.restart_later(now);
+        Flow::On
+    }
+
+    fn restart_later(&mut self, now: Time) {
+        let wait = restart_wait(self.crashes);
         self.crashes = self.crashes.saturating_add(1);
         log::info!("starting it again in {:.1} s; routes stay as they are", wait.as_secs_f64());
         self.restart_at = Some(now + wait);
-        Flow::On
     }
 
     fn forget_process(&mut self) -> Option<Process> {
@@ -445,7 +460,10 @@ impl<'a> Supervisor<'a> {
                 self.dialled = Some((place, address));
                 let Some(process) = &mut self.process else { return };
                 process.phase = process.phase.dialled(true);
-                process.tell(&Reply::Dialled { host: name, address }, &[tcp.as_fd(), socket.as_fd()]);
+                process.tell(
+                    &Reply::Dialled { host: name, address: address.into() },
+                    &[tcp.as_fd(), socket.as_fd()],
+                );
             }
         }
     }
@@ -466,8 +484,10 @@ impl<'a> Supervisor<'a> {
             return Err("a server that was not dialled".to_owned());
         }
         let policy = Policy::of(self.config);
-        let done = judge(&policy, wishes)
-            .map_err(|refused| refused.to_string())
+        let done = host
+            .lans()
+            .map_err(|failure| failure.text)
+            .and_then(|lans| judge(&policy, wishes, &lans).map_err(|refused| refused.to_string()))
             .and_then(|plan| host.apply(&plan).map(|()| plan).map_err(|failure| failure.text));
         let reply = match done {
             Ok(plan) => {
@@ -540,6 +560,11 @@ impl Process {
     }
 }
 
+/// How long to wait before a tunnel process is started after `crashes` that died young or didn't start.
+fn restart_wait(crashes: u32) -> Duration {
+    (FIRST_RESTART * 2u32.pow(crashes.min(6))).min(LAST_RESTART)
+}
+
 /// One line, not longer than it should be, that a terminal takes for nothing but text.
 fn harmless(text: &str) -> String {
     let mut text = text.to_owned();
@@ -599,6 +624,13 @@ mod tests {
         }
         assert_eq!(User::look_up("no such user").expect_err("nobody").exit, Exit::Usage);
         assert_eq!(User::look_up("4000000001"), Ok(User { uid: 4_000_000_001, gid: 4_000_000_001 }));
+    }
+
+    #[test]
+    fn restarts_back_off() {
+        let waits: Vec<u128> = (0..8).map(|crashes| restart_wait(crashes).as_millis()).collect();
+        assert_eq!(waits, [500, 1_000, 2_000, 4_000, 8_000, 16_000, 30_000, 30_000]);
+        assert_eq!(restart_wait(u32::MAX), LAST_RESTART);
     }
 
     #[test]

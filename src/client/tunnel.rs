@@ -5,7 +5,8 @@
 //!      ^                     |             |               |              |
 //!      +---------------------+-------------+---------------+--- lost -----+
 //! ```
-//! The session before stays and carries packets until the next one is established (make before break). Packets
+//! The session before stays and carries packets until the next one is established (make before break), and receives
+//! what is still on its way a little longer. Packets
 //! that come before there is any session wait in the device's queue.
 
 use std::net::IpAddr;
@@ -21,6 +22,7 @@ use super::attempts::{Attempts, Failed, Next};
 use super::carry::{Buffers, Link, Tokens, Word};
 use super::connect::Connecting;
 use super::ipc::{Reply, Request, Setup, TunnelEnd, Wishes, pack};
+use super::settings::{Configuring, Purpose};
 use super::{role, tunnel_log};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::sys::poller::{Interest, Poller};
@@ -121,11 +123,12 @@ struct Tunnel<'a> {
     attempts: Attempts,
     /// The session that carries packets.
     link: Option<Link>,
+    /// The session before it, which only receives, and until when.
+    draining: Option<(Link, Time)>,
     attempt: Option<Attempt>,
     /// When the next attempt starts, if one is due.
     retry_at: Option<Time>,
-    /// What the answers to `Configure` will be for, in order.
-    configuring: std::collections::VecDeque<Purpose>,
+    configuring: Configuring,
     /// Inner addresses to ask for.
     want: Vec<IpAddr>,
     /// We have asked for a session since the one in use was made: if it is replaced, then by our own.
@@ -145,15 +148,6 @@ enum Stage {
     Configuring(Box<Link>),
 }
 
-/// What a `Configure` was for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Purpose {
-    /// The attempt with this serial.
-    Attempt(u64),
-    /// New settings of the session in use.
-    Settings,
-}
-
 /// Nothing of this type exists: the loop ends only by an [`Over`].
 enum Never {}
 
@@ -170,11 +164,12 @@ impl<'a> Tunnel<'a> {
             tun,
             poller,
             buffers: Buffers::new(setup.uso),
-            attempts: Attempts::new(setup.remotes.into(), setup.established),
+            attempts: Attempts::new(setup.remotes.into(), setup.established, clock::now()),
             link: None,
+            draining: None,
             attempt: None,
             retry_at: Some(clock::now()),
-            configuring: std::collections::VecDeque::new(),
+            configuring: Configuring::default(),
             want: setup.want.clone(),
             asked_since: false,
             serial: 0,
@@ -206,12 +201,24 @@ impl<'a> Tunnel<'a> {
         // A dial is the supervisor's to bound.
         let attempt = self.attempt.as_ref().filter(|a| !matches!(a.stage, Stage::Dialling));
         let link = self.link.as_ref().and_then(Link::poll_timeout);
-        attempt.map(|a| a.deadline).into_iter().chain(link).chain(self.retry_at).min()
+        let settings = self.configuring.poll_timeout();
+        let draining = self.draining.as_ref().map(|(_, until)| *until);
+        attempt
+            .map(|a| a.deadline)
+            .into_iter()
+            .chain(link)
+            .chain(self.retry_at)
+            .chain(settings)
+            .chain(draining)
+            .min()
     }
 
     fn handle_timeout(&mut self, now: Time) -> Turn<()> {
         if let Some(link) = &mut self.link {
-            link.handle_timeout(now);
+            link.handle_timeout(now, &self.poller);
+        }
+        if let Some((old, _)) = self.draining.take_if(|(_, until)| *until <= now) {
+            old.end(&self.poller);
         }
         if self.retry_at.is_some_and(|at| at <= now) && self.attempt.is_none() {
             self.retry_at = None;
@@ -249,6 +256,12 @@ impl<'a> Tunnel<'a> {
                 link.talk_to_server(&self.poller);
                 return Ok(());
             }
+        }
+        if let Some((old, _)) = self.draining.as_mut().filter(|(old, _)| token == old.tokens().udp) {
+            old.server_to_tun(&self.tun, &mut self.buffers)?;
+            // It answers challenges; what else it has to say is of no interest any more.
+            old.drain(&self.poller);
+            return Ok(());
         }
         match &self.attempt {
             Some(attempt) if token == tokens_of(attempt.serial).control => self.advance(),
@@ -306,8 +319,8 @@ impl<'a> Tunnel<'a> {
         else {
             return Ok(());
         };
-        // Silent until the host is set up.
-        let _ = self.poller.modify(&*connecting, tokens_of(serial).control, Interest::Nothing);
+        // Silent until the host is set up. An end of the connection can't be silenced, so out of the set it goes.
+        let _ = self.poller.remove(&*connecting);
         match connecting.into_link(&self.setup, welcome, clock::now()) {
             Ok(link) => {
                 let wishes = wishes_of(&link);
@@ -319,12 +332,12 @@ impl<'a> Tunnel<'a> {
     }
 
     fn configure(&mut self, wishes: Wishes, purpose: Purpose) -> Turn<()> {
-        self.configuring.push_back(purpose);
+        self.configuring.handle_asked(purpose, clock::now());
         self.ask(&Request::Configure(wishes))
     }
 
     fn configured(&mut self, result: Result<(), String>) -> Turn<()> {
-        let Some(purpose) = self.configuring.pop_front() else { return Err(out_of_place("Configured")) };
+        let Some(purpose) = self.configuring.handle_answer() else { return Err(out_of_place("Configured")) };
         match (purpose, result) {
             (Purpose::Attempt(serial), result)
                 if self.attempt.as_ref().is_some_and(|a| a.serial == serial) =>
@@ -356,12 +369,15 @@ impl<'a> Tunnel<'a> {
         };
         let tokens = tokens_of(serial);
         log::info!("{}", link.summary(&self.setup.device));
-        // Its control connection was silent; from here on it is waited for again.
         link.start(&self.poller, tokens)?;
         self.want = link.inner();
-        if let Some(old) = self.link.replace(*link) {
-            old.end(&self.poller);
+        if let Some(mut old) = self.link.replace(*link) {
+            old.hush(&self.poller);
+            if let Some((older, _)) = self.draining.replace((old, clock::now() + DRAIN_FOR)) {
+                older.end(&self.poller);
+            }
         }
+        self.configuring.handle_replaced();
         self.asked_since = false;
         self.retry_at = None;
         self.attempts.handle_established(clock::now());
@@ -372,7 +388,7 @@ impl<'a> Tunnel<'a> {
         if let Some(attempt) = self.attempt.take() {
             self.drop_attempt(attempt, word);
         }
-        match self.attempts.handle_failed(&failed, jitter()?) {
+        match self.attempts.handle_failed(&failed, clock::now(), jitter()?) {
             Next::GiveUp(failure) => Err(Over::ForGood(failure)),
             Next::RetryIn(wait) => {
                 let text = failed.failure.text;
@@ -403,11 +419,7 @@ impl<'a> Tunnel<'a> {
             match word {
                 Word::ControlLost(text) => self.reconnect(&format!("control connection lost: {text}"))?,
                 Word::Unreachable => self.reconnect("the server doesn't answer")?,
-                Word::Settings => {
-                    if let Some(wishes) = self.link.as_ref().map(wishes_of) {
-                        self.configure(wishes, Purpose::Settings)?;
-                    }
-                }
+                Word::Settings => self.configuring.handle_change(),
                 Word::Ended { reason, by_peer } => self.session_over(reason, by_peer)?,
                 Word::Failed(failure) if failure.exit == Exit::CertificateRevoked => {
                     return Err(Over::ForGood(failure));
@@ -418,7 +430,17 @@ impl<'a> Tunnel<'a> {
                 }
             }
         }
-        Ok(())
+        self.ask_for_settings(clock::now())
+    }
+
+    fn ask_for_settings(&mut self, now: Time) -> Turn<()> {
+        if self.configuring.poll_timeout().is_none_or(|at| at > now) {
+            return Ok(());
+        }
+        match self.link.as_ref().map(wishes_of) {
+            Some(wishes) => self.configure(wishes, Purpose::Settings),
+            None => Ok(()),
+        }
     }
 
     fn session_over(&mut self, reason: Reason, by_peer: bool) -> Turn<()> {
@@ -441,6 +463,7 @@ impl<'a> Tunnel<'a> {
         if let Some(link) = self.link.take() {
             link.end(&self.poller);
         }
+        self.configuring.handle_replaced();
         self.wait_for_packets(Interest::Nothing)
     }
 
@@ -482,7 +505,7 @@ impl<'a> Tunnel<'a> {
 
     fn obey(&mut self, reply: Reply, fds: Vec<OwnedFd>) -> Turn<()> {
         match reply {
-            Reply::Dialled { host, address } => self.dialled((host, address), fds),
+            Reply::Dialled { host, address } => self.dialled((host, address.into()), fds),
             Reply::DialFailed { text } => {
                 self.attempt_failed(Failed::passing(Failure::new(Exit::System, text)), Reason::Internal)
             }
@@ -540,7 +563,9 @@ const FIRST_OF_SESSIONS: u64 = 2;
 const EVENTS: usize = 16;
 /// From the dial to the session.
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(15);
-/// Channel twice, TUN, epoll, two sessions with two sockets each, a connection just handed over, /dev/null three
+/// Packets of the session before are on their way no longer than this.
+const DRAIN_FOR: Duration = Duration::from_secs(3);
+/// Channel twice, TUN, epoll, two sessions with two sockets each, the UDP socket of one before, a connection just handed over, /dev/null three
 /// times, and room for what OpenSSL opens.
 const DESCRIPTORS: u64 = 24;
 /// A bound against runaway memory, far above what a session touches.

@@ -25,7 +25,7 @@ pub struct Remote {
 pub enum Routes {
     /// Whatever the server pushes.
     Pushed,
-    /// Only the tunnel's own networks.
+    /// Only the tunnel's own networks, where they are private.
     None,
     /// These, whatever the server pushes.
     List(Vec<IpNet>),
@@ -198,7 +198,7 @@ impl Word for Remote {
     fn from_word(text: &str) -> Result<Remote, String> {
         let (host, port) = if let Some(rest) = text.strip_prefix('[') {
             let (host, rest) = rest.split_once(']').ok_or("has no \"]\" after the address")?;
-            if host.parse::<Ipv6Addr>().is_err() {
+            if !is_ipv6(host) {
                 return Err("has no IPv6 address between the brackets".to_owned());
             }
             match rest.strip_prefix(':') {
@@ -206,7 +206,7 @@ impl Word for Remote {
                 None => return Err("has something else than \":PORT\" after the \"]\"".to_owned()),
                 Some(port) => (host, Some(port)),
             }
-        } else if text.parse::<Ipv6Addr>().is_ok() {
+        } else if is_ipv6(text) {
             (text, None)
         } else {
             match text.rsplit_once(':') {
@@ -222,6 +222,17 @@ impl Word for Remote {
         let Host(host) = Host::from_word(host)?;
         Ok(Remote { host, port: port.map_or(Ok(DEFAULT_PORT), parse_port)? })
     }
+}
+
+fn is_ipv6(text: &str) -> bool {
+    text.parse::<Ipv6Addr>().is_ok() || scoped(text).is_some()
+}
+
+/// A link-local address with the device it is reached by: `fe80::1%eth0`.
+fn scoped(text: &str) -> Option<(Ipv6Addr, DeviceName)> {
+    let (ip, device) = text.split_once('%')?;
+    let ip = ip.parse().ok().filter(Ipv6Addr::is_unicast_link_local)?;
+    Some((ip, device.parse().ok()?))
 }
 
 /// A port in decimal digits.
@@ -244,6 +255,9 @@ impl Word for Host {
             } else {
                 Ok(Host(address.to_string()))
             };
+        }
+        if let Some((ip, device)) = scoped(text) {
+            return Ok(Host(format!("{ip}%{}", device.as_str())));
         }
         let fits = |label: &str| {
             (1..=63).contains(&label.len())
@@ -552,6 +566,18 @@ mod tests {
         }
     }
 
+    #[test]
+    fn link_local_remotes_name_their_device() {
+        for text in ["fe80::1%eth0", "[fe80::1%eth0]", "[FE80:0::1%eth0]:55555"] {
+            let remote: Remote = text.parse().expect(text);
+            assert_eq!(remote, Remote { host: "fe80::1%eth0".to_owned(), port: DEFAULT_PORT });
+            assert_eq!(remote.to_string().parse(), Ok(remote));
+        }
+        for text in ["2001:db8::1%eth0", "fe80::1%", "[fe80::1%a b]", "192.0.2.1%eth0", "fe80::1%eth0:7"] {
+            assert!(text.parse::<Remote>().is_err(), "{text}");
+        }
+    }
+
     proptest! {
         #[test]
         fn random_text_never_panics(text in "\\PC*|([a-z_]{0,8}(\\.[a-z]{1,3})? ?= ?[\\[\\]'\"{}0-9a-z,./: -]*\n){0,6}") {
@@ -567,7 +593,7 @@ mod tests {
         }
 
         #[test]
-        fn remotes_print_as_they_parse(text in "[a-z0-9:.\\[\\]-]{0,20}") {
+        fn remotes_print_as_they_parse(text in "[a-z0-9:.%\\[\\]-]{0,20}") {
             if let Ok(remote) = text.parse::<Remote>() {
                 prop_assert_eq!(remote.to_string().parse(), Ok(remote));
             }

@@ -26,7 +26,7 @@ pub mod sysctl;
 
 pub use dns::DnsKeeper;
 pub use forwarding::Forwarding;
-pub use netlink::{Netlink, PROTOCOL, Route, RouteFilter, RouteKind, RouteTo};
+pub use netlink::{Netlink, PROTOCOL, Route, RouteFilter, RouteKind, RouteTo, device_label};
 pub use nft::{Table, TableSpec};
 pub use quiet::quiet_device;
 pub use routes::{Conflict, RouteKeeper};

@@ -647,7 +647,7 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
 }
 
 /// The device's name for people, or its index where it is gone.
-pub(super) fn device_label(index: u32) -> String {
+pub fn device_label(index: u32) -> String {
     match nix::net::if_::if_indextoname(index) {
         Ok(name) => name.to_string_lossy().into_owned(),
         Err(_) => format!("#{index}"),

@@ -92,3 +92,25 @@ fn flags(interest: Interest) -> EpollFlags {
         Interest::Nothing => EpollFlags::empty(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_out_of_the_set_is_silent_about_its_end() {
+        let mut poller = Poller::new(4).expect("an epoll set");
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        poller.add(&ours, 7, Interest::Nothing).expect("added");
+        drop(theirs);
+        let mut ready =
+            || poller.wait(Some(Duration::ZERO)).expect("waits").map(|r| r.token).collect::<Vec<_>>();
+        assert_eq!((ready(), ready()), (vec![7], vec![7]), "again and again");
+        poller.remove(&ours).expect("removed");
+        assert_eq!(poller.wait(Some(Duration::ZERO)).expect("waits").count(), 0);
+        poller.add(&ours, 7, Interest::Read).expect("added");
+        assert_eq!(poller.wait(Some(Duration::ZERO)).expect("waits").count(), 1, "told of it afterwards");
+    }
+}
