@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
@@ -15,7 +16,7 @@ use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::ipc::{GuardEnd, NurseryGuardEnd, NurseryReply, NurseryRequest, Setup};
 use tunguard::sys::seqpacket::Incoming;
-use tunguard::sys::{memfd, seqpacket, spawn};
+use tunguard::sys::{clock, memfd, seqpacket, spawn};
 use tunguard::wire::control::Settings;
 use tunguard::{VERSION, random};
 
@@ -110,7 +111,7 @@ impl Spawner {
         let mut child = spawn::spawn(&self.program, &[VERSION], &fds).map_err(failed)?;
         drop(theirs);
         let nursery = Nursery { pid: child.id() as i32, channel };
-        match nursery.answer(READY_WAIT.into()) {
+        match nursery.answer(READY_WAIT) {
             Ok(NurseryReply::Ready) => Ok(nursery),
             answer => {
                 let _ = child.kill();
@@ -150,7 +151,7 @@ impl Spawner {
         let order = NurseryRequest::Start { uid };
         let sent = nursery.channel.send(&order, &[theirs.as_fd(), tcp.as_fd()]);
         let answer = match sent {
-            Ok(true) => nursery.answer(FORK_WAIT.into()),
+            Ok(true) => nursery.answer(FORK_WAIT),
             Ok(false) => Err(Failure::system("start a worker", "the nursery doesn't read")),
             Err(error) => Err(failed(error)),
         };
@@ -178,14 +179,22 @@ impl Spawner {
 impl Nursery {
     /// What the nursery says, within `patience`. It is our own code on our own host, and has nothing else to do: the
     /// guard waits for it as it would for a fork of its own.
-    fn answer(&self, patience: PollTimeout) -> Outcome<NurseryReply> {
-        let mut fds = [PollFd::new(self.channel.as_fd(), PollFlags::POLLIN)];
-        let _ = poll(&mut fds, patience);
-        match self.channel.receive(false) {
-            Ok(Incoming::Message(reply, _)) => Ok(reply),
-            Ok(Incoming::Nothing) => Err(Failure::system("start a worker", "the nursery doesn't answer")),
-            Ok(Incoming::Closed) => Err(Failure::system("start a worker", "the nursery is gone")),
-            Err(violation) => Err(Failure::system("start a worker", violation)),
+    fn answer(&self, patience: Duration) -> Outcome<NurseryReply> {
+        let until = clock::now() + patience;
+        loop {
+            match self.channel.receive(false) {
+                Ok(Incoming::Message(reply, _)) => return Ok(reply),
+                Ok(Incoming::Nothing) => {}
+                Ok(Incoming::Closed) => return Err(Failure::system("start a worker", "the nursery is gone")),
+                Err(violation) => return Err(Failure::system("start a worker", violation)),
+            }
+            let left = until.since(clock::now());
+            if left.is_zero() {
+                return Err(Failure::system("start a worker", "the nursery doesn't answer"));
+            }
+            let mut fds = [PollFd::new(self.channel.as_fd(), PollFlags::POLLIN)];
+            // An interruption (a worker that ended) is only another look.
+            let _ = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
         }
     }
 }
@@ -251,9 +260,9 @@ fn empty_root() -> Outcome<PathBuf> {
 
 const EMPTY_ROOT: &str = "/run/tunguard/empty";
 /// From the nursery's exec to its first word: the cipher library starts, and certificates are read.
-const READY_WAIT: u16 = 10_000;
+const READY_WAIT: Duration = Duration::from_secs(10);
 /// For one fork.
-const FORK_WAIT: u16 = 1_000;
+const FORK_WAIT: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {

@@ -116,9 +116,11 @@ impl Process {
         self.exit();
     }
 
-    /// Its children.
+    /// Its children; of a server, the workers: the nursery that forks them is there as long as the server.
     pub fn children(&self) -> Vec<i32> {
-        children(self.pid())
+        let mut children = children(self.pid());
+        children.retain(|pid| field(*pid, "Name").as_deref() != Some("tg-nursery"));
+        children
     }
 
     /// Waits until it has exactly `n` children.

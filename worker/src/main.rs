@@ -9,10 +9,12 @@ mod guard_log;
 mod nursery;
 mod run;
 
+use std::ffi::CStr;
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 
 use tunguard::VERSION;
@@ -50,7 +52,8 @@ fn prepare(setup: OwnedFd) -> Outcome<Prepared> {
     //    workers to say goodbye.
     let stops = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter();
     SigSet::from_iter(stops).thread_block().map_err(|e| Failure::system("block signals", e))?;
-    // 3. We end with the guard.
+    // 3. We end with the guard, and can be told from the workers.
+    let _ = prctl::set_name(NURSERY_NAME);
     jail::die_with_parent()?;
     // 4. What we were told; the file is closed with this.
     let bytes = memfd::read(setup).map_err(|e| Failure::system("read the worker's setup", e))?;
@@ -63,6 +66,7 @@ fn prepare(setup: OwnedFd) -> Outcome<Prepared> {
 fn live(prepared: &Prepared, newborn: Newborn) -> ExitCode {
     let deadline = clock::now() + Duration::from_secs(HANDSHAKE_SECONDS);
     let Newborn { uid, guard, tcp } = newborn;
+    let _ = prctl::set_name(WORKER_NAME);
     let Ok(copy) = guard.try_clone() else { return Exit::System.into() };
     guard_log::install(copy);
     guard_log::set_level(prepared.setup.log_level);
@@ -110,6 +114,9 @@ fn tell(guard: &WorkerEnd, ended: Request) {
     let _ = guard.send(&ended, &[]);
 }
 
+// As `ps -o comm` and `top` show them: at most 15 bytes.
+const NURSERY_NAME: &CStr = c"tg-nursery";
+const WORKER_NAME: &CStr = c"tunguard-worker";
 /// Channel, TCP, UDP, TUN, two queues, epoll, log, /dev/null three times, and room for what OpenSSL opens.
 const DESCRIPTORS: u64 = 24;
 /// A bound against runaway memory, far above what a session touches.
