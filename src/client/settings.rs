@@ -16,7 +16,7 @@ pub enum Purpose {
 }
 
 /// The `Configure` requests under way, and whether the next is due. Settings wait for the answer to the request
-/// before and for [`SETTINGS_EVERY`]; only the newest are asked for then.
+/// before and for `SETTINGS_EVERY`; only the newest are asked for then.
 ///
 /// - `handle_*`: [`handle_asked`](Configuring::handle_asked), [`handle_answer`](Configuring::handle_answer),
 ///   [`handle_change`](Configuring::handle_change), [`handle_replaced`](Configuring::handle_replaced)
