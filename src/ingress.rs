@@ -11,7 +11,7 @@ use crate::drops::DropReason;
 use crate::keys::Role;
 use crate::segment::{Inner, MAX_RUN, ecn, inner, next_run};
 use crate::session::{Opened, Session};
-use crate::sys::udp::Received;
+use crate::sys::udp::{ReceiveBuffers, Received};
 use crate::time::Time;
 
 /// Packets that were opened and wait to be written: where they are in the receive buffers.
@@ -68,7 +68,7 @@ impl Ingress {
     pub fn write_out(
         &mut self,
         session: &mut Session,
-        buffers: &[Vec<u8>],
+        buffers: &ReceiveBuffers,
         uso: bool,
         mut write: impl FnMut(&[IoSlice<'_>]) -> Result<(), DropReason>,
     ) {

@@ -21,7 +21,7 @@ use crate::session::{Event, IN_BAND_LEN, Session};
 use crate::sys::clock;
 use crate::sys::poller::{Interest, Poller};
 use crate::sys::tun::Tun;
-use crate::sys::udp::{Carrier, RECEIVE_BUFFER_LEN, RECEIVE_BUFFERS, Received};
+use crate::sys::udp::{Carrier, RECEIVE_BUFFERS, ReceiveBuffers, Received};
 use crate::time::Time;
 use crate::wire::control::{Reason, Settings, Welcome};
 use crate::wire::vnet::{VNET_LEN, VnetHeader};
@@ -90,7 +90,7 @@ pub struct Buffers {
     egress: Egress,
     ingress: Ingress,
     packet: Vec<u8>,
-    runs: Vec<Vec<u8>>,
+    runs: ReceiveBuffers,
     received: Vec<Received>,
     /// UDP super-packets may be written to the device.
     uso: bool,
@@ -103,7 +103,7 @@ impl Buffers {
             egress: Egress::default(),
             ingress: Ingress::default(),
             packet: vec![0; VNET_LEN + u16::MAX as usize],
-            runs: vec![vec![0; RECEIVE_BUFFER_LEN]; RECEIVE_BUFFERS],
+            runs: ReceiveBuffers::default(),
             received: Vec::with_capacity(RECEIVE_BUFFERS),
             uso,
         }

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::ops::{Index, IndexMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -57,6 +58,30 @@ pub struct Carrier {
     /// Calls to send since the last of them gave up.
     degraded: Cell<u32>,
     mapped: bool,
+}
+
+/// Where received runs go. One piece of memory, so large that the allocator takes it from the kernel as it is, all
+/// zero: what no traffic ever reached costs nothing, and most sessions are idle.
+pub struct ReceiveBuffers(Vec<u8>);
+
+impl Default for ReceiveBuffers {
+    fn default() -> ReceiveBuffers {
+        ReceiveBuffers(vec![0; RECEIVE_BUFFERS * RECEIVE_BUFFER_LEN])
+    }
+}
+
+impl Index<usize> for ReceiveBuffers {
+    type Output = [u8];
+
+    fn index(&self, buffer: usize) -> &[u8] {
+        &self.0[buffer * RECEIVE_BUFFER_LEN..][..RECEIVE_BUFFER_LEN]
+    }
+}
+
+impl IndexMut<usize> for ReceiveBuffers {
+    fn index_mut(&mut self, buffer: usize) -> &mut [u8] {
+        &mut self.0[buffer * RECEIVE_BUFFER_LEN..][..RECEIVE_BUFFER_LEN]
+    }
 }
 
 /// A run of datagrams from one path, all `stride` bytes but the last, which may be shorter.
@@ -172,11 +197,11 @@ impl Carrier {
     }
 
     /// Receives into `buffers`; what came is put into `received`. An empty list means nothing is waiting.
-    pub fn receive(&self, buffers: &mut [Vec<u8>], received: &mut Vec<Received>) -> io::Result<()> {
+    pub fn receive(&self, buffers: &mut ReceiveBuffers, received: &mut Vec<Received>) -> io::Result<()> {
         received.clear();
         let mut metas = [RecvMeta::default(); RECEIVE_BUFFERS];
         let mut slices: Vec<IoSliceMut<'_>> =
-            buffers.iter_mut().take(RECEIVE_BUFFERS).map(|b| IoSliceMut::new(b)).collect();
+            buffers.0.chunks_exact_mut(RECEIVE_BUFFER_LEN).map(IoSliceMut::new).collect();
         let states = self.states.borrow();
         let Some(state) = states.last() else { return Ok(()) };
         let count = match state.recv(UdpSockRef::from(&self.socket), &mut slices, &mut metas) {
@@ -218,7 +243,7 @@ impl AsFd for Carrier {
 /// Runs of datagrams taken with one call.
 pub const RECEIVE_BUFFERS: usize = 8;
 /// Bytes of one receive buffer: the largest run the kernel makes.
-pub const RECEIVE_BUFFER_LEN: usize = 65_536;
+const RECEIVE_BUFFER_LEN: usize = 65_536;
 const SOCKET_BUFFER: usize = 4 << 20;
 const STATES: usize = 4;
 /// Runs sent datagram by datagram before segmentation is tried again.

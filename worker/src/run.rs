@@ -26,7 +26,7 @@ use tunguard::sys::clock;
 use tunguard::sys::mq::{Reader, Writer};
 use tunguard::sys::poller::{Interest, Poller};
 use tunguard::sys::seqpacket::Incoming;
-use tunguard::sys::udp::{Carrier, RECEIVE_BUFFER_LEN, RECEIVE_BUFFERS, Received};
+use tunguard::sys::udp::{Carrier, RECEIVE_BUFFERS, ReceiveBuffers, Received};
 use tunguard::time::Time;
 use tunguard::wire::control::{Message, Reason};
 use tunguard::wire::vnet::VnetHeader;
@@ -63,7 +63,7 @@ struct Data {
     exit: TunExit,
     name: String,
     message: Vec<u8>,
-    buffers: Vec<Vec<u8>>,
+    buffers: ReceiveBuffers,
     received: Vec<Received>,
     uplink: BatchWriter,
 }
@@ -93,7 +93,7 @@ impl<'a> Carrying<'a> {
                 exit: admitted.exit,
                 name: admitted.name,
                 message: vec![0; admitted.message_bytes],
-                buffers: vec![vec![0; RECEIVE_BUFFER_LEN]; RECEIVE_BUFFERS],
+                buffers: ReceiveBuffers::default(),
                 received: Vec::with_capacity(RECEIVE_BUFFERS),
                 uplink: BatchWriter::new(uplink_bytes),
             },

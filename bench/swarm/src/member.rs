@@ -15,7 +15,7 @@ use tunguard::keys::{Role, Secret};
 use tunguard::path::Path;
 use tunguard::session::{IN_BAND_LEN, Opened, Session, Start};
 use tunguard::sys::clock;
-use tunguard::sys::udp::{self, Carrier, Received};
+use tunguard::sys::udp::{self, Carrier, ReceiveBuffers, Received};
 use tunguard::tls::{self, Credentials};
 use tunguard::wire::control::{self, Hello, Message, Reason, Welcome};
 use tunguard::wire::vnet::VnetHeader;
@@ -143,7 +143,7 @@ impl Live {
     }
 
     /// Takes what has come; says how many of it were answers.
-    pub fn receive(&mut self, buffers: &mut [Vec<u8>], received: &mut Vec<Received>) -> Outcome<usize> {
+    pub fn receive(&mut self, buffers: &mut ReceiveBuffers, received: &mut Vec<Received>) -> Outcome<usize> {
         let mut answers = 0;
         loop {
             self.carrier.receive(buffers, received).map_err(|e| Failure::system("read a UDP socket", e))?;

@@ -10,7 +10,7 @@ use tunguard::egress::Egress;
 use tunguard::exit::{Failure, Outcome};
 use tunguard::sys::clock;
 use tunguard::sys::poller::{Interest, Poller};
-use tunguard::sys::udp::{RECEIVE_BUFFER_LEN, RECEIVE_BUFFERS, Received};
+use tunguard::sys::udp::{ReceiveBuffers, Received};
 use tunguard::time::Time;
 use tunguard::tls::Credentials;
 
@@ -94,7 +94,7 @@ impl Swarm {
     /// Lets the active members ping for `time`, and says what came back to each.
     pub fn exchange(&mut self, load: &Load, time: Duration) -> Outcome<Value> {
         let mut egress = Egress::default();
-        let mut buffers = vec![vec![0; RECEIVE_BUFFER_LEN]; RECEIVE_BUFFERS];
+        let mut buffers = ReceiveBuffers::default();
         let mut received: Vec<Received> = Vec::new();
         let start = clock::now();
         let mut last = vec![start; self.members.len()];
@@ -170,7 +170,7 @@ impl Swarm {
                 self.advance((event.token >> 1) as usize)?;
             }
             if ready.iter().any(|e| e.token & 1 == DATA) {
-                let mut buffers = vec![vec![0; RECEIVE_BUFFER_LEN]; RECEIVE_BUFFERS];
+                let mut buffers = ReceiveBuffers::default();
                 for event in ready.iter().filter(|e| e.token & 1 == DATA) {
                     if let Some(live) = &mut self.members[(event.token >> 1) as usize].live {
                         live.receive(&mut buffers, &mut Vec::new())?;
