@@ -17,7 +17,8 @@
 #   pss                  memory of the peer's processes (PSS), after all that; bytes
 #
 # --scale runs bench/scale.sh, too. Writes results.json, README.md and plots to DIR (target/bench), see report.py.
-# BIN is the directory of the programs (target/release).
+# BIN is the directory of the programs (target/release), COMMIT what they were built from (HEAD), NOTE a sentence
+# for the report.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 command="bench/run.sh $*"
@@ -133,8 +134,10 @@ turn() {
 
 load=$(cut -d ' ' -f 1-3 /proc/loadavg)
 jq -n --arg command "$command" --arg machine "$(machine)" --arg load "$load" --arg date "$(date -u +%F)" \
-    --argjson rounds "$rounds" --argjson seconds "$seconds" --arg commit "$(git rev-parse --short HEAD 2>/dev/null)" \
-    '{command: $command, machine: $machine, load_before: $load, date: $date, commit: $commit, rounds: $rounds, seconds: $seconds}' >"$WORK/about.json"
+    --argjson rounds "$rounds" --argjson seconds "$seconds" --arg note "${NOTE:-}" \
+    --arg commit "${COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || true)}" \
+    '{command: $command, note: $note, machine: $machine, load_before: $load, date: $date, commit: $commit,
+      rounds: $rounds, seconds: $seconds}' >"$WORK/about.json"
 for each in $peers; do
     jq -cn --arg p "$each" --arg a "$(bash "bench/peers/$each.sh" about 2>/dev/null || echo missing)" '{key: $p, value: $a}'
 done | jq -s from_entries >"$WORK/peers.json"
@@ -153,5 +156,5 @@ if [ -n "$scale" ]; then
     bench/scale.sh --rounds "$rounds" --seconds "$seconds" --out "$out"
 fi
 jq -s --slurpfile about "$WORK/about.json" --slurpfile peers "$WORK/peers.json" \
-    '$about[0] + {peers: $peers[0], runs: .}' "$lines" >"$out/results.json"
+    --arg after "$(cut -d ' ' -f 1-3 /proc/loadavg)" '$about[0] + {load_after: $after, peers: $peers[0], runs: .}' "$lines" >"$out/results.json"
 python3 bench/report.py "$out"
