@@ -14,7 +14,8 @@
 #   share        100 sessions of which 1 or 100 exchange pings of 1400 bytes, 400 under way in all: bits per second
 #                each way, Jain's index
 #   guard        CPU microseconds (user and kernel) of the guard per packet it reads from the device, with 10, 100 and
-#                1000 active sessions, 1000 pings under way in all
+#                1000 active sessions: 1000 pings under way in all (few sessions get many packets at a time), and one
+#                under way for each session (every packet wakes a worker, whatever their number)
 #
 # Writes scale.json to DIR (target/bench). BIN is the directory of the programs (target/release).
 set -euo pipefail
@@ -215,25 +216,30 @@ share() {
 # What the kernel handed to whoever reads the device.
 device_packets() { awk '$1 == "tg0:" { print $11 }' "/proc/$1/net/dev"; }
 guard() {
-    local count guard cpu0 packets0 cpu1 packets1
-    for count in $sizes; do
-        begin_part guard
-        tunguard_server
-        guard=$(cat "$dir/server.pid")
-        in_client timeout $((seconds + 90)) "$BIN/tunguard-swarm" traffic --dir "$certificates" \
-            --server "$OUTER_SERVER:55555" --count "$count" --active "$count" --window $((1000 / count)) \
-            --seconds $((seconds + 2)) --size 1400 >/dev/null 2>&1 &
-        for _ in $(seq 600); do
-            [ "$(device_packets "$guard")" -lt 10000 ] || break
-            sleep 0.1
-        done
-        sleep 0.3
-        cpu0=$(cpu "$guard") packets0=$(device_packets "$guard")
-        sleep "$seconds"
-        cpu1=$(cpu "$guard") packets1=$(device_packets "$guard")
-        measured tunguard "guard_us_$count" "$(reckon "($cpu1 - $cpu0) / ($packets1 - $packets0) * 1e6")"
-        measured tunguard "guard_packets_$count" "$(reckon "($packets1 - $packets0) / $seconds")"
+    local count
+    for count in $sizes; do guard_cost "$count" $((1000 / count)) guard; done
+    for count in $sizes; do guard_cost "$count" 1 guard_lone; done
+}
+# guard_cost SESSIONS WINDOW MEASURE
+guard_cost() {
+    local guard cpu0 packets0 cpu1 packets1
+    begin_part guard
+    tunguard_server
+    guard=$(cat "$dir/server.pid")
+    in_client timeout $((seconds + 90)) "$BIN/tunguard-swarm" traffic --dir "$certificates" \
+        --server "$OUTER_SERVER:55555" --count "$1" --active "$1" --window "$2" \
+        --seconds $((seconds + 2)) --size 1400 >/dev/null 2>&1 &
+    # All are connected once packets come in numbers.
+    for _ in $(seq 600); do
+        [ "$(device_packets "$guard")" -lt 10000 ] || break
+        sleep 0.1
     done
+    sleep 0.3
+    cpu0=$(cpu "$guard") packets0=$(device_packets "$guard")
+    sleep "$seconds"
+    cpu1=$(cpu "$guard") packets1=$(device_packets "$guard")
+    measured tunguard "$3_us_$1" "$(reckon "($cpu1 - $cpu0) / ($packets1 - $packets0) * 1e6")"
+    measured tunguard "$3_packets_$1" "$(reckon "($packets1 - $packets0) / $seconds")"
 }
 
 for round in $(seq "$rounds"); do
