@@ -45,9 +45,8 @@ test: ## Everything: format, lints, docs, unit, property and e2e tests (e2e as r
 check: ## Quick: format, lints, unit tests
 	@scripts/test.sh quick
 
-bench: build ## Measures throughput and latency against the bare link (root)
-	@scripts/packages.sh run lab bench
-	@bench/run.sh
+bench: build ## Measures tunguard beside the bare link, OpenVPN, ocserv and wireguard-go (root; ARGS="--rounds 1 ...")
+	@BIN=$(RELEASE) bench/run.sh --scale $(ARGS)
 
 install: build ## Installs to PREFIX=/usr/local, below DESTDIR= if set
 	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/libexec/tunguard"

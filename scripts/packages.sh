@@ -11,13 +11,15 @@ set -eu
 # run    nftables                    nat, client_to_client and pushed routes; the server calls nft
 # lab    iproute2 iputils-ping       demo, e2e tests and bench: namespaces, and traffic through them
 #        iperf3 socat procps
-# bench  jq                          reads iperf3's results
+# bench  jq python3 openssl         reads results, writes the report and its plots; handshakes to compare with
+#        openvpn ocserv openconnect     the peers
+#        wireguard-go wireguard-tools
 packages() {
     case $1 in
         build) echo gcc libc6-dev make perl ;;
         run) echo nftables ;;
         lab) echo iproute2 iputils-ping iperf3 socat procps ;;
-        bench) echo jq ;;
+        bench) echo jq openvpn ocserv openconnect wireguard-go wireguard-tools openssl python3 ;;
         *) echo "packages.sh: no group $1: build, run, lab or bench" >&2; exit 2 ;;
     esac
 }
@@ -35,7 +37,8 @@ present() {
         iperf3) command -v iperf3 ;;
         socat) command -v socat ;;
         procps) command -v ps ;;
-        jq) command -v jq ;;
+        jq | python3 | openssl | openvpn | ocserv | openconnect | wireguard-go) command -v "$1" ;;
+        wireguard-tools) command -v wg ;;
     esac >/dev/null 2>&1
 }
 

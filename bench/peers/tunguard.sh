@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # tunguard as its users run it. SUITE and TUN_WRITE may choose others than the defaults.
 set -eu
-name=${PEER_NAME:-tunguard}
-dir="$WORK/$name"
+. "$(dirname "$0")/../lib.sh"
+dir=$WORK/peer
 case $1 in
+    about) "$BIN/tunguard" --version ;;
     start)
         mkdir -p "$dir"
         cd "$dir"
@@ -25,22 +26,12 @@ crl = "certs/crl.pem"
 suites = ["${SUITE:-aes-256-gcm}"]
 tun_write = "${TUN_WRITE:-direct}"
 TOML
-        ip netns exec "$NS_SERVER" "$BIN/tunguard" server --config server.toml >server.log 2>&1 &
-        echo $! >server.pid
-        for _ in $(seq 100); do grep -q 'is ready' server.log && break; sleep 0.1; done
-        ip netns exec "$NS_CLIENT" "$BIN/tunguard" client --config client.toml >client.log 2>&1 &
-        echo $! >client.pid
-        for _ in $(seq 100); do
-            ip netns exec "$NS_CLIENT" ping -c 1 -W 1 10.9.0.1 >/dev/null 2>&1 && { echo 10.9.0.1; exit 0; }
-            sleep 0.1
-        done
-        cat server.log client.log >&2
-        exit 1
+        background server "$NS_SERVER" "$BIN/tunguard" server --config server.toml
+        eventually 100 grep -q 'is ready' server.log || { cat server.log >&2; exit 1; }
+        background client "$NS_CLIENT" "$BIN/tunguard" client --config client.toml
+        eventually 100 answers 10.9.0.1 || { cat server.log client.log >&2; exit 1; }
+        echo 10.9.0.1
         ;;
-    stop)
-        for end in client server; do
-            [ ! -e "$dir/$end.pid" ] || kill "$(cat "$dir/$end.pid")" 2>/dev/null || true
-        done
-        sleep 0.5
-        ;;
+    pids) trees_of "$dir" ;;
+    stop) end_all "$dir" ;;
 esac

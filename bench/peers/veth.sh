@@ -2,6 +2,7 @@
 # The link itself, without any tunnel.
 set -eu
 case $1 in
+    about) echo "the bare link" ;;
     start) echo "$OUTER_SERVER" ;;
-    stop) ;;
+    pids | stop) ;;
 esac

@@ -1,0 +1,113 @@
+# What run.sh, scale.sh and the peers share; sourced. Needs $NS_SERVER, $NS_CLIENT and $WORK.
+
+readonly OUTER_SERVER=10.83.0.1 OUTER_CLIENT=10.83.0.2
+export OUTER_SERVER OUTER_CLIENT
+
+say() { echo "$*" >&2; }
+in_server() { ip netns exec "$NS_SERVER" "$@"; }
+in_client() { ip netns exec "$NS_CLIENT" "$@"; }
+
+# server vs 10.83.0.1 ---- 10.83.0.2 vc client, MTU 1500
+make_namespaces() {
+    ip netns add "$NS_SERVER"
+    ip netns add "$NS_CLIENT"
+    ip link add vs netns "$NS_SERVER" type veth peer name vc netns "$NS_CLIENT"
+    ip -n "$NS_SERVER" addr add "$OUTER_SERVER/24" dev vs
+    ip -n "$NS_CLIENT" addr add "$OUTER_CLIENT/24" dev vc
+    local end ns device
+    for end in "$NS_SERVER vs" "$NS_CLIENT vc"; do
+        read -r ns device <<<"$end"
+        ip -n "$ns" link set lo up
+        ip -n "$ns" link set "$device" up
+    done
+}
+
+# Also ends what is left in them; nobody else's processes are there.
+drop_namespaces() {
+    local ns pid
+    for ns in "$NS_SERVER" "$NS_CLIENT"; do
+        for pid in $(ip netns pids "$ns" 2>/dev/null); do kill -9 "$pid" 2>/dev/null || true; done
+        ip netns del "$ns" 2>/dev/null || true
+    done
+}
+
+# eventually TRIES COMMAND...: every 0.1 s
+eventually() {
+    local tries=$1
+    shift
+    for _ in $(seq "$tries"); do
+        "$@" >/dev/null 2>&1 && return 0
+        sleep 0.1
+    done
+    return 1
+}
+answers() { in_client ping -n -c 1 -W 1 "$1"; }
+
+# background NAME NAMESPACE COMMAND...: output in $dir/NAME.log, process ID in $dir/NAME.pid
+background() {
+    local name=$1 ns=$2
+    shift 2
+    ip netns exec "$ns" "$@" </dev/null >"$dir/$name.log" 2>&1 &
+    echo $! >"$dir/$name.pid"
+}
+
+# end_all DIR: SIGTERM to the process of each DIR/*.pid; waits 3 s at most, then without mercy
+end_all() {
+    local file pids=()
+    for file in "$1"/*.pid; do
+        [ ! -e "$file" ] || pids+=("$(cat "$file")")
+        rm -f "$file"
+    done
+    [ ${#pids[@]} != 0 ] || return 0
+    kill "${pids[@]}" 2>/dev/null || true
+    for _ in $(seq 30); do
+        kill -0 "${pids[@]}" 2>/dev/null || return 0
+        sleep 0.1
+    done
+    kill -9 "${pids[@]}" 2>/dev/null || true
+}
+
+# tree PID...: these and all that descend from them
+tree() {
+    ps -e -o pid=,ppid= | awk -v roots="$*" '
+        BEGIN { n = split(roots, r, " "); for (i = 1; i <= n; i++) ours[r[i]] = 1 }
+        { parent[$1] = $2 }
+        END {
+            do { grew = 0
+                for (p in parent) if (!(p in ours) && (parent[p] in ours)) { ours[p] = 1; grew = 1 }
+            } while (grew)
+            for (p in ours) if (p in parent) print p
+        }'
+}
+# trees_of DIR [NAME]: of the processes in DIR/*.pid
+trees_of() {
+    local files=("$1"/${2:-*}.pid)
+    [ ! -e "${files[0]}" ] || tree "$(cat "${files[@]}" | tr '\n' ' ')"
+}
+
+# cpu PID...: utime + stime of all, in seconds
+cpu() {
+    local pid
+    for pid in "$@"; do cat "/proc/$pid/stat" 2>/dev/null || true; done |
+        awk -v hz="$(getconf CLK_TCK)" '{ sub(/.*\) /, ""); sum += $12 + $13 } END { print (sum + 0) / hz }'
+}
+# busy: seconds all cores together have been busy with anything, by whomever
+busy() { awk -v hz="$(getconf CLK_TCK)" '/^cpu / { print ($2 + $3 + $4 + $7 + $8) / hz }' /proc/stat; }
+# pss PID...: bytes
+pss() {
+    local pid
+    for pid in "$@"; do cat "/proc/$pid/smaps_rollup" 2>/dev/null || true; done |
+        awk '/^Pss:/ { sum += $2 } END { print sum * 1024 }'
+}
+# reckon EXPRESSION
+reckon() { awk "BEGIN { printf \"%.9g\", $* }"; }
+# record JSON-LINES-FILE PEER ROUND MEASURE VALUE: an empty or impossible value becomes null
+record() {
+    jq -cn --arg p "$2" --argjson n "$3" --arg m "$4" --arg v "${5:-}" \
+        '{peer: $p, round: $n, measure: $m, value: (try ($v | tonumber) catch null)}' >>"$1"
+}
+machine() {
+    local cpu
+    cpu=$(awk -F ': ' '/^model name/ { print $2; exit }' /proc/cpuinfo)
+    echo "$cpu, $(nproc) cores, $(awk '/^MemTotal/ { printf "%.0f", $2 / 1048576 }' /proc/meminfo) GiB, Linux $(uname -r | cut -d - -f 1)"
+}
