@@ -224,12 +224,13 @@ bob_pid=$started
 eventually 15 up 2 || fatal "the clients have no tunnel within 15 s"
 pass "both tunnels are up, $SECONDS s after the start"
 
-heading "Processes: guard and supervisors as root, a worker per client and the tunnel processes without"
-ps -o pid,ppid,uid,args --forest --sort pid -p "$server,$alice_pid,$bob_pid" --ppid "$server,$alice_pid,$bob_pid" |
+heading "Processes: guard, nursery and supervisors as root, a worker per client and the tunnel processes without"
+ps -o pid,ppid,uid,comm,args --forest --sort pid -p "$server,$alice_pid,$bob_pid" --ppid "$server,$alice_pid,$bob_pid" |
     sed "s|$bin/||g; s|$work/||g" | cut -c 1-100 | sed 's/^/   /'
-worker_uids=$(ps -o uid= --ppid "$server" | sort -u | wc -l)
-expect "two workers, each with a user ID of its own" [ "$worker_uids" = 2 ]
-expect "no worker is root" sh -c "! ps -o uid= --ppid $server | grep -qx ' *0'"
+# The server's children but the nursery, which forks the workers and is there as long as the server.
+worker_uids() { ps -o comm=,uid= --ppid "$server" | awk '$1 != "tg-nursery" { print $2 }'; }
+expect "two workers, each with a user ID of its own" [ "$(worker_uids | sort -u | wc -l)" = 2 ]
+expect "no worker is root" [ "$(worker_uids | grep -cx 0)" = 0 ]
 tunnel_uids() { ps -o uid= --ppid "$alice_pid,$bob_pid"; }
 expect "no tunnel process is root" sh -c "[ -n '$(tunnel_uids | tr -d ' \n')' ] && ! echo '$(tunnel_uids | tr -d ' ' | tr '\n' ' ')' | grep -qw 0"
 
@@ -337,7 +338,7 @@ expect "alice's routes are what they were" [ "$(ip -n $alice route; ip -n $alice
 expect "bob is still connected" ping_ok $bob 10.9.0.1
 stop "$bob_pid" || fail "bob ended with exit code $?"
 expect "no session is left" eventually 5 has_sessions 0
-expect "no worker is left" sh -c "[ -z \"\$(ps -o pid= --ppid $server)\" ]"
+expect "no worker is left" [ -z "$(worker_uids)" ]
 stop "$server" || fail "the server ended with exit code $?"
 expect "the server's device is gone" sh -c "! ip -n $gate link show tg0"
 expect "its nftables table is gone" sh -c "! ip netns exec $gate nft list ruleset | grep tunguard"
