@@ -100,7 +100,7 @@ pss() {
         awk '/^Pss:/ { sum += $2 } END { print sum * 1024 }'
 }
 # reckon EXPRESSION
-reckon() { awk "BEGIN { printf \"%.9g\", $* }"; }
+reckon() { awk "BEGIN { printf \"%.9g\", ($*) }"; }
 # record JSON-LINES-FILE PEER ROUND MEASURE VALUE: an empty or impossible value becomes null
 record() {
     jq -cn --arg p "$2" --argjson n "$3" --arg m "$4" --arg v "${5:-}" \

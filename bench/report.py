@@ -128,8 +128,10 @@ def markdown(out, results, scale, tcp, many, targets):
         lines += table(["peer"] + [c[1] for c in COLUMNS],
                        [[peer] + [number(of.get(k), f, d) for k, _, f, d in COLUMNS] for peer, of in tcp.items()])
         lines += ["", "![TCP throughput](tcp.svg)", "", "![UDP](udp.svg)", "", "![RTT](rtt.svg)", "", "![CPU](cpu.svg)"]
-        lines += ["", "How much rounds differ, TCP up and down, Gbit/s, each round:", ""]
-        lines += table(["peer", "up", "down"], [[peer] + [spread(results, peer, k) for k in ("tcp_up", "tcp_down")] for peer in tcp])
+        lines += ["", "Each round: TCP up and down in Gbit/s, and how many cores were busy with something else just before.", ""]
+        lines += table(["peer", "up", "down", "strangers"],
+                       [[peer] + [spread(results, peer, k, f) for k, f in (("tcp_up", 1e-9), ("tcp_down", 1e-9), ("strangers", 1))]
+                        for peer in tcp])
     if many:
         rows = [[title] + [number(of.get(k), f, d) for of in many.values()] for k, title, f, d in MANY]
         lines += ["", "## Many sessions", ""] + table([""] + list(many), rows)
@@ -157,9 +159,9 @@ def short(value):
     return f"{value:.3g}"
 
 
-def spread(results, peer, measure):
+def spread(results, peer, measure, factor):
     values = [r["value"] for r in results["runs"] if r["peer"] == peer and r["measure"] == measure]
-    return ", ".join(number(v, 1e-9, 2) for v in values)
+    return ", ".join(number(v, factor, 2) for v in values)
 
 
 # -- plots

@@ -7,6 +7,7 @@
 # pair are made, the peer is started between them, measured, stopped, and the namespaces are removed: nobody shares
 # memory or processor with a peer that idles. One turn:
 #
+#   strangers            cores busy with something else, just before; a turn waits up to 20 s for less than 0.3
 #   rtt_idle             ping, 50 in one second; median, ms
 #   tcp_up, tcp_down     iperf3, one stream, client to server and back; bit/s that arrived. Meanwhile:
 #     rtt_up, rtt_down     ping beside that stream; median, ms
@@ -72,7 +73,7 @@ iperf() {
     local name=$1
     shift
     for _ in 1 2; do
-        in_client timeout $((seconds + omit + 15)) iperf3 -J -c "$inner" -t "$seconds" -O "$omit" "$@" \
+        in_client timeout $((seconds + omit + 15)) iperf3 -J -c "$inner" -t "$seconds" "$@" \
             >"$WORK/$name.json" 2>/dev/null && return 0
         say "  $peer: iperf3 $* failed"
         kill "$iperf" 2>/dev/null || true
@@ -90,8 +91,22 @@ measured() {
     [ -n "$2" ] && [ "$2" != null ] || say "  $peer: no $1"
 }
 
+# Cores that were busy for half a second.
+strangers() {
+    local before after
+    before=$(busy)
+    sleep 0.5
+    after=$(busy)
+    reckon "($after - $before) / 0.5"
+}
+
 turn() {
-    local direction pids cpu0 busy0 pings bytes options
+    local direction pids cpu0 busy0 cpu1 busy1 pings bytes options others
+    for _ in $(seq 40); do
+        others=$(strangers)
+        [ "$(reckon "$others < 0.3")" = 0 ] || break
+    done
+    measured strangers "$others"
     make_namespaces
     if ! inner=$(bash "bench/peers/$peer.sh" start); then
         say "  $peer doesn't start"
@@ -107,7 +122,7 @@ turn() {
         cpu0=$(cpu $pids) busy0=$(busy)
         rtt "$((seconds + omit))" "$WORK/ping" &
         pings=$!
-        iperf $direction "${options[@]}"
+        iperf $direction -O "$omit" "${options[@]}"
         cpu1=$(cpu $pids) busy1=$(busy)
         wait "$pings"
         measured "tcp_$direction" "$(from $direction .end.sum_received.bits_per_second)"
@@ -118,10 +133,11 @@ turn() {
             measured "cpu_machine_$direction" "$(reckon "($busy1 - $busy0) / $bytes * 1e9")"
         fi
     done
-    iperf both --bidir
+    iperf both -O "$omit" --bidir
     measured tcp_both "$(from both '.end.sum_received.bits_per_second + .end.sum_received_bidir_reverse.bits_per_second')"
-    iperf four -P 4
+    iperf four -O "$omit" -P 4
     measured tcp_four "$(from four .end.sum_received.bits_per_second)"
+    # Without -O: iperf3 counts what was lost before as lost, and not as sent.
     for size in 100 1200; do
         iperf udp -u -b 0 -l $size
         measured udp_$size "$(from udp '.end.sum | (.packets - .lost_packets) / .seconds')"
