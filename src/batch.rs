@@ -4,6 +4,13 @@
 //! | length (2) | virtio header (10) | packet | length (2) | virtio header | packet | ...
 //! ```
 //! The length is the packet's, in the machine's byte order, as is the virtio header: both ends are on one host.
+//!
+//! A batch that is longer than a message lies in the session's memory ([`crate::sys::shared`]), and the message says
+//! where, by its length no batch:
+//!
+//! ```text
+//! | at (4) | length (4) |
+//! ```
 
 use crate::wire::vnet::{VNET_LEN, VnetHeader};
 
@@ -12,8 +19,36 @@ pub const RECORD_LEN: usize = LENGTH_LEN + VNET_LEN;
 /// The largest packet of the device, as a record.
 pub const MAX_RECORD: usize = RECORD_LEN + u16::MAX as usize;
 const LENGTH_LEN: usize = 2;
+/// Less than any record.
+const PLACE_LEN: usize = 8;
 
-/// A message being filled.
+/// Where in the session's memory a batch lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its first byte.
+    pub at: u32,
+    /// Bytes.
+    pub len: u32,
+}
+
+impl Place {
+    /// As a message.
+    pub fn emit(self) -> [u8; PLACE_LEN] {
+        let mut message = [0; PLACE_LEN];
+        message[..4].copy_from_slice(&self.at.to_ne_bytes());
+        message[4..].copy_from_slice(&self.len.to_ne_bytes());
+        message
+    }
+
+    /// The place a message names; `None` where the message is itself a batch.
+    pub fn parse(message: &[u8]) -> Option<Place> {
+        let message: &[u8; PLACE_LEN] = message.try_into().ok()?;
+        let [a, b, c, d, rest @ ..] = *message;
+        Some(Place { at: u32::from_ne_bytes([a, b, c, d]), len: u32::from_ne_bytes(rest) })
+    }
+}
+
+/// A batch being filled.
 pub struct BatchWriter {
     bytes: Vec<u8>,
     len: usize,
@@ -59,17 +94,6 @@ impl BatchWriter {
         spare[VNET_LEN..][..head.len()].copy_from_slice(head);
         spare[VNET_LEN + head.len()..][..payload.len()].copy_from_slice(payload);
         self.commit(len)
-    }
-
-    /// Appends all packets of another message; `false`, and nothing is changed, where they don't fit any more.
-    pub fn append(&mut self, other: &BatchWriter) -> bool {
-        let end = self.len + other.len;
-        if end > self.limit {
-            return false;
-        }
-        self.bytes[self.len..end].copy_from_slice(other.message());
-        self.len = end;
-        true
     }
 
     /// The longest packet an empty message takes.
@@ -145,6 +169,14 @@ mod tests {
         assert!(!batch.commit(VNET_LEN - 1), "no room for a header, no packet");
         batch.clear();
         assert!(batch.is_empty());
+    }
+
+    #[test]
+    fn a_place_is_no_batch() {
+        let place = Place { at: 0x0001_0203, len: 70_000 };
+        assert_eq!(Place::parse(&place.emit()), Some(place));
+        const { assert!(PLACE_LEN < RECORD_LEN) };
+        assert_eq!(Place::parse(&[0; RECORD_LEN]), None);
     }
 
     proptest! {

@@ -123,8 +123,8 @@ pub struct Report {
 /// What the guard answers and orders.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    /// A session; its UDP slot comes as the first descriptor, the TUN device as the second where the worker
-    /// writes to it itself.
+    /// A session; its UDP slot comes as the first descriptor, the memory of its queue as the second, the TUN device
+    /// as the third where the worker writes to it itself.
     Granted(Box<Grant>),
     /// No.
     Refused {
@@ -152,10 +152,10 @@ pub struct Grant {
     pub subnets: Vec<IpNet>,
     /// Name under which the worker creates the queue of packets to the client.
     pub downlink: String,
-    /// Name under which it creates the queue of packets to the guard, where the guard writes to the TUN device.
-    pub uplink: Option<String>,
-    /// Size to create them with.
+    /// Size to create it with.
     pub size: QueueSize,
+    /// Name and size of the queue of packets to the guard, where the guard writes to the TUN device.
+    pub uplink: Option<(String, QueueSize)>,
 }
 
 /// What every worker is started with: in a sealed memory file, the nursery's descriptor 4.

@@ -7,10 +7,10 @@ pub enum GuardDrop {
     NoRoute,
     /// From the device: no IP packet of the stated length.
     BadInner,
-    /// From the device: the session's queue and backlog are full.
+    /// From the device: the session's queue and memory are full.
     QueueFull,
-    /// From the device: it doesn't fit a message, and can't be cut.
-    TooLong,
+    /// From the device: the session's queue stood for too long (RFC 8289).
+    Codel,
     /// From the device: the kernel couldn't hand it over.
     Unreadable,
     /// From a worker: no record, or no IP packet of the stated length.
@@ -27,7 +27,7 @@ impl GuardDrop {
         GuardDrop::NoRoute,
         GuardDrop::BadInner,
         GuardDrop::QueueFull,
-        GuardDrop::TooLong,
+        GuardDrop::Codel,
         GuardDrop::Unreadable,
         GuardDrop::BadRecord,
         GuardDrop::SourceNotOurs,
@@ -40,7 +40,7 @@ impl GuardDrop {
             GuardDrop::NoRoute => "no_route",
             GuardDrop::BadInner => "bad_inner",
             GuardDrop::QueueFull => "queue_full",
-            GuardDrop::TooLong => "too_long",
+            GuardDrop::Codel => "codel",
             GuardDrop::Unreadable => "unreadable",
             GuardDrop::BadRecord => "bad_record",
             GuardDrop::SourceNotOurs => "source_not_ours",

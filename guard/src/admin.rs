@@ -223,9 +223,9 @@ impl Guard {
             "pid": std::process::id(),
             "uptime_s": now.since(self.started).as_secs(),
             "queue": {
-                "messages": self.queue_size.messages,
-                "bytes": self.queue_size.bytes,
-                "private": self.queue_limits.private,
+                "messages": self.queues.downlink.messages,
+                "bytes": self.queues.downlink.bytes,
+                "private": self.queues.private,
             },
             "handshakes": self.workers.handshakes(),
             "workers": self.workers.len(),

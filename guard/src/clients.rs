@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use tunguard::escape::Escaped;
 use tunguard::ipc::{GuardEnd, Report};
 use tunguard::sys::mq::Reader;
+use tunguard::sys::shared::Filler;
 use tunguard::time::Time;
 use tunguard::tls::CertId;
 use tunguard::wire::data::SessionId;
@@ -74,6 +75,8 @@ pub struct Session {
     pub queues: (String, Option<String>),
     /// When it was granted.
     pub since: Time,
+    /// Memory of the queue to the worker, until that is there.
+    pub memory: Option<Filler>,
     /// Packets to the client, from `Established` on.
     pub outbox: Option<Outbox>,
     /// Packets from the client, where the guard writes them to the device.
@@ -129,6 +132,11 @@ impl Workers {
     /// Its session's way out, where packets may go already.
     pub fn outbox(&mut self, key: u64) -> Option<&mut Outbox> {
         self.by_key.get_mut(&key)?.session.as_mut()?.outbox.as_mut()
+    }
+
+    /// The ways out of all sessions.
+    pub fn outboxes(&mut self) -> impl Iterator<Item = &mut Outbox> {
+        self.by_key.values_mut().filter_map(|worker| worker.session.as_mut()?.outbox.as_mut())
     }
 
     /// The number of the worker whose process this is.

@@ -1,7 +1,7 @@
 //! What workers ask for, and what they get. A worker counts as hostile: a request its phase doesn't permit, or
 //! one too many, ends that worker and nobody else.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use nix::sys::stat::fstat;
@@ -15,11 +15,12 @@ use tunguard::sys::clock;
 use tunguard::sys::mq::{self, QueueSize, Reader, Writer};
 use tunguard::sys::poller::Interest;
 use tunguard::sys::seqpacket::Incoming;
+use tunguard::sys::shared::Filler;
 use tunguard::tls::identity::acceptable;
 use tunguard::wire::control::Reason;
 
 use crate::clients::{Phase, Session};
-use crate::outbox::Outbox;
+use crate::outbox::{self, Outbox};
 use crate::run::{Guard, Source};
 
 /// Which requests a phase permits. `Claim`, `Register` and `Ended` are consumed: each moves the phase on, a refusal
@@ -116,12 +117,12 @@ impl Guard {
         }
         let name = claim.name.clone();
         match self.grant(key, claim) {
-            Ok(grant) => {
+            Ok((grant, memory)) => {
                 let session = grant.session;
                 let slot = self.slots.socket(session);
                 let fds: &[BorrowedFd<'_>] = match self.config.tun_write {
-                    TunWrite::Direct => &[slot, self.host.tun.as_fd()],
-                    TunWrite::Guard => &[slot],
+                    TunWrite::Direct => &[slot, memory.as_fd(), self.host.tun.as_fd()],
+                    TunWrite::Guard => &[slot, memory.as_fd()],
                 };
                 let Some(worker) = self.workers.get_mut(key) else { return };
                 worker.phase = Phase::Granted;
@@ -137,7 +138,7 @@ impl Guard {
         }
     }
 
-    fn grant(&mut self, key: u64, claim: Claim) -> Result<Grant, (Reason, String)> {
+    fn grant(&mut self, key: u64, claim: Claim) -> Result<(Grant, OwnedFd), (Reason, String)> {
         let internal = |f: Failure| (Reason::Internal, f.text);
         if self.trust.is_revoked(&claim.cert) {
             return Err((Reason::Revoked, "its certificate is revoked".into()));
@@ -170,9 +171,14 @@ impl Guard {
             let random: [u8; 16] = random::bytes()?;
             Ok(format!("/tunguard-{}-{end}", random.map(|b| format!("{b:02x}")).concat()))
         };
-        let uplink = (self.config.tun_write == TunWrite::Guard).then(|| name("up")).transpose();
-        let queues = match name("down").and_then(|down| Ok((down, uplink?))) {
-            Ok(queues) => queues,
+        let uplink = self.queues.uplink.map(|_| name("up")).transpose();
+        let memory = || {
+            let failed = |e| Failure::system("make the memory of a session's queue", e);
+            Filler::create("tunguard-queue", outbox::MEMORY).map_err(failed)
+        };
+        let made = name("down").and_then(|down| Ok(((down, uplink?), memory()?)));
+        let (queues, (memory, file)) = match made {
+            Ok(made) => made,
             Err(failure) => {
                 self.slots.release(id);
                 self.leases.release(&claim.name);
@@ -184,8 +190,8 @@ impl Guard {
             addresses: addresses.clone(),
             subnets: subnets.clone(),
             downlink: queues.0.clone(),
-            uplink: queues.1.clone(),
-            size: self.queue_size,
+            size: self.queues.downlink,
+            uplink: queues.1.clone().zip(self.queues.uplink),
         };
         let session = Session {
             id,
@@ -195,6 +201,7 @@ impl Guard {
             subnets,
             queues,
             since: clock::now(),
+            memory: Some(memory),
             outbox: None,
             uplink: None,
             peer: None,
@@ -205,7 +212,7 @@ impl Guard {
             worker.session = Some(session);
         }
         self.open_listener();
-        Ok(grant)
+        Ok((grant, file))
     }
 
     /// The worker's queues are there: packets to its addresses go into them from now on, and an older session of
@@ -258,19 +265,22 @@ impl Guard {
             return Err(Failure::system("open the session's queues", "the worker is gone"));
         };
         let uid = worker.uid;
-        let Some((down, up)) = worker.session.as_ref().map(|s| s.queues.clone()) else {
+        let granted = worker.session.as_mut().and_then(|s| Some((s.queues.clone(), s.memory.take()?)));
+        let Some(((down, up), memory)) = granted else {
             return Err(Failure::system("open the session's queues", "nothing was granted"));
         };
         let writer = Writer::open(&down);
         let _ = mq::unlink(&down);
         let writer = writer.map_err(|e| Failure::system(format!("open the queue {down}"), e))?;
-        check_queue(&down, writer.as_fd(), writer.attributes(), uid, size, self.queue_size)?;
-        let Some(up) = up else { return Ok((Outbox::new(writer), None)) };
+        let downlink = self.queues.downlink;
+        check_queue(&down, writer.as_fd(), writer.attributes(), uid, size, downlink)?;
+        let outbox = Outbox::new(writer, downlink.bytes, memory);
+        let (Some(up), Some(uplink)) = (up, self.queues.uplink) else { return Ok((outbox, None)) };
         let reader = Reader::open(&up);
         let _ = mq::unlink(&up);
         let reader = reader.map_err(|e| Failure::system(format!("open the queue {up}"), e))?;
-        check_queue(&up, reader.as_fd(), reader.attributes(), uid, size, self.queue_size)?;
-        Ok((Outbox::new(writer), Some(reader)))
+        check_queue(&up, reader.as_fd(), reader.attributes(), uid, uplink, uplink)?;
+        Ok((outbox, Some(reader)))
     }
 
     fn show_log_line(&mut self, key: u64, level: u8, text: &str) {

@@ -102,38 +102,52 @@ fn host_forwards() -> Outcome<bool> {
 }
 
 /// The queues' namespace, and the size the sessions' queues get in it.
-pub fn prepare_queues(config: &ServerConfig) -> Outcome<(QueueLimits, QueueSize)> {
+pub fn prepare_queues(config: &ServerConfig) -> Outcome<Queues> {
+    let guard_writes = config.tun_write == TunWrite::Guard;
     // Two a session, and those of sessions that drain.
-    let queues = usize::from(config.max_clients) * 3 + 64;
-    let limits = mq::prepare(QUEUE_MESSAGES, QUEUE_BYTES, queues)
+    let count = usize::from(config.max_clients) * 3 + 64;
+    let (messages, bytes) =
+        if guard_writes { (DOWNLINK.messages, UPLINK.bytes) } else { (DOWNLINK.messages, DOWNLINK.bytes) };
+    let limits = mq::prepare(messages, bytes, count)
         .map_err(|e| Failure::system("prepare the message queues (is CONFIG_POSIX_MQUEUE missing?)", e))?;
-    // What a worker's user is charged for: its queue, and where we write to the device a second one, to us.
-    let per_worker = match config.tun_write {
-        TunWrite::Direct => 1,
-        TunWrite::Guard => 2,
-    };
-    let share = QueueLimits { per_user: limits.per_user / per_worker, ..limits };
-    let size = QueueSize::within(QUEUE_MESSAGES, QUEUE_BYTES, &share);
+    // A worker's user is charged for its queue, and where we write to the device for a second one, to us.
+    let share = |numerator: u64| QueueLimits { per_user: limits.per_user / 4 * numerator, ..limits };
+    let downlink =
+        QueueSize::within(DOWNLINK.messages, DOWNLINK.bytes, &share(if guard_writes { 1 } else { 4 }));
+    let uplink = guard_writes.then(|| QueueSize::within(UPLINK.messages, UPLINK.bytes, &share(3)));
     let smallest = usize::from(config.mtu) + tunguard::batch::RECORD_LEN;
-    if size.bytes < smallest {
+    if let Some(size) = uplink.filter(|size| size.bytes < smallest) {
         return Err(Failure::system(
             "prepare the message queues",
             format!(
-                "messages of {} bytes are allowed here, {smallest} are needed for mtu = {}: raise \
-                 fs.mqueue.msgsize_max or RLIMIT_MSGQUEUE, or lower mtu",
+                "messages of {} bytes are allowed here, {smallest} are needed for mtu = {} with tun_write = \
+                 \"guard\": raise fs.mqueue.msgsize_max or RLIMIT_MSGQUEUE, or lower mtu",
                 size.bytes, config.mtu
             ),
         ));
     }
     log::info!(
         "queues: {} messages of {} bytes each, {}",
-        size.messages,
-        size.bytes,
+        downlink.messages,
+        downlink.bytes,
         if limits.private { "in an IPC namespace of their own" } else { "in the host's IPC namespace" },
     );
-    Ok((limits, size))
+    Ok(Queues { private: limits.private, downlink, uplink })
 }
 
-/// A super-packet fits, and the charge stays within the default RLIMIT_MSGQUEUE of 819,200 bytes.
-const QUEUE_BYTES: usize = 67_000;
-const QUEUE_MESSAGES: usize = 11;
+/// The sessions' queues.
+#[derive(Clone, Copy, Debug)]
+pub struct Queues {
+    /// They are in an IPC namespace of their own.
+    pub private: bool,
+    /// Size of the queue to a worker.
+    pub downlink: QueueSize,
+    /// Size of the queue from a worker, where we write to the device.
+    pub uplink: Option<QueueSize>,
+}
+
+/// What is longer lies in the session's memory, and a message only says where. The charge stays within the default
+/// RLIMIT_MSGQUEUE of 819,200 bytes.
+const DOWNLINK: QueueSize = QueueSize { messages: 64, bytes: 8192 };
+/// A super-packet fits.
+const UPLINK: QueueSize = QueueSize { messages: 8, bytes: 67_000 };

@@ -6,7 +6,9 @@
 
 mod accounts;
 mod admin;
+mod blocks;
 mod clients;
+mod codel;
 mod grants;
 mod host;
 mod leases;

@@ -15,23 +15,22 @@ use std::time::Duration;
 use tunguard::batch::{BatchReader, BatchWriter};
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Failure, Outcome};
-use tunguard::segment::{addresses, pieces};
+use tunguard::segment::addresses;
 use tunguard::sys::clock;
-use tunguard::sys::mq::{QueueLimits, QueueSize};
 use tunguard::sys::poller::{Interest, Poller, Ready};
 use tunguard::sys::signals::Signals;
 use tunguard::sys::tun::Tun;
 use tunguard::time::Time;
 use tunguard::wire::control::Reason;
-use tunguard::wire::vnet::{VNET_LEN, VnetHeader};
+use tunguard::wire::vnet::VNET_LEN;
 
 use crate::accounts::{Accounts, GuardDrop};
 use crate::admin::Admin;
 use crate::clients::{Budget, Workers};
-use crate::host::Host;
+use crate::host::{Host, Queues};
 use crate::leases::Leases;
 use crate::lives::Accepting;
-use crate::outbox::{Pool, Posted};
+use crate::outbox::{FULL_AT, Outbox, Pool, Posted};
 use crate::routes::Routes;
 use crate::slots::Slots;
 use crate::spawn::Spawner;
@@ -46,8 +45,7 @@ pub struct Guard {
     pub(crate) listen: SocketAddr,
     pub(crate) slots: Slots,
     pub(crate) host: Host,
-    pub(crate) queue_limits: QueueLimits,
-    pub(crate) queue_size: QueueSize,
+    pub(crate) queues: Queues,
     pub(crate) leases: Leases,
     pub(crate) admin: Admin,
     pub(crate) poller: Poller,
@@ -136,7 +134,7 @@ impl Guard {
         listener: TcpListener,
         slots: Slots,
         host: Host,
-        (queue_limits, queue_size): (QueueLimits, QueueSize),
+        queues: Queues,
         leases: Leases,
         admin: Admin,
     ) -> Outcome<Guard> {
@@ -157,8 +155,8 @@ impl Guard {
         let now = clock::now();
         Ok(Guard {
             open: Vec::new(),
-            pool: Pool::new(queue_size.bytes),
-            uplink: vec![0; queue_size.bytes],
+            pool: Pool::default(),
+            uplink: vec![0; queues.uplink.map_or(0, |size| size.bytes)],
             config,
             trust,
             spawner,
@@ -166,8 +164,7 @@ impl Guard {
             listen,
             slots,
             host,
-            queue_limits,
-            queue_size,
+            queues,
             leases,
             admin,
             poller,
@@ -256,8 +253,10 @@ impl Guard {
                 reading = self.change_batch(reading, last, mine, len);
                 last = Some(key);
             }
-            if !reading.commit(len) {
-                self.make_room(key, &mut reading, len);
+            // Always: a batch has room for the largest record up to FULL_AT bytes.
+            reading.commit(len);
+            if reading.message().len() >= FULL_AT {
+                self.post(key, &mut reading);
             }
         }
         match last {
@@ -314,53 +313,29 @@ impl Guard {
         mine
     }
 
-    /// The message is full: sends it, and starts the next with the packet just read, in pieces where even a
-    /// message of its own is too small for it.
-    fn make_room(&mut self, key: u64, batch: &mut BatchWriter, len: usize) {
-        let packet = batch.spare()[..len].to_vec();
-        self.post(key, batch);
-        batch.spare()[..len].copy_from_slice(&packet);
-        if batch.commit(len) {
-            return;
-        }
-        let Some(vnet) = VnetHeader::parse(&packet) else { return };
-        let most = batch.room_for_packet();
-        let mut cut = Vec::new();
-        let whole = pieces(vnet, &packet[VNET_LEN..], most, |vnet, head, payload| {
-            cut.push((vnet, [head, payload].concat()));
-        });
-        if whole.is_err() {
-            self.accounts.drop(GuardDrop::TooLong);
-        }
-        for (vnet, piece) in cut {
-            if !batch.push(&vnet, &piece, &[]) {
-                self.post(key, batch);
-                batch.push(&vnet, &piece, &[]);
-            }
-        }
-    }
-
     /// Sends a batch to its session's queue and empties it.
     fn post(&mut self, key: u64, batch: &mut BatchWriter) {
         if !batch.is_empty() {
-            let posted = self.workers.outbox(key).map(|outbox| outbox.post(batch, &mut self.pool));
-            match posted {
-                Some(Ok(Posted::Sent)) => {}
-                Some(Ok(Posted::Waiting)) => self.watch_queue(key, Interest::Write),
-                // Full, or a queue that broke: its worker's end is seen elsewhere.
-                Some(Ok(Posted::Dropped) | Err(_)) | None => {
-                    for _ in BatchReader::new(batch.message()) {
-                        self.accounts.drop(GuardDrop::QueueFull);
-                    }
+            let posted = self.workers.outbox(key).map(|outbox| outbox.post(clock::now(), batch.message()));
+            let lost = match posted {
+                Some(Ok(Posted::Sent)) => None,
+                Some(Ok(Posted::Waiting)) => {
+                    self.watch_queue(key, Interest::Write);
+                    None
                 }
+                Some(Ok(Posted::Late)) => Some(GuardDrop::Codel),
+                // Full, or a queue that broke: its worker's end is seen elsewhere.
+                Some(Ok(Posted::Full) | Err(_)) | None => Some(GuardDrop::QueueFull),
+            };
+            if let Some(reason) = lost {
+                BatchReader::new(batch.message()).for_each(|_| self.accounts.drop(reason));
             }
         }
         batch.clear();
     }
 
     fn resume_queue(&mut self, key: u64) {
-        let empty =
-            self.workers.outbox(key).is_none_or(|outbox| outbox.resume(&mut self.pool).unwrap_or(true));
+        let empty = self.workers.outbox(key).is_none_or(|outbox| outbox.resume().unwrap_or(true));
         if empty {
             self.watch_queue(key, Interest::Nothing);
         }
@@ -480,6 +455,7 @@ impl Guard {
         if now.since(self.certificates_checked) >= CERTIFICATES_EVERY {
             self.certificates_checked = now;
             self.end_expired();
+            self.workers.outboxes().for_each(Outbox::rest);
         }
         self.continue_conversations(now);
     }

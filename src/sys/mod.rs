@@ -7,6 +7,7 @@ pub mod memfd;
 pub mod mq;
 pub mod poller;
 pub mod seqpacket;
+pub mod shared;
 pub mod signals;
 pub mod spawn;
 pub mod steer;

@@ -19,6 +19,7 @@ use tunguard::sys::clock;
 use tunguard::sys::mq::{self, Reader, Writer};
 use tunguard::sys::poller::Interest;
 use tunguard::sys::seqpacket::Incoming;
+use tunguard::sys::shared::Viewer;
 use tunguard::sys::tcp;
 use tunguard::sys::tun::Tun;
 use tunguard::sys::udp::Carrier;
@@ -27,7 +28,9 @@ use tunguard::tls::{self, Revoked};
 use tunguard::wire::control::{self, FEATURE_AES_HARDWARE, Hello, Message, Reason, Welcome};
 use tunguard::{hardware, random};
 
+use crate::downlink::Downlink;
 use crate::nursery::Prepared;
+use crate::uplink::Uplink;
 
 /// Everything an established session needs.
 pub struct Admitted {
@@ -38,9 +41,7 @@ pub struct Admitted {
     /// Its UDP slot.
     pub carrier: Carrier,
     /// Packets to the client.
-    pub downlink: Reader,
-    /// Bytes of the largest message in it.
-    pub message_bytes: usize,
+    pub downlink: Downlink,
     /// Where the client's packets go.
     pub exit: TunExit,
     /// Who the client is.
@@ -51,8 +52,8 @@ pub struct Admitted {
 pub enum TunExit {
     /// Straight into the device.
     Device(Tun),
-    /// Through a queue to the guard, which checks and writes them; with the bytes of its largest message.
-    Guard(Writer, usize),
+    /// Through a queue to the guard, which checks and writes them.
+    Guard(Uplink),
 }
 
 /// Makes the session, or says why there is none. A client that got as far as a TLS session is told, too.
@@ -103,8 +104,7 @@ impl From<Failure> for Refusal {
 struct Made {
     session: Session,
     carrier: Carrier,
-    downlink: Reader,
-    message_bytes: usize,
+    downlink: Downlink,
     exit: TunExit,
     name: String,
 }
@@ -116,7 +116,6 @@ impl Made {
             control,
             carrier: self.carrier,
             downlink: self.downlink,
-            message_bytes: self.message_bytes,
             exit: self.exit,
             name: self.name,
         }
@@ -152,7 +151,7 @@ impl Admission<'_> {
         // 4. Our queues, charged to our own user; then the guard sends packets into them.
         let downlink = Reader::create(&grant.downlink, grant.size).map_err(queue_failed)?;
         let uplink = match &grant.uplink {
-            Some(name) => Some(Writer::create(name, grant.size).map_err(queue_failed)?),
+            Some((name, size)) => Some((Writer::create(name, *size).map_err(queue_failed)?, size.bytes)),
             None => None,
         };
         mq::make_no_more().map_err(queue_failed)?;
@@ -164,7 +163,7 @@ impl Admission<'_> {
             }
             (other, _) => return Err(out_of_place(&other).into()),
         }
-        let (carrier, exit) = take_devices(fds, uplink, grant.size.bytes)?;
+        let (carrier, memory, exit) = take_devices(fds, uplink)?;
         // 5. Keys, and the welcome.
         let session = self.session(&grant, suite)?;
         self.welcome(&grant, suite)?;
@@ -174,7 +173,8 @@ impl Admission<'_> {
             identity.name,
             grant.addresses.iter().map(|a| a.addr().to_string()).collect::<Vec<_>>().join(" "),
         );
-        Ok(Made { session, carrier, downlink, message_bytes: grant.size.bytes, exit, name: identity.name })
+        let downlink = Downlink::new(downlink, memory, grant.size.bytes);
+        Ok(Made { session, carrier, downlink, exit, name: identity.name })
     }
 
     /// The revocation list, as long as it is valid: an old one says nothing of today.
@@ -342,16 +342,18 @@ fn choose_suite(ours: &[Suite], hello: &Hello) -> Result<Suite, Refusal> {
     })
 }
 
-fn take_devices(fds: Vec<OwnedFd>, uplink: Option<Writer>, bytes: usize) -> Outcome<(Carrier, TunExit)> {
+fn take_devices(fds: Vec<OwnedFd>, uplink: Option<(Writer, usize)>) -> Outcome<(Carrier, Viewer, TunExit)> {
     let mut fds = fds.into_iter();
     let missing = || Failure::new(Exit::Malformed, "the guard's grant came without its descriptors");
     let slot = fds.next().ok_or_else(missing)?;
     let carrier = Carrier::new(slot).map_err(|e| Failure::system("take over the UDP slot", e))?;
+    let memory = Viewer::open(fds.next().ok_or_else(missing)?)
+        .map_err(|e| Failure::system("map the memory of the session's queue", e))?;
     let exit = match uplink {
-        Some(writer) => TunExit::Guard(writer, bytes),
+        Some((writer, bytes)) => TunExit::Guard(Uplink::new(writer, bytes)),
         None => TunExit::Device(Tun::from_fd(fds.next().ok_or_else(missing)?)),
     };
-    Ok((carrier, exit))
+    Ok((carrier, memory, exit))
 }
 
 fn queue_failed(error: std::io::Error) -> Failure {

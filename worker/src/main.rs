@@ -5,9 +5,11 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+mod downlink;
 mod guard_log;
 mod nursery;
 mod run;
+mod uplink;
 
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;

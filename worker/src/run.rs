@@ -5,14 +5,11 @@
 //!    the network, control messages and orders in between, until the session ends
 //! 3. the client is told, and the guard learns why from the last word and the exit code
 
-use std::io::IoSlice;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, poll};
-
-use tunguard::batch::{BatchReader, BatchWriter};
+use tunguard::batch::BatchReader;
 use tunguard::channel::{Broken, ControlChannel};
 use tunguard::drops::DropReason;
 use tunguard::egress::Egress;
@@ -20,18 +17,16 @@ use tunguard::exit::{Failure, Outcome};
 use tunguard::ingress::Ingress;
 use tunguard::ipc::{Reply, Report, Request, Setup, WorkerEnd};
 use tunguard::keys::Role;
-use tunguard::segment::pieces;
 use tunguard::session::{Event, IN_BAND_LEN, Session};
 use tunguard::sys::clock;
-use tunguard::sys::mq::{Reader, Writer};
 use tunguard::sys::poller::{Interest, Poller};
 use tunguard::sys::seqpacket::Incoming;
 use tunguard::sys::udp::{Carrier, RECEIVE_BUFFERS, ReceiveBuffers, Received};
 use tunguard::time::Time;
 use tunguard::wire::control::{Message, Reason};
-use tunguard::wire::vnet::VnetHeader;
 
 use crate::admission::{Admitted, TunExit, admit};
+use crate::downlink::Downlink;
 use crate::nursery::Prepared;
 
 /// Serves one client from its accepted connection to the end of its session; the result is the last word to
@@ -59,13 +54,11 @@ struct Carrying<'a> {
 /// The data path's ends and buffers.
 struct Data {
     carrier: Carrier,
-    downlink: Reader,
+    downlink: Downlink,
     exit: TunExit,
     name: String,
-    message: Vec<u8>,
     buffers: ReceiveBuffers,
     received: Vec<Received>,
-    uplink: BatchWriter,
 }
 
 impl<'a> Carrying<'a> {
@@ -78,10 +71,6 @@ impl<'a> Carrying<'a> {
         add(admitted.control.as_fd(), CONTROL, admitted.control.interest())?;
         add(admitted.carrier.as_fd(), UDP, Interest::Read)?;
         add(admitted.downlink.as_fd(), DOWNLINK, Interest::Read)?;
-        let uplink_bytes = match admitted.exit {
-            TunExit::Device(_) => 0,
-            TunExit::Guard(_, bytes) => bytes,
-        };
         Ok(Carrying {
             guard,
             session: admitted.session,
@@ -92,10 +81,8 @@ impl<'a> Carrying<'a> {
                 downlink: admitted.downlink,
                 exit: admitted.exit,
                 name: admitted.name,
-                message: vec![0; admitted.message_bytes],
                 buffers: ReceiveBuffers::default(),
                 received: Vec::with_capacity(RECEIVE_BUFFERS),
-                uplink: BatchWriter::new(uplink_bytes),
             },
             poller,
             egress: Egress::default(),
@@ -140,12 +127,9 @@ impl<'a> Carrying<'a> {
     fn guard_to_client(&mut self) -> Outcome<()> {
         let data = &mut self.data;
         for _ in 0..MESSAGES_PER_TURN {
-            let received = data.downlink.receive(&mut data.message);
-            let Some(len) = received.map_err(|e| Failure::system("read the session's queue", e))? else {
-                break;
-            };
+            let Some(batch) = data.downlink.take()? else { break };
             let now = clock::now();
-            for record in BatchReader::new(&data.message[..len]) {
+            for record in BatchReader::new(batch) {
                 match record {
                     Ok((vnet, packet)) => {
                         self.egress.push(&mut self.session, &data.carrier, now, vnet, packet);
@@ -179,16 +163,15 @@ impl<'a> Carrying<'a> {
 
     fn worker_to_tun(&mut self) {
         let Carrying { session, ingress, data, uso, .. } = self;
-        match &data.exit {
+        match &mut data.exit {
             TunExit::Device(tun) => ingress.write_out(session, &data.buffers, *uso, |parts| {
                 tun.write(parts).map_err(|_| DropReason::TunRefused)
             }),
-            TunExit::Guard(queue, _) => {
-                let mut uplink = Uplink::new(&mut data.uplink, queue);
-                ingress.write_out(session, &data.buffers, *uso, |parts| worker_to_guard(&mut uplink, parts));
-                uplink.send();
-                session.take_back(uplink.lost_packets, uplink.lost_bytes);
-                session.drops.add(DropReason::UplinkFull, uplink.lost_packets);
+            TunExit::Guard(uplink) => {
+                ingress.write_out(session, &data.buffers, *uso, |parts| uplink.worker_to_guard(parts));
+                let lost = uplink.flush();
+                session.take_back(lost.packets, lost.bytes);
+                session.drops.add(DropReason::UplinkFull, lost.packets);
             }
         }
     }
@@ -349,71 +332,6 @@ impl<'a> Carrying<'a> {
     }
 }
 
-/// The batch for the guard, and what was lost of it.
-struct Uplink<'a> {
-    batch: &'a mut BatchWriter,
-    queue: &'a Writer,
-    /// In the batch: packets as the client sent them, and their bytes.
-    packets: u64,
-    bytes: u64,
-    /// The same, of batches the queue had no room for.
-    lost_packets: u64,
-    lost_bytes: u64,
-}
-
-impl<'a> Uplink<'a> {
-    fn new(batch: &'a mut BatchWriter, queue: &'a Writer) -> Uplink<'a> {
-        Uplink { batch, queue, packets: 0, bytes: 0, lost_packets: 0, lost_bytes: 0 }
-    }
-
-    fn send(&mut self) {
-        if !self.batch.is_empty() && !self.posted() {
-            self.lost_packets += self.packets;
-            self.lost_bytes += self.bytes;
-        }
-        self.batch.clear();
-        (self.packets, self.bytes) = (0, 0);
-    }
-}
-
-impl Uplink<'_> {
-    /// Whether the batch is in the queue. A full one is waited for, briefly: meanwhile the client's packets wait in
-    /// our socket, and only ours do.
-    fn posted(&self) -> bool {
-        let mut sent = self.queue.send(self.batch.message());
-        if matches!(sent, Ok(false)) {
-            let mut room = [PollFd::new(self.queue.as_fd(), PollFlags::POLLOUT)];
-            let _ = poll(&mut room, UPLINK_WAIT_MS);
-            sent = self.queue.send(self.batch.message());
-        }
-        matches!(sent, Ok(true))
-    }
-}
-
-/// Appends one super-packet to the batch for the guard, which goes out first where it is full; in pieces where
-/// it doesn't even fit an empty one (the kernel's default message size).
-fn worker_to_guard(uplink: &mut Uplink<'_>, parts: &[IoSlice<'_>]) -> Result<(), DropReason> {
-    // Virtio header, merged header (empty for a single packet), then each packet's payload.
-    let (vnet, packet) = parts.split_first().ok_or(DropReason::BadInner)?;
-    let vnet = VnetHeader::parse(vnet).ok_or(DropReason::BadInner)?;
-    let mut whole = Vec::with_capacity(packet.iter().map(|part| part.len()).sum());
-    packet.iter().for_each(|part| whole.extend_from_slice(part));
-    let members = packet.len().saturating_sub(1) as u64;
-    let merged_header = packet.first().map_or(0, |head| head.len()) as u64;
-    let room = uplink.batch.room_for_packet();
-    let cut = pieces(vnet, &whole, room, |vnet, head, payload| {
-        if !uplink.batch.push(&vnet, head, payload) {
-            uplink.send();
-            uplink.batch.push(&vnet, head, payload);
-        }
-    });
-    cut.map_err(|_| DropReason::TooBig)?;
-    uplink.packets += members;
-    // Each member had the header that now stands for all.
-    uplink.bytes += whole.len() as u64 + merged_header * members.saturating_sub(1);
-    Ok(())
-}
-
 const GUARD: u64 = 0;
 const CONTROL: u64 = 1;
 const UDP: u64 = 2;
@@ -424,5 +342,3 @@ const EVENTS: usize = 8;
 const MESSAGES_PER_TURN: usize = 16;
 const RECEIVES_PER_TURN: usize = 16;
 const CONTROL_PER_TURN: usize = 32;
-/// How long a full queue to the guard may hold this session up.
-const UPLINK_WAIT_MS: u8 = 20;
