@@ -12,7 +12,7 @@ RELEASE := $(TARGET)/release
 PROGRAMS := tunguard tunguard-guard tunguard-worker
 
 .DEFAULT_GOAL := help
-.PHONY: help build run-server run-client client certs demo test check bench install clean
+.PHONY: help build run-server run-client client certs demo test check bench bench-micro install clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +47,10 @@ check: ## Quick: format, lints, unit tests
 
 bench: build ## Measures tunguard beside the bare link, OpenVPN, ocserv and wireguard-go (root; ARGS="--rounds 1 ...")
 	@BIN=$(RELEASE) bench/run.sh --scale $(ARGS)
+
+bench-micro: ## Times each step of the data path, without a network (ARGS="--quick seal")
+	@scripts/packages.sh build
+	cargo bench --locked -p tunguard -p tunguard-guard --bench data_path --bench routes -- $(ARGS)
 
 install: build ## Installs to PREFIX=/usr/local, below DESTDIR= if set
 	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/libexec/tunguard"

@@ -50,7 +50,17 @@ fn files_and_pages_exist() {
         }
         // Source files by their path from the root.
         for word in text.split(|c: char| c.is_whitespace() || "`()[],;|".contains(c)) {
-            let source = ["src/", "guard/src/", "worker/src/", "tests/", "scripts/", "packaging/", "bench/"];
+            let source = [
+                "src/",
+                "guard/src/",
+                "worker/src/",
+                "tests/",
+                "scripts/",
+                "packaging/",
+                "bench/",
+                "benches/",
+                "guard/benches/",
+            ];
             let word = word.trim_end_matches(['.', ':']);
             if source.iter().any(|folder| word.starts_with(folder)) && !word.contains(['*', '{', '<']) {
                 assert!(root().join(word).exists(), "{page} names {word}");
