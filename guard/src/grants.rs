@@ -196,6 +196,7 @@ impl Guard {
             queues,
             since: clock::now(),
             outbox: None,
+            queued_packets: 0,
             uplink: None,
             peer: None,
             control: true,

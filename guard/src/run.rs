@@ -343,19 +343,28 @@ impl Guard {
     /// Sends a batch to its session's queue and empties it.
     fn post(&mut self, key: u64, batch: &mut BatchWriter) {
         if !batch.is_empty() {
+            let packets = BatchReader::new(batch.message()).count() as u64;
             let posted = self.workers.outbox(key).map(|outbox| outbox.post(batch, &mut self.pool));
             match posted {
-                Some(Ok(Posted::Sent)) => {}
-                Some(Ok(Posted::Waiting)) => self.watch_queue(key, Interest::Write),
+                Some(Ok(Posted::Sent)) => self.count_queued(key, packets),
+                Some(Ok(Posted::Waiting)) => {
+                    self.count_queued(key, packets);
+                    self.watch_queue(key, Interest::Write);
+                }
                 // Full, or a queue that broke: its worker's end is seen elsewhere.
                 Some(Ok(Posted::Dropped) | Err(_)) | None => {
-                    for _ in BatchReader::new(batch.message()) {
-                        self.accounts.drop(GuardDrop::QueueFull);
-                    }
+                    self.accounts.drop_many(GuardDrop::QueueFull, packets);
                 }
             }
         }
         batch.clear();
+    }
+
+    fn count_queued(&mut self, key: u64, packets: u64) {
+        self.accounts.queued_packets += packets;
+        if let Some(session) = self.workers.get_mut(key).and_then(|w| w.session.as_mut()) {
+            session.queued_packets += packets;
+        }
     }
 
     fn resume_queue(&mut self, key: u64) {
