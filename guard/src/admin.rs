@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tunguard::VERSION;
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::ipc::{Reply, Report};
+use tunguard::net;
 use tunguard::sys::clock;
 use tunguard::sys::poller::Interest;
 use tunguard::time::Time;
@@ -214,8 +215,12 @@ impl Guard {
         let mut sessions: Vec<(&Session, &Worker)> =
             self.workers.iter().filter_map(|(_, w)| w.session.as_ref().map(|s| (s, w))).collect();
         sessions.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name).then(a.since.cmp(&b.since)));
-        let drops: serde_json::Map<String, Value> =
+        let mut drops: serde_json::Map<String, Value> =
             GuardDrop::ALL.iter().map(|r| (r.name().to_owned(), self.accounts.dropped(*r).into())).collect();
+        // Not dropped by us, but for us: too late to read them.
+        if let Some(packets) = net::device_full(self.config.device.as_str()) {
+            drops.insert("device_full".to_owned(), packets.into());
+        }
         let status = json!({
             "version": VERSION,
             "device": self.config.device.as_str(),

@@ -380,8 +380,7 @@ impl Balance {
         for (n, account) in (1..).zip(&self.accounts) {
             faults.extend(account.faults().into_iter().map(|fault| format!("session {n}: {fault}")));
         }
-        // What couldn't be read was never counted as read.
-        let dropped: u64 = self.guard_drops.iter().filter(|(k, _)| *k != "unreadable").map(|(_, n)| n).sum();
+        let dropped: u64 = READ_AND_DROPPED.iter().map(|reason| self.guard_drops[*reason]).sum();
         if self.guard_read != self.guard_queued + dropped {
             faults.push(format!(
                 "guard: read {}, queued {}, dropped {:?}",
@@ -391,6 +390,10 @@ impl Balance {
         let queued: u64 = self.accounts.iter().map(|account| account.queued).sum();
         if queued != self.guard_queued {
             faults.push(format!("guard: queued {}, for its sessions {queued}", self.guard_queued));
+        }
+        if self.guard_drops["device_full"] != self.device.not_sent {
+            faults
+                .push(format!("device_full is {:?}, of {:?}", self.guard_drops["device_full"], self.device));
         }
         if self.device.sent != self.guard_read {
             faults.push(format!("guard: read {}, the device says {}", self.guard_read, self.device.sent));
@@ -446,11 +449,10 @@ impl Balance {
             self.guard_drops.iter().filter(|(_, n)| **n > 0).map(|(k, n)| format!("{k} {n}")).collect();
         let _ = writeln!(
             text,
-            "guard: read {} = queued {} + dropped [{}]; before it the full device dropped {}",
+            "guard: read {} = queued {} + dropped; dropped, device_full before that: [{}]",
             self.guard_read,
             self.guard_queued,
             drops.join(", "),
-            self.device.not_sent
         );
         text
     }
@@ -552,3 +554,6 @@ fn last_line(log: &str, n: usize) -> Option<&str> {
     let start = format!(" c{n}: read ");
     log.lines().find(|line| line.contains(&start))
 }
+
+/// What the guard drops after it read it from the device.
+const READ_AND_DROPPED: [&str; 4] = ["no_route", "bad_inner", "queue_full", "too_long"];

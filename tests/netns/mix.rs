@@ -6,6 +6,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
+use std::sync::{Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -37,11 +38,40 @@ pub struct Outcome {
     pub pings: [Pings; 2],
 }
 
+/// Lets so many do something at once.
+pub struct Turns {
+    free: Mutex<usize>,
+    freed: Condvar,
+}
+
+impl Turns {
+    /// For `free` at once.
+    pub fn new(free: usize) -> Turns {
+        Turns { free: Mutex::new(free), freed: Condvar::new() }
+    }
+
+    fn take(&self) -> Turn<'_> {
+        let free = self.free.lock().expect("nobody panics with it");
+        *self.freed.wait_while(free, |free| *free == 0).expect("nobody panics with it") -= 1;
+        Turn(self)
+    }
+}
+
+/// Given back when it goes, by a panic as well.
+struct Turn<'a>(&'a Turns);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *self.0.free.lock().expect("nobody panics with it") += 1;
+        self.0.freed.notify_one();
+    }
+}
+
 /// Sends the mix through session `n` of the lab.
-pub fn mix(lab: &Lab, n: usize, amount: Amount) -> Outcome {
+pub fn mix(lab: &Lab, n: usize, amount: Amount, turns: &Turns) -> Outcome {
     let ends = Ends::of(lab, n);
     thread::scope(|scope| {
-        let tcp = scope.spawn(|| ends.transfers(amount));
+        let tcp = scope.spawn(|| ends.transfers(amount, turns));
         let udp = scope.spawn(|| ends.streams(amount));
         let pings = scope.spawn(|| ends.pings(amount));
         let outcome = (tcp.join(), udp.join(), pings.join());
@@ -80,12 +110,13 @@ impl Ends {
     }
 
     /// One connection after the other, each with data both ways.
-    fn transfers(&self, amount: Amount) -> u64 {
+    fn transfers(&self, amount: Amount, turns: &Turns) -> u64 {
         let mut done = 0;
         for (_, from, to, address) in self.ways().into_iter().cycle() {
             if done >= 4 && Instant::now() >= amount.until {
                 break;
             }
+            let _turn = turns.take();
             transfer(from, to, address, amount.tcp_bytes);
             done += 1;
         }
