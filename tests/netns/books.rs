@@ -119,8 +119,8 @@ impl Books<'_> {
         let mut accounts: Vec<Account> = Vec::new();
         for n in 1..=self.sessions {
             let session = session(&status, n);
-            let worker = udp_inode(session["pid"].as_i64().expect("a worker") as i32, &sockets);
-            let far = udp_inode(tunnels[n - 1], &self::sockets(&self.lab.c(n)));
+            let worker = udp_socket(session["pid"].as_i64().expect("a worker") as i32, &sockets);
+            let far = udp_socket(tunnels[n - 1], &self::sockets(&self.lab.c(n)));
             let devices = Devices::of(&self.lab.c(n));
             accounts.push(Account {
                 queued: number(session, "queued_packets"),
@@ -181,8 +181,8 @@ impl Books<'_> {
             let waiting: u64 = (1..=self.sessions)
                 .map(|n| {
                     let session = session(&status, n);
-                    let worker = udp_inode(session["pid"].as_i64().expect("a worker") as i32, &sockets);
-                    let client = udp_inode(tunnels[n - 1], &self::sockets(&self.lab.c(n)));
+                    let worker = udp_socket(session["pid"].as_i64().expect("a worker") as i32, &sockets);
+                    let client = udp_socket(tunnels[n - 1], &self::sockets(&self.lab.c(n)));
                     let queue = number(session, "queue_depth") + number(session, "backlog_bytes");
                     worker.waiting + client.waiting + queue
                 })
@@ -286,10 +286,13 @@ pub struct Account {
     device_reads: u64,
     /// What the client's device had no room for.
     pub client_device_dropped: u64,
+    /// Datagrams that were never sealed, sent to the server from the client's host.
+    pub forged: u64,
     entered: [u64; 2],
     lost: [u64; 2],
     arrived: [u64; 2],
-    socket_full: [u64; 2],
+    /// What the receiving tunnel socket had no room for.
+    pub socket_full: [u64; 2],
     /// Dropped by the wire of this session alone, whatever they were.
     wire_dropped: [u64; 2],
 }
@@ -298,7 +301,8 @@ impl Account {
     /// Datagrams put on the wire.
     fn put(&self, way: usize) -> i64 {
         let sender = [&self.client, &self.server][way];
-        (sender.sent + sender.sent_in_band) as i64 - sender.dropped(Stage::Sending) as i64
+        let forged = if way == 0 { self.forged } else { 0 };
+        (sender.sent + sender.sent_in_band + forged) as i64 - sender.dropped(Stage::Sending) as i64
     }
 
     /// Datagrams that left the receiving socket.
@@ -434,6 +438,7 @@ impl Balance {
         for reason in DropReason::ALL.into_iter().filter(|r| stage_of(*r) == Stage::Sending) {
             row(&format!("- {}", reason.name()), &|a, way| of(&sender(a, way), reason));
         }
+        row("+ forged", &|a, way| if way == 0 { a.forged as i64 } else { 0 });
         row("- dropped by the wire to the router", &|a, way| a.missing(way)[0]);
         row("entered the router", &|a, way| a.entered[way] as i64);
         row("- dropped by the nftables rule", &|a, way| a.lost[way] as i64);
@@ -457,9 +462,14 @@ impl Balance {
         text
     }
 
-    /// What the server's device had no room for.
-    pub fn device_dropped(&self) -> u64 {
-        self.device.not_sent
+    /// Dropped between the server's kernel and the queues, for whichever session.
+    pub fn dropped_by_guard(&self) -> u64 {
+        self.guard_drops.values().sum()
+    }
+
+    /// Dropped by the guard for this reason.
+    pub fn guard_dropped(&self, reason: &str) -> u64 {
+        self.guard_drops[reason]
     }
 }
 
@@ -490,6 +500,11 @@ pub fn drops_of(namespace: &Namespace, inode: u64) -> u64 {
     sockets(namespace).get(&inode).expect("the socket is there").drops
 }
 
+/// Datagrams that the one UDP socket of a process had no room for.
+pub fn drops_of_process(namespace: &Namespace, pid: i32) -> u64 {
+    udp_socket(pid, &sockets(namespace)).drops
+}
+
 /// The inode of a socket.
 pub fn socket_inode(pid: i32, descriptor: i32) -> u64 {
     let target = fs::read_link(format!("/proc/{pid}/fd/{descriptor}")).expect("a descriptor");
@@ -501,7 +516,7 @@ fn inode(target: &str) -> Option<u64> {
 }
 
 /// The one UDP socket a process has.
-fn udp_inode(pid: i32, sockets: &BTreeMap<u64, UdpSocketState>) -> UdpSocketState {
+fn udp_socket(pid: i32, sockets: &BTreeMap<u64, UdpSocketState>) -> UdpSocketState {
     let held: Vec<UdpSocketState> =
         descriptors(pid).iter().filter_map(|target| sockets.get(&inode(target)?).copied()).collect();
     assert_eq!(held.len(), 1, "process {pid} has other than one UDP socket");
