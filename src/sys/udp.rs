@@ -264,3 +264,20 @@ const SOCKET_BUFFER: usize = 4 << 20;
 const STATES: usize = 4;
 /// Runs sent datagram by datagram before segmentation is tried again.
 const RECOVER_AFTER: u32 = 5_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_refused_in_part_counts_that_part() {
+        let receiver = UdpSocket::bind("127.0.0.1:0").expect("bind");
+        let target = receiver.local_addr().expect("an address");
+        let carrier = Carrier::new(bind_towards(target).expect("bind").into()).expect("a carrier");
+        // The first is longer than any datagram can be.
+        let run = vec![7; 70_010];
+        let unsent = carrier.send(&Path::new(target, None), 0, &run, 70_000);
+        assert_eq!(unsent, Err(Unsent { reason: DropReason::TooBig, datagrams: 1 }));
+        assert_eq!(receiver.recv(&mut [0; 64]).expect("the second"), 10);
+    }
+}
