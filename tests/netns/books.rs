@@ -23,6 +23,29 @@ use crate::process::{Process, descriptors};
 pub struct Books<'a> {
     lab: &'a Lab,
     sessions: usize,
+    /// What the wires had dropped before: while they were laid, one end was up before the other.
+    before: Wires,
+}
+
+/// Packets each wire dropped, by the side they were to leave from.
+#[derive(Default)]
+struct Wires {
+    from_clients: Vec<u64>,
+    to_clients: Vec<u64>,
+    to_server: u64,
+    from_server: u64,
+}
+
+impl Wires {
+    fn now(lab: &Lab, sessions: usize) -> Wires {
+        let router = Devices::of(&lab.net());
+        Wires {
+            from_clients: (1..=sessions).map(|n| Devices::of(&lab.c(n)).get("eth0").not_sent).collect(),
+            to_clients: (1..=sessions).map(|n| router.get(&format!("c{n}")).not_sent).collect(),
+            to_server: router.get("srv").not_sent,
+            from_server: Devices::of(&lab.srv()).get("eth0").not_sent,
+        }
+    }
 }
 
 impl Books<'_> {
@@ -62,7 +85,7 @@ impl Books<'_> {
             map(&device, "up_lost"),
             map(&device, "down_lost"),
         );
-        let books = Books { lab, sessions };
+        let books = Books { lab, sessions, before: Wires::now(lab, sessions) };
         books.table(&lab.net(), "router", &router);
         let server = format!(
             "{}chain arrive {{\ntype filter hook prerouting priority raw\n\
@@ -126,14 +149,11 @@ impl Books<'_> {
                 queued: number(session, "queued_packets"),
                 device_reads: devices.get("tg0").sent,
                 client_device_dropped: devices.get("tg0").not_sent,
-                wire_dropped: [devices.get("eth0").not_sent, 0],
                 socket_full: [worker.drops, far.drops],
                 ..Account::default()
             });
         }
-        let devices = Devices::of(&self.lab.srv());
-        let balance_device = devices.get("tg0");
-        let server_wire = devices.get("eth0").not_sent;
+        let device = Devices::of(&self.lab.srv()).get("tg0");
 
         clients.iter().for_each(|client| client.signal(Signal::SIGTERM));
         for client in &mut *clients {
@@ -146,7 +166,7 @@ impl Books<'_> {
         });
         let router = self.counters(&self.lab.net());
         let arrived = self.counters(&self.lab.srv());
-        let devices = Devices::of(&self.lab.net());
+        let wires = Wires::now(self.lab, self.sessions);
         for (n, account) in (1..).zip(&mut accounts) {
             let log = clients[n - 1].log();
             let lines: Vec<&str> = log.lines().filter(|line| line.contains(" this session read ")).collect();
@@ -158,16 +178,21 @@ impl Books<'_> {
             account.entered = [read(&router, "up_entered"), read(&router, "down_entered")];
             account.lost = [read(&router, "up_lost"), read(&router, "down_lost")];
             account.arrived = [read(&arrived, "up_arrived"), read(&down, "down_arrived")];
-            account.wire_dropped[1] = devices.get(&format!("c{n}")).not_sent;
+            account.wire_dropped = [
+                wires.from_clients[n - 1] - self.before.from_clients[n - 1],
+                wires.to_clients[n - 1] - self.before.to_clients[n - 1],
+            ];
         }
         Balance {
             accounts,
             guard_read: number(&status, "device_packets"),
             guard_queued: number(&status, "queued_packets"),
             guard_drops: counts(&status["guard_drops"]),
-            device: balance_device,
-            // Shared by all sessions.
-            shared_wire_dropped: [devices.get("srv").not_sent, server_wire],
+            device,
+            shared_wire_dropped: [
+                wires.to_server - self.before.to_server,
+                wires.from_server - self.before.from_server,
+            ],
         }
     }
 
@@ -374,6 +399,7 @@ pub struct Balance {
     guard_queued: u64,
     guard_drops: BTreeMap<String, u64>,
     device: Device,
+    /// Dropped by the wire all sessions share, between the server and the router.
     shared_wire_dropped: [u64; 2],
 }
 
