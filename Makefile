@@ -1,18 +1,18 @@
 # `make` or `make help` lists the targets.
 #
 # Variables: PREFIX, DESTDIR (install); NAME, REMOTE (client, certs); PROFILE (run-client); CONFIG, CERTS
-# (run-server, client, certs).
+# (run-server, client, certs); SESSIONS, SECONDS, LOSS (soak).
 
 PREFIX ?= /usr/local
 DESTDIR ?=
-export NAME REMOTE CERTS CONFIG
+export NAME REMOTE CERTS CONFIG SESSIONS SECONDS LOSS
 
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
 PROGRAMS := tunguard tunguard-guard tunguard-worker
 
 .DEFAULT_GOAL := help
-.PHONY: help build run-server run-client client certs demo test check bench bench-micro install clean
+.PHONY: help build run-server run-client client certs demo test check soak bench bench-micro install clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,12 @@ test: ## Everything: format, lints, docs, unit, property and e2e tests (e2e as r
 
 check: ## Quick: format, lints, unit tests
 	@scripts/test.sh quick
+
+# CI: where there can be no lab it fails, rather than pass without one.
+soak: build ## Mixed traffic over a lossy network, every packet accounted for (root; SESSIONS=100 SECONDS=120 LOSS=10)
+	@scripts/packages.sh run lab
+	@CI=true TUNGUARD_TEST_BINARIES="$(abspath $(RELEASE))" cargo test --locked --test netns -- \
+		--ignored --exact soak::every_packet_is_accounted_for_at_length --nocapture
 
 bench: build ## Measures tunguard beside the bare link, OpenVPN, ocserv and wireguard-go (root; ARGS="--rounds 1 ...")
 	@BIN=$(RELEASE) bench/run.sh --scale $(ARGS)

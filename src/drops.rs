@@ -1,5 +1,7 @@
 //! Every dropped packet is counted under the reason it was dropped for.
 
+use std::fmt;
+
 /// Why a session's packet was dropped. "Anyone" marks what a stranger on the network can provoke, "peer" what
 /// only the authenticated peer can, "host" what only our own machine can.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -124,9 +126,28 @@ impl Drops {
     }
 }
 
+/// For the log.
+impl fmt::Display for Drops {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list: Vec<String> =
+            self.nonzero().map(|(reason, packets)| format!("{} {packets}", reason.name())).collect();
+        f.write_str(if list.is_empty() { "nothing" } else { "" })?;
+        f.write_str(&list.join(", "))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn drops_are_listed_by_name() {
+        let mut drops = Drops::default();
+        assert_eq!(drops.to_string(), "nothing");
+        drops.add(DropReason::TooBig, 2);
+        drops.count(DropReason::BadTag);
+        assert_eq!(drops.to_string(), "bad_tag 1, too_big 2");
+    }
 
     #[test]
     fn all_lists_each_reason_at_its_own_place() {

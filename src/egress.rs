@@ -9,7 +9,7 @@ use crate::drops::DropReason;
 use crate::path::Path;
 use crate::segment::{Segments, ecn};
 use crate::session::Session;
-use crate::sys::udp::Carrier;
+use crate::sys::udp::{Carrier, Unsent};
 use crate::time::Time;
 use crate::wire::data::{HEADER_LEN, OVERHEAD, PARTIAL_CSUM, TAG_LEN};
 use crate::wire::vnet::VnetHeader;
@@ -48,8 +48,9 @@ impl Egress {
     ) {
         let mut segments = match Segments::new(vnet, packet) {
             Ok(segments) => segments,
-            Err(_) => return session.drops.count(DropReason::BadSuperPacket),
+            Err(_) => return Egress::refuse(session),
         };
+        session.taken(segments.count() as u64);
         if session.path().is_none() {
             return session.drops.add(DropReason::NoPath, segments.count() as u64);
         }
@@ -75,20 +76,28 @@ impl Egress {
                 }
             }
         }
+        // None is left, unless its checksum could not be completed.
+        session.drops.add(DropReason::BadSuperPacket, segments.count() as u64);
+    }
+
+    /// Counts what came to be sent and makes no sense.
+    pub fn refuse(session: &mut Session) {
+        session.taken(1);
+        session.drops.count(DropReason::BadSuperPacket);
     }
 
     /// Sends the run.
     pub fn flush(&mut self, session: &mut Session, carrier: &Carrier) {
         if self.datagrams > 0
             && let Some(path) = session.path().map(|active| active.path)
-            && let Err(reason) = self.send(carrier, &path)
+            && let Err(unsent) = self.send(carrier, &path)
         {
-            session.drops.add(reason, self.datagrams as u64);
+            session.drops.add(unsent.reason, unsent.datagrams as u64);
         }
         (self.datagrams, self.len, self.closed) = (0, 0, false);
     }
 
-    fn send(&self, carrier: &Carrier, path: &Path) -> Result<(), DropReason> {
+    fn send(&self, carrier: &Carrier, path: &Path) -> Result<(), Unsent> {
         carrier.send(path, self.ecn, &self.bytes[..self.len], self.stride)
     }
 

@@ -2,6 +2,7 @@
 //! No I/O and no clock: the shells hand in datagrams, messages and the time, and ask what is to be sent.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::time::Duration;
@@ -75,17 +76,46 @@ pub struct Start {
     pub dialled: Option<Path>,
 }
 
-/// Inner packets and bytes carried.
+/// What a session carried: with its [`Drops`], where each packet went. What was read is cut, what was cut is sealed or
+/// dropped; what was sealed is a datagram that was sent or dropped; a datagram that came was delivered, or a message
+/// in band, or dropped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Traffic {
+    /// Packets and super-packets taken from the device or the queue.
+    pub read_packets: u64,
+    /// Packets they were cut into.
+    pub cut_packets: u64,
     /// Packets sealed.
     pub sent_packets: u64,
     /// Their bytes.
     pub sent_bytes: u64,
+    /// In-band messages sealed.
+    pub sent_in_band: u64,
     /// Packets opened and delivered.
     pub received_packets: u64,
     /// Their bytes.
     pub received_bytes: u64,
+    /// In-band messages opened.
+    pub received_in_band: u64,
+}
+
+/// For the log.
+impl fmt::Display for Traffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "read {} and cut into {}, sent {} packets ({} bytes) and {} in band, \
+             received {} packets ({} bytes) and {} in band",
+            self.read_packets,
+            self.cut_packets,
+            self.sent_packets,
+            self.sent_bytes,
+            self.sent_in_band,
+            self.received_packets,
+            self.received_bytes,
+            self.received_in_band,
+        )
+    }
 }
 
 /// What the shell should know.
@@ -220,6 +250,12 @@ impl Session {
         self.inner.iter().any(|net| net.contains(&ip))
     }
 
+    /// Counts a packet or super-packet that was taken in to be sent, as `packets` of the path's size.
+    pub fn taken(&mut self, packets: u64) {
+        self.traffic.read_packets += 1;
+        self.traffic.cut_packets += packets;
+    }
+
     /// Seals an inner packet: `datagram` is header space, the packet, tag space. `flags` is 0 or
     /// [`data::PARTIAL_CSUM`].
     pub fn seal(&mut self, now: Time, flags: u8, datagram: &mut [u8]) -> Result<(), DropReason> {
@@ -263,6 +299,7 @@ impl Session {
             return Ok(Opened::Packet { text: authentic.text, partial_csum });
         }
         let message = InBand::parse(&datagram[authentic.text]).ok_or(DropReason::BadInBand)?;
+        self.traffic.received_in_band += 1;
         self.handle_in_band(now, path, message);
         Ok(Opened::InBand)
     }
@@ -399,6 +436,7 @@ impl Session {
     ) -> Result<usize, DropReason> {
         let len = HEADER_LEN + message.emit(&mut datagram[HEADER_LEN..]) + TAG_LEN;
         self.epochs.seal(now, data::CONTROL, &mut datagram[..len])?;
+        self.traffic.sent_in_band += 1;
         Ok(len)
     }
 

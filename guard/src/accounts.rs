@@ -56,13 +56,20 @@ pub struct Accounts {
     pub read_packets: u64,
     /// Their bytes.
     pub read_bytes: u64,
+    /// Packets and super-packets handed to sessions: in their queues, or waiting for room there.
+    pub queued_packets: u64,
     drops: [u64; GuardDrop::ALL.len()],
 }
 
 impl Accounts {
     /// Counts one packet dropped.
     pub fn drop(&mut self, reason: GuardDrop) {
-        self.drops[reason as usize] += 1;
+        self.drop_many(reason, 1);
+    }
+
+    /// Counts `packets` dropped.
+    pub fn drop_many(&mut self, reason: GuardDrop, packets: u64) {
+        self.drops[reason as usize] += packets;
     }
 
     /// Packets dropped for `reason`.

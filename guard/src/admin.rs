@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tunguard::VERSION;
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::ipc::{Reply, Report};
+use tunguard::net;
 use tunguard::sys::clock;
 use tunguard::sys::poller::Interest;
 use tunguard::time::Time;
@@ -214,8 +215,12 @@ impl Guard {
         let mut sessions: Vec<(&Session, &Worker)> =
             self.workers.iter().filter_map(|(_, w)| w.session.as_ref().map(|s| (s, w))).collect();
         sessions.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name).then(a.since.cmp(&b.since)));
-        let drops: serde_json::Map<String, Value> =
+        let mut drops: serde_json::Map<String, Value> =
             GuardDrop::ALL.iter().map(|r| (r.name().to_owned(), self.accounts.dropped(*r).into())).collect();
+        // Not dropped by us, but for us: too late to read them.
+        if let Some(packets) = net::device_full(self.config.device.as_str()) {
+            drops.insert("device_full".to_owned(), packets.into());
+        }
         let status = json!({
             "version": VERSION,
             "device": self.config.device.as_str(),
@@ -231,6 +236,7 @@ impl Guard {
             "workers": self.workers.len(),
             "device_packets": self.accounts.read_packets,
             "device_bytes": self.accounts.read_bytes,
+            "queued_packets": self.accounts.queued_packets,
             "guard_drops": drops,
             "sessions": sessions.iter().map(|(s, w)| session_status(s, w, now)).collect::<Vec<_>>(),
         });
@@ -260,10 +266,15 @@ fn session_status(session: &Session, worker: &Worker, now: Time) -> Value {
         "age_s": now.since(session.since).as_secs(),
         "silent_ms": report.silent_ms,
         "rtt_us": report.rtt_us,
+        "queued_packets": session.queued_packets,
+        "read_packets": report.traffic.read_packets,
+        "cut_packets": report.traffic.cut_packets,
         "sent_packets": report.traffic.sent_packets,
         "sent_bytes": report.traffic.sent_bytes,
+        "sent_in_band": report.traffic.sent_in_band,
         "received_packets": report.traffic.received_packets,
         "received_bytes": report.traffic.received_bytes,
+        "received_in_band": report.traffic.received_in_band,
         "queue_depth": depth,
         "backlog_bytes": session.outbox.as_ref().map_or(0, |o| o.backlog()),
         "pid": worker.pid,

@@ -52,6 +52,7 @@ impl Blocks {
     }
 
     /// Bytes in use.
+    #[cfg(test)]
     pub fn used(&self) -> usize {
         self.taken.iter().map(|(from, to)| to - from).sum()
     }

@@ -79,6 +79,8 @@ pub struct Session {
     pub memory: Option<Filler>,
     /// Packets to the client, from `Established` on.
     pub outbox: Option<Outbox>,
+    /// Packets and super-packets that went there.
+    pub queued_packets: u64,
     /// Packets from the client, where the guard writes them to the device.
     pub uplink: Option<Reader>,
     /// Where the client is.

@@ -203,6 +203,7 @@ impl Guard {
             since: clock::now(),
             memory: Some(memory),
             outbox: None,
+            queued_packets: 0,
             uplink: None,
             peer: None,
             control: true,

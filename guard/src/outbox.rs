@@ -143,9 +143,9 @@ impl Outbox {
         &self.queue
     }
 
-    /// Bytes of memory in use.
+    /// Bytes that the queue has no room to tell of.
     pub fn backlog(&self) -> usize {
-        self.blocks.used()
+        self.waiting.iter().map(|(place, _)| place.len as usize).sum()
     }
 
     /// Behind the last batch that waits, where there is room: so small batches don't need a message each.
@@ -261,7 +261,7 @@ mod tests {
                     Posted::Full => break,
                     Posted::Late => panic!("nothing is late within a millisecond"),
                 }
-                assert!(lab.outbox.backlog() <= MEMORY.get());
+                assert!(lab.outbox.blocks.used() <= MEMORY.get());
             }
             for _ in 0..20 {
                 let Some(bytes) = lab.take() else { break };
@@ -298,15 +298,15 @@ mod tests {
         assert_eq!(lab.take().map(|b| b.len()), Some(50_000));
         // The reader may still be at it.
         assert_eq!(lab.post(&batch(1, 50_000)), Posted::Sent);
-        assert_eq!(lab.outbox.backlog(), 100_000);
+        assert_eq!(lab.outbox.blocks.used(), 100_000);
         lab.take();
         assert_eq!(lab.post(&batch(2, 50_000)), Posted::Sent);
-        assert_eq!(lab.outbox.backlog(), 100_000);
+        assert_eq!(lab.outbox.blocks.used(), 100_000);
         lab.take();
         lab.outbox.rest();
-        assert_eq!(lab.outbox.backlog(), 100_000, "used just now");
+        assert_eq!(lab.outbox.blocks.used(), 100_000, "used just now");
         lab.outbox.rest();
-        assert_eq!(lab.outbox.backlog(), 0);
+        assert_eq!(lab.outbox.blocks.used(), 0);
         assert_eq!(lab.memory.view(0, 4), Some(&[0; 4][..]));
     }
 

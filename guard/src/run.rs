@@ -316,22 +316,29 @@ impl Guard {
     /// Sends a batch to its session's queue and empties it.
     fn post(&mut self, key: u64, batch: &mut BatchWriter) {
         if !batch.is_empty() {
+            let packets = BatchReader::new(batch.message()).count() as u64;
             let posted = self.workers.outbox(key).map(|outbox| outbox.post(clock::now(), batch.message()));
-            let lost = match posted {
-                Some(Ok(Posted::Sent)) => None,
+            match posted {
+                Some(Ok(Posted::Sent)) => self.count_queued(key, packets),
                 Some(Ok(Posted::Waiting)) => {
+                    self.count_queued(key, packets);
                     self.watch_queue(key, Interest::Write);
-                    None
                 }
-                Some(Ok(Posted::Late)) => Some(GuardDrop::Codel),
+                Some(Ok(Posted::Late)) => self.accounts.drop_many(GuardDrop::Codel, packets),
                 // Full, or a queue that broke: its worker's end is seen elsewhere.
-                Some(Ok(Posted::Full) | Err(_)) | None => Some(GuardDrop::QueueFull),
-            };
-            if let Some(reason) = lost {
-                BatchReader::new(batch.message()).for_each(|_| self.accounts.drop(reason));
+                Some(Ok(Posted::Full) | Err(_)) | None => {
+                    self.accounts.drop_many(GuardDrop::QueueFull, packets)
+                }
             }
         }
         batch.clear();
+    }
+
+    fn count_queued(&mut self, key: u64, packets: u64) {
+        self.accounts.queued_packets += packets;
+        if let Some(session) = self.workers.get_mut(key).and_then(|w| w.session.as_mut()) {
+            session.queued_packets += packets;
+        }
     }
 
     fn resume_queue(&mut self, key: u64) {

@@ -182,8 +182,12 @@ impl Link {
         for _ in 0..READS_PER_TURN {
             let Some(len) = tun.read(packet)? else { break };
             let now = clock::now();
-            let Some(vnet) = VnetHeader::parse(&packet[..len]) else { continue };
-            egress.push(&mut self.session, &self.carrier, now, vnet, &packet[VNET_LEN..len]);
+            match VnetHeader::parse(&packet[..len]) {
+                Some(vnet) => {
+                    egress.push(&mut self.session, &self.carrier, now, vnet, &packet[VNET_LEN..len]);
+                }
+                None => Egress::refuse(&mut self.session),
+            }
         }
         egress.flush(&mut self.session, &self.carrier);
         Ok(())
@@ -292,10 +296,9 @@ impl Link {
         self.note_events();
         while let Some((message, path)) = self.session.poll_in_band() {
             let mut datagram = [0; IN_BAND_LEN];
-            let sent = self
-                .session
-                .seal_in_band(now, message, &mut datagram)
-                .and_then(|len| self.carrier.send(&path, 0, &datagram[..len], len));
+            let sent = self.session.seal_in_band(now, message, &mut datagram).and_then(|len| {
+                self.carrier.send(&path, 0, &datagram[..len], len).map_err(|unsent| unsent.reason)
+            });
             if let Err(reason) = sent {
                 self.session.drops.count(reason);
             }
@@ -364,9 +367,7 @@ impl Link {
     pub fn end(mut self, poller: &Poller) {
         self.hush(poller);
         let _ = poller.remove(&self.carrier);
-        for (reason, packets) in self.session.drops.nonzero() {
-            log::debug!("dropped in this session: {packets} packets ({})", reason.name());
-        }
+        log::info!("this session {}; dropped: {}", self.session.traffic(), self.session.drops);
     }
 }
 

@@ -523,6 +523,9 @@ impl<'a> Tunnel<'a> {
         if let Some(link) = self.link.take() {
             link.leave(&self.poller, Reason::Leaving);
         }
+        if let Some((old, _)) = self.draining.take() {
+            old.end(&self.poller);
+        }
         Over::Told
     }
 

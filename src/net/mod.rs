@@ -14,6 +14,7 @@
 //!
 //! None of it goes through a shell, and every function acts in the network namespace of the calling thread.
 
+mod counters;
 pub mod dns;
 pub mod forwarding;
 pub mod netlink;
@@ -24,6 +25,7 @@ pub mod routes;
 mod state;
 pub mod sysctl;
 
+pub use counters::device_full;
 pub use dns::DnsKeeper;
 pub use forwarding::Forwarding;
 pub use netlink::{Netlink, PROTOCOL, Route, RouteFilter, RouteKind, RouteTo, device_label};

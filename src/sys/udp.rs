@@ -60,6 +60,15 @@ pub struct Carrier {
     mapped: bool,
 }
 
+/// Datagrams of a run that the kernel didn't take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unsent {
+    /// Why; of several reasons the last.
+    pub reason: DropReason,
+    /// How many.
+    pub datagrams: usize,
+}
+
 /// Where received runs go. One piece of memory, so large that the allocator takes it from the kernel as it is, all
 /// zero: what no traffic ever reached costs nothing, and most sessions are idle.
 pub struct ReceiveBuffers(Vec<u8>);
@@ -140,25 +149,32 @@ impl Carrier {
         self.states.borrow().last().map_or(1, |s| s.max_gso_segments())
     }
 
-    /// Sends `datagrams`, each `stride` bytes but the last, which may be shorter. An error is the reason to
-    /// count them under; the network's state is never more than that.
-    pub fn send(&self, path: &Path, ecn: u8, datagrams: &[u8], stride: usize) -> Result<(), DropReason> {
+    /// Sends `datagrams`, each `stride` bytes but the last, which may be shorter. An error says what to count; the
+    /// network's state is never more than that.
+    pub fn send(&self, path: &Path, ecn: u8, datagrams: &[u8], stride: usize) -> Result<(), Unsent> {
         if datagrams.len() > stride && self.max_segments() > 1 {
             match self.send_once(path, ecn, datagrams, Some(stride)) {
                 Ok(()) => return Ok(()),
                 // The device or the path refuses segmentation (quinn-udp has noted it), or the path's MTU is
                 // below the stride: one by one they may still go, as fragments.
                 Err(e) if matches!(e.raw_os_error(), Some(libc::EIO | libc::EINVAL | libc::EMSGSIZE)) => {}
-                Err(e) => return Err(reason(&e)),
+                Err(e) => {
+                    return Err(Unsent { reason: reason(&e), datagrams: datagrams.len().div_ceil(stride) });
+                }
             }
         }
         if datagrams.len() > stride {
             self.recover();
         }
+        let mut unsent: Option<Unsent> = None;
         for datagram in datagrams.chunks(stride) {
-            self.send_once(path, ecn, datagram, None).map_err(|e| reason(&e))?;
+            // One that is refused says nothing of the next: that may be shorter, or find room.
+            if let Err(e) = self.send_once(path, ecn, datagram, None) {
+                let before = unsent.map_or(0, |unsent| unsent.datagrams);
+                unsent = Some(Unsent { reason: reason(&e), datagrams: before + 1 });
+            }
         }
-        Ok(())
+        unsent.map_or(Ok(()), Err)
     }
 
     fn send_once(&self, path: &Path, ecn: u8, contents: &[u8], stride: Option<usize>) -> io::Result<()> {
@@ -248,3 +264,20 @@ const SOCKET_BUFFER: usize = 4 << 20;
 const STATES: usize = 4;
 /// Runs sent datagram by datagram before segmentation is tried again.
 const RECOVER_AFTER: u32 = 5_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_refused_in_part_counts_that_part() {
+        let receiver = UdpSocket::bind("127.0.0.1:0").expect("bind");
+        let target = receiver.local_addr().expect("an address");
+        let carrier = Carrier::new(bind_towards(target).expect("bind").into()).expect("a carrier");
+        // The first is longer than any datagram can be.
+        let run = vec![7; 70_010];
+        let unsent = carrier.send(&Path::new(target, None), 0, &run, 70_000);
+        assert_eq!(unsent, Err(Unsent { reason: DropReason::TooBig, datagrams: 1 }));
+        assert_eq!(receiver.recv(&mut [0; 64]).expect("the second"), 10);
+    }
+}

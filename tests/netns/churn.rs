@@ -91,14 +91,15 @@ impl Holdings {
 }
 
 /// Queues with a name in the guard's IPC namespace.
-fn queue_names(lab: &Lab, guard: i32) -> String {
+pub fn queue_names(lab: &Lab, guard: i32) -> String {
     let place = lab.path("mqueue").display().to_string();
     let ipc = format!("--ipc=/proc/{guard}/ns/ipc");
     let script = format!("mkdir -p {place} && mount -t mqueue none {place} && ls -A {place}");
     lab.srv().must(&["nsenter", &ipc, "--", "unshare", "--mount", "sh", "-c", &script])
 }
 
-fn memory_kib(pid: i32) -> u64 {
+/// Memory of a process.
+pub fn memory_kib(pid: i32) -> u64 {
     let line = field(pid, "VmRSS").expect("VmRSS");
     line.split_whitespace().next().and_then(|n| n.parse().ok()).expect("a number")
 }

@@ -272,9 +272,10 @@ impl Lab {
         let (net, srv, lan) = (self.net().0, self.srv().0, self.lan().0);
         let mut batch = String::from("link set lo up\n");
         for n in 1..=self.clients {
+            let wire = wire_number(n);
             batch += &format!("link add c{n} type veth peer name eth0 netns {}\n", self.c(n).0);
-            batch += &format!("addr add 198.18.{n}.1/24 dev c{n}\n");
-            batch += &format!("addr add 2001:db8:{n}::1/64 dev c{n} nodad\n");
+            batch += &format!("addr add 198.18.{wire}.1/24 dev c{n}\n");
+            batch += &format!("addr add 2001:db8:{wire}::1/64 dev c{n} nodad\n");
             batch += &format!("link set c{n} up\n");
         }
         batch += &format!("link add srv type veth peer name eth0 netns {srv}\n");
@@ -283,9 +284,10 @@ impl Lab {
         ip_batch(&["-n", &net], &batch);
 
         for n in 1..=self.clients {
+            let (v4, v6, wire) = (outer_v4(n), outer_v6(n), wire_number(n));
             let batch = format!(
-                "link set lo up\naddr add 198.18.{n}.2/24 dev eth0\naddr add 2001:db8:{n}::2/64 dev eth0 nodad\n\
-                 link set eth0 up\nroute add default via 198.18.{n}.1\nroute add default via 2001:db8:{n}::1\n"
+                "link set lo up\naddr add {v4}/24 dev eth0\naddr add {v6}/64 dev eth0 nodad\nlink set eth0 up\n\
+                 route add default via 198.18.{wire}.1\nroute add default via 2001:db8:{wire}::1\n"
             );
             ip_batch(&["-n", &self.c(n).0], &batch);
         }
@@ -402,6 +404,13 @@ impl Namespace {
         String::from_utf8_lossy(&out.stdout).into_owned()
     }
 
+    /// Processes in it.
+    pub fn pids(&self) -> Vec<i32> {
+        let out = Command::new("ip").args(["netns", "pids", &self.0]).output();
+        let list = out.map(|out| String::from_utf8_lossy(&out.stdout).into_owned()).unwrap_or_default();
+        list.lines().filter_map(|line| line.trim().parse().ok()).collect()
+    }
+
     /// Writes a file of /proc/sys as it is there.
     pub fn sysctl(&self, name: &str, value: &str) {
         let path = format!("/proc/sys/{name}");
@@ -474,6 +483,22 @@ pub fn same_lines(before: &[String], after: &[String], what: &str) {
 /// The address with the port all servers here use.
 pub fn outer(address: &str) -> SocketAddr {
     SocketAddr::new(address.parse().expect("an address"), 55555)
+}
+
+/// The outer IPv4 address of client `n`.
+pub fn outer_v4(n: usize) -> String {
+    format!("198.18.{}.2", wire_number(n))
+}
+
+/// The outer IPv6 address of client `n`.
+pub fn outer_v6(n: usize) -> String {
+    format!("2001:db8:{}::2", wire_number(n))
+}
+
+/// What the addresses on client `n`'s wire have in common; 100 is the server's.
+fn wire_number(n: usize) -> usize {
+    assert!((1..255).contains(&n), "room for 254 clients");
+    if n < 100 { n } else { n + 1 }
 }
 
 /// An address.
@@ -577,10 +602,8 @@ fn sweep() {
 
 /// Ends the processes in a namespace of ours and deletes it.
 fn remove_namespace(name: &str) {
-    if let Ok(out) = Command::new("ip").args(["netns", "pids", name]).output() {
-        for pid in String::from_utf8_lossy(&out.stdout).lines().filter_map(|line| line.trim().parse().ok()) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
+    for pid in Namespace(name.to_owned()).pids() {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
     let _ = Command::new("ip").args(["netns", "del", name]).output();
 }

@@ -28,7 +28,9 @@ mod lab;
 #[expect(dead_code, reason = "shared with tests/tls.rs, which needs the rest")]
 mod certificates;
 
+mod books;
 mod capture;
+mod mix;
 mod process;
 mod raw_client;
 mod traffic;
@@ -43,3 +45,4 @@ mod many;
 mod matrix;
 mod plaintext;
 mod routing;
+mod soak;

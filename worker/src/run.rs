@@ -134,7 +134,7 @@ impl<'a> Carrying<'a> {
                     Ok((vnet, packet)) => {
                         self.egress.push(&mut self.session, &data.carrier, now, vnet, packet);
                     }
-                    Err(_) => self.session.drops.count(DropReason::BadSuperPacket),
+                    Err(_) => Egress::refuse(&mut self.session),
                 }
             }
             self.egress.flush(&mut self.session, &data.carrier);
@@ -266,10 +266,9 @@ impl<'a> Carrying<'a> {
         }
         while let Some((message, path)) = self.session.poll_in_band() {
             let mut datagram = [0; IN_BAND_LEN];
-            let sent = self
-                .session
-                .seal_in_band(now, message, &mut datagram)
-                .and_then(|len| self.data.carrier.send(&path, 0, &datagram[..len], len));
+            let sent = self.session.seal_in_band(now, message, &mut datagram).and_then(|len| {
+                self.data.carrier.send(&path, 0, &datagram[..len], len).map_err(|unsent| unsent.reason)
+            });
             if let Err(reason) = sent {
                 self.session.drops.count(reason);
             }
@@ -313,6 +312,7 @@ impl<'a> Carrying<'a> {
         if let Some(control) = self.control.take() {
             control.close();
         }
+        log::info!("{}: {}; dropped: {}", self.data.name, self.session.traffic(), self.session.drops);
         let reason = self.ended.unwrap_or(Reason::Internal);
         Request::Ended { reason: Some(reason), fault: false, text: reason.to_string() }
     }
