@@ -56,6 +56,11 @@ impl Books<'_> {
             lab.c(n).ip(&["link", "set", "eth0", "gso_max_segs", "1"]);
         }
         lab.srv().ip(&["link", "set", "eth0", "gso_max_segs", "1"]);
+        // Inner fragments wait here for those that were lost; the default bound is too low for 100 sessions' and the
+        // kernel would drop more of them, which is nothing of ours.
+        for bound in ["ipv4/ipfrag", "ipv6/ip6frag", "netfilter/nf_conntrack_frag6"] {
+            lab.srv().sysctl(&format!("net/{bound}_high_thresh"), FRAGMENT_BYTES);
+        }
 
         let all = 1..=sessions;
         let map = |key: &dyn Fn(usize) -> String, counter: &str| {
@@ -598,3 +603,5 @@ fn last_line(log: &str, n: usize) -> Option<&str> {
 
 /// What the guard drops after it read it from the device.
 const READ_AND_DROPPED: [&str; 4] = ["no_route", "bad_inner", "queue_full", "codel"];
+/// Of memory for incomplete packets.
+const FRAGMENT_BYTES: &str = "268435456";
