@@ -11,11 +11,12 @@
 #                openconnect, a process and a device each; and tunguard-swarm, one process without devices
 #   memory       PSS of the server's processes with idle sessions, less without, per session: with those 30 clients,
 #                and with 100 of tunguard-swarm
-#   share        100 sessions of which 1 or 100 exchange pings of 1400 bytes, 400 under way in all: bits per second
+#   share        100 sessions of which 1 or 100 exchange pings of 1400 bytes, 1600 under way in all: bits per second
 #                each way, Jain's index
 #   guard        CPU microseconds (user and kernel) of the guard per packet it reads from the device, with 10, 100 and
-#                1000 active sessions: 1000 pings under way in all (few sessions get many packets at a time), and one
-#                under way for each session (every packet wakes a worker, whatever their number)
+#                1000 sessions: ten of them active with 100 pings under way each; all of them active with 1000 pings
+#                under way in all (few sessions get many packets at a time, many get one); and with one under way for
+#                each session (every packet wakes a worker, whatever their number)
 #
 # Writes scale.json to DIR (target/bench). BIN is the directory of the programs (target/release).
 set -euo pipefail
@@ -206,7 +207,7 @@ share() {
         begin_part share
         tunguard_server
         result=$(in_client timeout $((seconds + 60)) "$BIN/tunguard-swarm" traffic --dir "$certificates" \
-            --server "$OUTER_SERVER:55555" --count 100 --active $active --window $((400 / active)) \
+            --server "$OUTER_SERVER:55555" --count 100 --active $active --window $((1600 / active)) \
             --seconds "$seconds" --size 1400 || echo '{}')
         measured tunguard throughput_$active "$(jq .bits_per_second_each_way <<<"$result")"
         [ $active = 1 ] || measured tunguard jain "$(jq .jain <<<"$result")"
@@ -217,17 +218,18 @@ share() {
 device_packets() { awk '$1 == "tg0:" { print $11 }' "/proc/$1/net/dev"; }
 guard() {
     local count
-    for count in $sizes; do guard_cost "$count" $((1000 / count)) guard; done
-    for count in $sizes; do guard_cost "$count" 1 guard_lone; done
+    for count in $sizes; do guard_cost "$count" 10 100 guard_ten; done
+    for count in $sizes; do guard_cost "$count" "$count" $((1000 / count)) guard; done
+    for count in $sizes; do guard_cost "$count" "$count" 1 guard_lone; done
 }
-# guard_cost SESSIONS WINDOW MEASURE
+# guard_cost SESSIONS ACTIVE WINDOW MEASURE
 guard_cost() {
     local guard cpu0 packets0 cpu1 packets1
     begin_part guard
     tunguard_server
     guard=$(cat "$dir/server.pid")
     in_client timeout $((seconds + 90)) "$BIN/tunguard-swarm" traffic --dir "$certificates" \
-        --server "$OUTER_SERVER:55555" --count "$1" --active "$1" --window "$2" \
+        --server "$OUTER_SERVER:55555" --count "$1" --active "$2" --window "$3" \
         --seconds $((seconds + 2)) --size 1400 >/dev/null 2>&1 &
     # All are connected once packets come in numbers.
     for _ in $(seq 300); do
@@ -239,11 +241,11 @@ guard_cost() {
     sleep "$seconds"
     cpu1=$(cpu "$guard") packets1=$(device_packets "$guard")
     if [ "$packets1" = "$packets0" ]; then
-        measured tunguard "$3_us_$1" ""
+        measured tunguard "$4_us_$1" ""
         return
     fi
-    measured tunguard "$3_us_$1" "$(reckon "($cpu1 - $cpu0) / ($packets1 - $packets0) * 1e6")"
-    measured tunguard "$3_packets_$1" "$(reckon "($packets1 - $packets0) / $seconds")"
+    measured tunguard "$4_us_$1" "$(reckon "($cpu1 - $cpu0) / ($packets1 - $packets0) * 1e6")"
+    measured tunguard "$4_packets_$1" "$(reckon "($packets1 - $packets0) / $seconds")"
 }
 
 for round in $(seq "$rounds"); do
