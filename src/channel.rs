@@ -1,13 +1,14 @@
 //! The control channel: messages over TLS over a non-blocking TCP connection.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use openssl::ssl::{ErrorCode, ShutdownResult, Ssl, SslRef, SslStream};
 
 use crate::exit::{Exit, Failure};
 use crate::keys::Role;
+use crate::path::canonical;
 use crate::sys::poller::Interest;
 use crate::tls;
 use crate::wire::control::{self, LENGTH_LEN, MAX_MESSAGE, Message};
@@ -55,6 +56,11 @@ impl ControlChannel {
         let capped = Capped { tcp, left: Some(HANDSHAKE_BYTES) };
         let stream = SslStream::new(ssl, capped).map_err(|e| Failure::new(Exit::Tls, e.to_string()))?;
         Ok(ControlChannel { stream, role, input: Vec::new(), output: Vec::new(), wants_write: false })
+    }
+
+    /// Where the other end is, while there is a connection.
+    pub fn peer(&self) -> Option<SocketAddr> {
+        self.stream.get_ref().tcp.peer_addr().ok().map(canonical)
     }
 
     /// Goes on with the TLS handshake as far as the socket allows.

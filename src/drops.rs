@@ -38,6 +38,8 @@ pub enum DropReason {
     UplinkFull,
     /// To send: nobody has told us the peer's address yet (host).
     NoPath,
+    /// To send: more than three times of what came from an address that hasn't answered yet (peer).
+    Unproven,
     /// To send: the device gave a packet or super-packet that makes no sense (host).
     BadSuperPacket,
     /// To send: the socket's buffer was full (host).
@@ -50,7 +52,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in order.
-    pub const ALL: [DropReason; 20] = [
+    pub const ALL: [DropReason; 21] = [
         DropReason::TooShort,
         DropReason::Flags,
         DropReason::WrongSession,
@@ -67,6 +69,7 @@ impl DropReason {
         DropReason::TunRefused,
         DropReason::UplinkFull,
         DropReason::NoPath,
+        DropReason::Unproven,
         DropReason::BadSuperPacket,
         DropReason::SocketFull,
         DropReason::SendRefused,
@@ -92,6 +95,7 @@ impl DropReason {
             DropReason::TunRefused => "tun_refused",
             DropReason::UplinkFull => "uplink_full",
             DropReason::NoPath => "no_path",
+            DropReason::Unproven => "unproven",
             DropReason::BadSuperPacket => "bad_super_packet",
             DropReason::SocketFull => "socket_full",
             DropReason::SendRefused => "send_refused",

@@ -14,6 +14,25 @@ use crate::time::Time;
 use crate::wire::data::{HEADER_LEN, OVERHEAD, PARTIAL_CSUM, TAG_LEN};
 use crate::wire::vnet::VnetHeader;
 
+/// Sockets that runs go out by.
+pub trait Outlet {
+    /// Sends `datagrams`, each `stride` bytes but the last, which may be shorter, on `path`.
+    fn send(&self, path: &Path, ecn: u8, datagrams: &[u8], stride: usize) -> Result<(), Unsent>;
+
+    /// Datagrams one call can send.
+    fn max_segments(&self) -> usize;
+}
+
+impl Outlet for Carrier {
+    fn send(&self, path: &Path, ecn: u8, datagrams: &[u8], stride: usize) -> Result<(), Unsent> {
+        Carrier::send(self, path, ecn, datagrams, stride)
+    }
+
+    fn max_segments(&self) -> usize {
+        Carrier::max_segments(self)
+    }
+}
+
 /// The run being filled.
 pub struct Egress {
     bytes: Vec<u8>,
@@ -26,12 +45,14 @@ pub struct Egress {
     closed: bool,
     /// ECN bits of the outer headers.
     ecn: u8,
+    /// When the last of it came.
+    now: Time,
 }
 
 impl Default for Egress {
     fn default() -> Egress {
         let bytes = vec![0; RUN_BYTES + u16::MAX as usize + OVERHEAD];
-        Egress { bytes, datagrams: 0, len: 0, stride: 0, closed: false, ecn: 0 }
+        Egress { bytes, datagrams: 0, len: 0, stride: 0, closed: false, ecn: 0, now: Time::default() }
     }
 }
 
@@ -41,7 +62,7 @@ impl Egress {
     pub fn push(
         &mut self,
         session: &mut Session,
-        carrier: &Carrier,
+        carrier: &impl Outlet,
         now: Time,
         vnet: VnetHeader,
         packet: &[u8],
@@ -54,6 +75,7 @@ impl Egress {
         if session.path().is_none() {
             return session.drops.add(DropReason::NoPath, segments.count() as u64);
         }
+        self.now = now;
         // RFC 6040 section 4.1: the outer header takes the inner's bits.
         let ecn = ecn::ecn_of(packet).unwrap_or(0);
         if self.ecn != ecn {
@@ -86,22 +108,30 @@ impl Egress {
         session.drops.count(DropReason::BadSuperPacket);
     }
 
-    /// Sends the run.
-    pub fn flush(&mut self, session: &mut Session, carrier: &Carrier) {
-        if self.datagrams > 0
-            && let Some(path) = session.path().map(|active| active.path)
-            && let Err(unsent) = self.send(carrier, &path)
-        {
-            session.drops.add(unsent.reason, unsent.datagrams as u64);
+    /// Sends the run, on each path that data goes to. What got out by none of them is counted as dropped.
+    pub fn flush(&mut self, session: &mut Session, carrier: &impl Outlet) {
+        if self.datagrams > 0 {
+            let (mut unsent, mut sent) = (None, 0);
+            for n in 0..session.targets() {
+                let Some(path) = session.target(self.now, n, self.len) else { continue };
+                match carrier.send(&path, self.ecn, &self.bytes[..self.len], self.stride) {
+                    Ok(()) => sent += 1,
+                    Err(failed) => unsent = unsent.or(Some(failed)),
+                }
+            }
+            if sent > 1 {
+                session.copied(self.datagrams as u64 * (sent - 1));
+            } else if sent == 0 {
+                let (reason, datagrams) = unsent.map_or((DropReason::Unproven, self.datagrams), |failed| {
+                    (failed.reason, failed.datagrams)
+                });
+                session.drops.add(reason, datagrams as u64);
+            }
         }
         (self.datagrams, self.len, self.closed) = (0, 0, false);
     }
 
-    fn send(&self, carrier: &Carrier, path: &Path) -> Result<(), Unsent> {
-        carrier.send(path, self.ecn, &self.bytes[..self.len], self.stride)
-    }
-
-    fn fits(&self, size: usize, carrier: &Carrier) -> bool {
+    fn fits(&self, size: usize, carrier: &impl Outlet) -> bool {
         self.datagrams == 0
             || (!self.closed
                 && size <= self.stride

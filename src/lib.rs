@@ -19,6 +19,7 @@ pub mod ipc;
 pub mod keys;
 pub mod net;
 pub mod path;
+pub mod paths;
 pub mod pki;
 pub mod random;
 pub mod replay;

@@ -13,12 +13,13 @@ use crate::config::common::Suite;
 use crate::drops::{DropReason, Drops};
 use crate::epochs::{Epochs, Limits};
 use crate::keys::{Role, Secret};
-use crate::path::{Active, Moved, Path, Paths};
+use crate::path::Path;
+use crate::paths::{Known, Mode, PathEvent, Paths, REBIND_BYTES, Say};
 use crate::seal::SealError;
 use crate::time::Time;
 use crate::wire::control::{Message, Reason, Settings};
 use crate::wire::data::{self, HEADER_LEN, Header, SessionId, TAG_LEN};
-use crate::wire::inband::{self, InBand};
+use crate::wire::inband::{InBand, MAX_LEN};
 
 /// A session.
 ///
@@ -46,13 +47,9 @@ pub struct Session {
     traffic: Traffic,
     control: Control,
     last_heard: Time,
-    probing: Option<Probe>,
-    challenge_key: Secret,
-    challenges: u64,
-    /// When data was first sent that nothing was heard after (the client's sign of a dead path).
-    unanswered: Option<Time>,
     messages: VecDeque<Message>,
-    in_band: VecDeque<(InBand, Path)>,
+    /// A goodbye; what there is to say about paths is theirs.
+    in_band: VecDeque<Say>,
     events: VecDeque<Event>,
 }
 
@@ -74,6 +71,8 @@ pub struct Start {
     pub linger: Duration,
     /// Where the peer is, if it was dialled; otherwise it is wherever it is heard.
     pub dialled: Option<Path>,
+    /// The address that the control connection comes from, where the peer wasn't dialled.
+    pub vouched: Option<IpAddr>,
 }
 
 /// What a session carried: with its [`Drops`], where each packet went. What was read is cut, what was cut is sealed or
@@ -97,6 +96,8 @@ pub struct Traffic {
     pub received_bytes: u64,
     /// In-band messages opened.
     pub received_in_band: u64,
+    /// Datagrams that were sent on a further path.
+    pub copies: u64,
 }
 
 /// For the log.
@@ -174,23 +175,16 @@ enum Control {
     Over,
 }
 
-struct Probe {
-    nonce: [u8; 8],
-    sent: Time,
-    tries: u32,
-    again: Time,
-}
-
 impl Session {
     /// A session in epoch 0, its control channel up.
     pub fn new(start: Start, now: Time) -> Result<Session, SealError> {
-        let challenge_key = Secret::from_bytes(start.secret.derive(match start.role {
+        let challenges = Secret::from_bytes(start.secret.derive(match start.role {
             Role::Client => b"tunguard/1 challenges of the client",
             Role::Server => b"tunguard/1 challenges of the server",
         }));
         let paths = match start.dialled {
-            Some(path) => Paths::fixed(path, now),
-            None => Paths::following(),
+            Some(path) => Paths::dialled(challenges, path, now),
+            None => Paths::following(challenges, start.vouched),
         };
         let epochs = Epochs::new(start.role, start.suite, start.id, start.secret, start.limits, now)?;
         Ok(Session {
@@ -205,10 +199,6 @@ impl Session {
             traffic: Traffic::default(),
             control: Control::Up,
             last_heard: now,
-            probing: None,
-            challenge_key,
-            challenges: 0,
-            unanswered: None,
             messages: VecDeque::new(),
             in_band: VecDeque::new(),
             events: VecDeque::new(),
@@ -231,8 +221,38 @@ impl Session {
     }
 
     /// Where the peer is, once it is known.
-    pub fn path(&self) -> Option<&Active> {
+    pub fn path(&self) -> Option<&Known> {
         self.paths.active()
+    }
+
+    /// All paths known, the one in use first.
+    pub fn paths(&self) -> &[Known] {
+        self.paths.known()
+    }
+
+    /// On how many paths data goes out.
+    pub fn targets(&self) -> usize {
+        self.paths.targets()
+    }
+
+    /// The `n`th of them, if `bytes` may be sent there, which is taken as done.
+    pub fn target(&mut self, now: Time, n: usize, bytes: usize) -> Option<Path> {
+        self.paths.target(now, n, bytes)
+    }
+
+    /// Counts datagrams that were sent on a further path.
+    pub fn copied(&mut self, datagrams: u64) {
+        self.traffic.copies += datagrams;
+    }
+
+    /// The client's ways to the server, best first ([`Paths::set_ways`]).
+    pub fn set_ways(&mut self, now: Time, ways: &[Path]) {
+        self.paths.set_ways(now, ways);
+    }
+
+    /// How the client uses several ways.
+    pub fn set_mode(&mut self, now: Time, mode: Mode) {
+        self.paths.set_mode(now, mode);
     }
 
     /// Inner packets and bytes so far.
@@ -262,9 +282,6 @@ impl Session {
         self.epochs.seal(now, flags, datagram)?;
         self.traffic.sent_packets += 1;
         self.traffic.sent_bytes += (datagram.len() - HEADER_LEN - TAG_LEN) as u64;
-        if self.role == Role::Client && self.unanswered.is_none() {
-            self.unanswered = Some(now);
-        }
         Ok(())
     }
 
@@ -287,20 +304,22 @@ impl Session {
         }
         // 7. From here on the peer has spoken.
         self.last_heard = now;
-        self.unanswered = None;
+        let control = header.flags & data::CONTROL != 0;
+        let message = control.then(|| InBand::parse(&datagram[authentic.text.clone()])).flatten();
         // Nothing can be sent to port 0.
-        let newest = authentic.newest && path.remote.port() != 0;
-        if let Moved::Yes { old } = self.paths.heard(now, path, newest) {
-            self.events.push_back(Event::Moved { old, new: path });
+        if path.remote.port() != 0 {
+            self.paths.heard(now, path, authentic.newest, datagram.len(), message);
         }
         // 8. Packet or in-band message.
-        if header.flags & data::CONTROL == 0 {
+        if !control {
             let partial_csum = header.flags & data::PARTIAL_CSUM != 0;
             return Ok(Opened::Packet { text: authentic.text, partial_csum });
         }
-        let message = InBand::parse(&datagram[authentic.text]).ok_or(DropReason::BadInBand)?;
+        let message = message.ok_or(DropReason::BadInBand)?;
         self.traffic.received_in_band += 1;
-        self.handle_in_band(now, path, message);
+        if let InBand::Close(code) = message {
+            self.end(Reason::from_code(code).unwrap_or(Reason::Internal), true);
+        }
         Ok(Opened::InBand)
     }
 
@@ -318,9 +337,7 @@ impl Session {
 
     /// Asks the peer to answer on the path in use: [`Event::Proven`] or [`Event::Unreachable`] follows.
     pub fn probe(&mut self, now: Time) {
-        if self.probing.is_none() {
-            self.challenge(now, 0);
-        }
+        self.paths.probe(now);
     }
 
     /// Renews the keys now rather than when they are due.
@@ -342,7 +359,8 @@ impl Session {
             Control::LostSince(_) if reason == Reason::Replaced => {}
             Control::LostSince(_) => {
                 if let Some(active) = self.paths.active() {
-                    self.in_band.push_back((InBand::Close(reason as u8), active.path));
+                    let message = InBand::Close(reason as u8);
+                    self.in_band.push_back(Say { message, path: active.path, pad: 0 });
                 }
             }
             Control::Over => return,
@@ -404,16 +422,8 @@ impl Session {
         if self.linger_until().is_some_and(|until| now >= until) {
             self.end(Reason::Timeout, false);
         }
-        if self.unanswered.is_some_and(|since| now.since(since) >= SILENCE) {
-            self.unanswered = None;
-            self.probe(now);
-        }
-        if let Some(probe) = self.probing.take_if(|p| now >= p.again) {
-            if probe.tries + 1 < PROBE_TRIES {
-                self.challenge(now, probe.tries + 1);
-            } else {
-                self.events.push_back(Event::Unreachable);
-            }
+        if self.paths.poll_timeout().is_some_and(|at| now >= at) {
+            self.paths.handle_timeout(now);
         }
     }
 
@@ -423,26 +433,39 @@ impl Session {
     }
 
     /// The next in-band message to seal (with [`Session::seal_in_band`]) and send on its path.
-    pub fn poll_in_band(&mut self) -> Option<(InBand, Path)> {
-        self.in_band.pop_front()
+    pub fn poll_in_band(&mut self) -> Option<Say> {
+        self.paths.poll_say().or_else(|| self.in_band.pop_front())
     }
 
     /// Seals an in-band message into `datagram` and says how long it is.
     pub fn seal_in_band(
         &mut self,
         now: Time,
-        message: InBand,
+        say: &Say,
         datagram: &mut [u8; IN_BAND_LEN],
     ) -> Result<usize, DropReason> {
-        let len = HEADER_LEN + message.emit(&mut datagram[HEADER_LEN..]) + TAG_LEN;
+        let mut bytes = [0; MAX_LEN];
+        let text_len = say.message.emit(&mut bytes);
+        let text = &bytes[..text_len];
+        let len = (HEADER_LEN + text.len() + TAG_LEN).max(say.pad).min(IN_BAND_LEN);
+        datagram.fill(0);
+        datagram[HEADER_LEN..][..text.len()].copy_from_slice(text);
         self.epochs.seal(now, data::CONTROL, &mut datagram[..len])?;
         self.traffic.sent_in_band += 1;
-        Ok(len)
+        match self.paths.spend(say.path, len) {
+            true => Ok(len),
+            false => Err(DropReason::Unproven),
+        }
     }
 
     /// The next thing the shell should know.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        let path = self.paths.poll_event().map(|event| match event {
+            PathEvent::Moved { old, new } => Event::Moved { old, new },
+            PathEvent::Proven { rtt } => Event::Proven { rtt },
+            PathEvent::Unreachable => Event::Unreachable,
+        });
+        path.or_else(|| self.events.pop_front())
     }
 
     /// When [`Session::handle_timeout`] is to be called next.
@@ -457,8 +480,7 @@ impl Session {
             Some(self.epochs.hard_stop()),
             self.epochs.retire_at(),
             self.linger_until(),
-            self.probing.as_ref().map(|p| p.again),
-            self.unanswered.map(|since| since + SILENCE),
+            self.paths.poll_timeout(),
         ]
         .into_iter()
         .flatten()
@@ -468,39 +490,6 @@ impl Session {
     /// Whether the packet limit asks for new keys; the shell looks after a batch, as no timer can tell.
     pub fn rekey_due(&self, now: Time) -> bool {
         self.control == Control::Up && self.epochs.rekey_due(now)
-    }
-
-    fn handle_in_band(&mut self, now: Time, path: Path, message: InBand) {
-        match message {
-            // Answered on the path it came by; bounded, as the peer may send more than we can.
-            InBand::PathChallenge(nonce) => {
-                if self.in_band.len() < MAX_QUEUED {
-                    self.in_band.push_back((InBand::PathResponse(nonce), path));
-                }
-            }
-            InBand::PathResponse(nonce) => {
-                if let Some(probe) = self.probing.take_if(|p| p.nonce == nonce) {
-                    let rtt = now.since(probe.sent);
-                    self.paths.proven(path, rtt);
-                    self.events.push_back(Event::Proven { rtt });
-                }
-            }
-            InBand::Close(code) => {
-                self.end(Reason::from_code(code).unwrap_or(Reason::Internal), true);
-            }
-            // The peer's move was noted by the datagram itself.
-            InBand::Rebind | InBand::Keepalive | InBand::PathStatus(_) => {}
-        }
-    }
-
-    fn challenge(&mut self, now: Time, tries: u32) {
-        let Some(active) = self.paths.active() else { return };
-        self.challenges += 1;
-        let mut nonce = [0; 8];
-        nonce.copy_from_slice(&self.challenge_key.derive(&self.challenges.to_be_bytes())[..8]);
-        self.in_band.push_back((InBand::PathChallenge(nonce), active.path));
-        let again = now + PROBE_FIRST * 2u32.pow(tries.min(4));
-        self.probing = Some(Probe { nonce, sent: now, tries, again });
     }
 
     fn end(&mut self, reason: Reason, by_peer: bool) {
@@ -524,12 +513,7 @@ impl Session {
 }
 
 /// The longest in-band datagram.
-pub const IN_BAND_LEN: usize = HEADER_LEN + inband::MAX_LEN + TAG_LEN;
+pub const IN_BAND_LEN: usize = REBIND_BYTES;
 
 /// Queued answers to a peer that asks faster than we can send; more are not queued.
 const MAX_QUEUED: usize = 32;
-/// The client looks whether the server is there after sending for so long without hearing anything.
-const SILENCE: Duration = Duration::from_secs(10);
-/// First wait for an answer; doubled for each further try.
-const PROBE_FIRST: Duration = Duration::from_millis(500);
-const PROBE_TRIES: u32 = 4;

@@ -43,6 +43,7 @@ impl Pair {
             inner: vec!["10.9.0.2/32".parse().expect("a network")],
             linger: LINGER,
             dialled,
+            vouched: None,
         };
         Pair {
             now,
@@ -70,7 +71,9 @@ impl Pair {
         let mut datagram = vec![0; HEADER_LEN];
         datagram.extend(text);
         datagram.extend([0; TAG_LEN]);
-        self.end(from).seal(now, 0, &mut datagram).map(|()| datagram)
+        self.end(from).seal(now, 0, &mut datagram)?;
+        let _ = self.end(from).target(now, 0, datagram.len());
+        Ok(datagram)
     }
 
     /// What `to` makes of a datagram.
@@ -105,9 +108,9 @@ impl Pair {
                     sent.push(message);
                 }
                 let mut in_band = Vec::new();
-                while let Some((message, _)) = end.poll_in_band() {
+                while let Some(say) = end.poll_in_band() {
                     let mut datagram = [0; IN_BAND_LEN];
-                    if let Ok(len) = end.seal_in_band(now, message, &mut datagram) {
+                    if let Ok(len) = end.seal_in_band(now, &say, &mut datagram) {
                         in_band.push(datagram[..len].to_vec());
                     }
                 }
@@ -184,6 +187,8 @@ fn the_peer_is_where_its_newest_packet_came_from() {
     let old = pair.seal(Role::Client, b"sent before the move").expect("seals");
     pair.client_at = at("203.0.113.5:6000");
     pair.exchange(Role::Client);
+    pair.settle();
+    pair.pass(Duration::from_secs(1));
     assert_eq!(pair.server.path().map(|a| a.path), Some(at("203.0.113.5:6000")));
     // Somebody held the old packet back and sends it from elsewhere: delivered, and nothing moves.
     pair.client_at = at("198.18.0.9:9");
@@ -284,6 +289,7 @@ fn a_session_outlives_its_control_channel_for_as_long_as_it_is_heard_and_then_li
     pair.pass(LINGER / 2);
     pair.exchange(Role::Client);
     pair.exchange(Role::Server);
+    pair.settle();
     pair.pass(LINGER - Duration::from_secs(1));
     assert_eq!(pair.ended(Role::Server), None, "it was heard half way through");
     pair.pass(Duration::from_secs(1));
@@ -325,9 +331,9 @@ fn a_probe_measures_the_path_or_says_that_it_is_dead() {
     let mut pair = Pair::new(Suite::Aes256Gcm, 1 << 30);
     let now = pair.now;
     pair.client.probe(now);
-    let (challenge, _) = pair.client.poll_in_band().expect("a challenge");
+    let challenge = pair.client.poll_in_band().expect("a challenge");
     let mut datagram = [0; IN_BAND_LEN];
-    let len = pair.client.seal_in_band(now, challenge, &mut datagram).expect("seals");
+    let len = pair.client.seal_in_band(now, &challenge, &mut datagram).expect("seals");
     pair.now = now + RTT;
     pair.open(Role::Server, &datagram[..len]).expect("opens");
     pair.settle();

@@ -60,6 +60,7 @@ fn session(role: Role, now: Time) -> Session {
         limits: Limits { age: Duration::from_secs(3600), packets: 1 << 46 },
         inner: vec!["10.9.0.2/32".parse().expect("a network")],
         linger: Duration::from_secs(600),
+        vouched: None,
         dialled: (role == Role::Client).then(|| Path::new(SERVER.parse().expect("an address"), None)),
     };
     Session::new(start, now).expect("a session")

@@ -294,10 +294,10 @@ impl Link {
         let now = clock::now();
         self.talked = false;
         self.note_events();
-        while let Some((message, path)) = self.session.poll_in_band() {
+        while let Some(say) = self.session.poll_in_band() {
             let mut datagram = [0; IN_BAND_LEN];
-            let sent = self.session.seal_in_band(now, message, &mut datagram).and_then(|len| {
-                self.carrier.send(&path, 0, &datagram[..len], len).map_err(|unsent| unsent.reason)
+            let sent = self.session.seal_in_band(now, &say, &mut datagram).and_then(|len| {
+                self.carrier.send(&say.path, 0, &datagram[..len], len).map_err(|unsent| unsent.reason)
             });
             if let Err(reason) = sent {
                 self.session.drops.count(reason);

@@ -139,6 +139,7 @@ impl Connecting {
             inner,
             linger: Duration::from_millis(welcome.linger_ms),
             dialled: Some(Path::new(self.address, None)),
+            vouched: None,
         };
         let session = Session::new(start, now).map_err(|_| {
             Failure::new(Exit::MacLength, format!("the cipher library refuses {}", welcome.suite))

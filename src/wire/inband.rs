@@ -1,5 +1,5 @@
 //! In-band messages: what travels sealed in a datagram with the CONTROL flag. One type byte, then a body of
-//! exactly the type's length.
+//! exactly the type's length; behind PATH_CHALLENGE and REBIND there may be zeros.
 
 /// An in-band message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +25,12 @@ pub enum PathStatus {
     Preferred,
     /// Works, but another is better.
     Standby,
-    /// About to go away.
+    /// About to go away, or not for data any more.
     Dropped,
+    /// A copy of every packet is wanted here, too.
+    Copy,
+    /// Some of the flows are wanted here.
+    Share,
 }
 
 /// The longest message.
@@ -44,13 +48,18 @@ impl InBand {
     pub fn parse(bytes: &[u8]) -> Option<InBand> {
         let (&kind, body) = bytes.split_first()?;
         Some(match (kind, body) {
-            (PATH_CHALLENGE, body) => InBand::PathChallenge(body.try_into().ok()?),
+            (PATH_CHALLENGE, body) => {
+                let (nonce, padding) = body.split_first_chunk()?;
+                padding.iter().all(|byte| *byte == 0).then_some(InBand::PathChallenge(*nonce))?
+            }
             (PATH_RESPONSE, body) => InBand::PathResponse(body.try_into().ok()?),
-            (REBIND, []) => InBand::Rebind,
+            (REBIND, padding) => padding.iter().all(|byte| *byte == 0).then_some(InBand::Rebind)?,
             (KEEPALIVE, []) => InBand::Keepalive,
             (PATH_STATUS, [0]) => InBand::PathStatus(PathStatus::Preferred),
             (PATH_STATUS, [1]) => InBand::PathStatus(PathStatus::Standby),
             (PATH_STATUS, [2]) => InBand::PathStatus(PathStatus::Dropped),
+            (PATH_STATUS, [3]) => InBand::PathStatus(PathStatus::Copy),
+            (PATH_STATUS, [4]) => InBand::PathStatus(PathStatus::Share),
             (CLOSE, [reason]) => InBand::Close(*reason),
             _ => return None,
         })
@@ -71,6 +80,8 @@ impl InBand {
             InBand::PathStatus(PathStatus::Preferred) => put(PATH_STATUS, &[0]),
             InBand::PathStatus(PathStatus::Standby) => put(PATH_STATUS, &[1]),
             InBand::PathStatus(PathStatus::Dropped) => put(PATH_STATUS, &[2]),
+            InBand::PathStatus(PathStatus::Copy) => put(PATH_STATUS, &[3]),
+            InBand::PathStatus(PathStatus::Share) => put(PATH_STATUS, &[4]),
             InBand::Close(reason) => put(CLOSE, &[*reason]),
         }
     }
@@ -82,7 +93,7 @@ mod tests {
 
     #[test]
     fn literal_bytes() {
-        let table: [(InBand, &[u8]); 8] = [
+        let table: [(InBand, &[u8]); 10] = [
             (InBand::PathChallenge([1, 2, 3, 4, 5, 6, 7, 8]), &[1, 1, 2, 3, 4, 5, 6, 7, 8]),
             (InBand::PathResponse([8, 7, 6, 5, 4, 3, 2, 1]), &[2, 8, 7, 6, 5, 4, 3, 2, 1]),
             (InBand::Rebind, &[3]),
@@ -90,6 +101,8 @@ mod tests {
             (InBand::PathStatus(PathStatus::Preferred), &[5, 0]),
             (InBand::PathStatus(PathStatus::Standby), &[5, 1]),
             (InBand::PathStatus(PathStatus::Dropped), &[5, 2]),
+            (InBand::PathStatus(PathStatus::Copy), &[5, 3]),
+            (InBand::PathStatus(PathStatus::Share), &[5, 4]),
             (InBand::Close(3), &[6, 3]),
         ];
         for (message, bytes) in table {
@@ -97,14 +110,17 @@ mod tests {
             let len = message.emit(&mut out);
             assert_eq!(&out[..len], bytes);
             assert_eq!(InBand::parse(bytes), Some(message));
-            // One byte more or less is another length than the type's.
+            // One byte more or less is another length than the type's, but for zeros behind some.
             let mut longer = bytes.to_vec();
             longer.push(0);
+            let padded = matches!(message, InBand::PathChallenge(_) | InBand::Rebind);
+            assert_eq!(InBand::parse(&longer), padded.then_some(message));
+            longer.push(1);
             assert_eq!(InBand::parse(&longer), None);
             assert_eq!(InBand::parse(&bytes[..bytes.len() - 1]), None);
         }
         assert_eq!(InBand::parse(&[0]), None);
         assert_eq!(InBand::parse(&[7, 0]), None);
-        assert_eq!(InBand::parse(&[5, 3]), None);
+        assert_eq!(InBand::parse(&[5, 5]), None);
     }
 }

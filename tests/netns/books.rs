@@ -296,7 +296,7 @@ fn stage_of(reason: DropReason) -> Stage {
     use DropReason::*;
     match reason {
         NoPath | BadSuperPacket => Stage::BeforeSealing,
-        SocketFull | SendRefused | TooBig => Stage::Sending,
+        Unproven | SocketFull | SendRefused | TooBig => Stage::Sending,
         TooShort | Flags | WrongSession | UnknownEpoch | Duplicate | TooOld | BadTag | BadInBand
         | BadInner | SourceNotOurs | DestinationNotOurs | Congested | TunRefused | UplinkFull => {
             Stage::Receiving

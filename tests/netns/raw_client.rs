@@ -14,7 +14,7 @@ use tunguard::epochs::Limits;
 use tunguard::exit::Failure;
 use tunguard::keys::{Role, Secret};
 use tunguard::path::Path;
-use tunguard::session::{Opened, Session, Start};
+use tunguard::session::{IN_BAND_LEN, Opened, Session, Start};
 use tunguard::sys::clock;
 use tunguard::tls::{self, Credentials};
 use tunguard::wire::control::{Hello, Message, Reason, VERSION, Welcome};
@@ -126,6 +126,7 @@ impl Dialler {
             inner: welcome.addresses.iter().map(|a| a.addr().into()).collect(),
             linger: Duration::from_secs(600),
             dialled: Some(path),
+            vouched: None,
         };
         let session = Session::new(start, clock::now()).expect("a suite");
         RawClient { control, welcome, session, udp, path, namespace: self.namespace.clone() }
@@ -180,6 +181,13 @@ impl RawClient {
                 self.session.open(clock::now(), self.path, &mut buffer[..n])
             {
                 packets.push(buffer[text].to_vec());
+            }
+            // Challenges are answered.
+            while let Some(say) = self.session.poll_in_band() {
+                let mut datagram = [0; IN_BAND_LEN];
+                if let Ok(len) = self.session.seal_in_band(clock::now(), &say, &mut datagram) {
+                    self.send(&datagram[..len]);
+                }
             }
         }
         packets

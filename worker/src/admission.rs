@@ -229,6 +229,7 @@ impl Admission<'_> {
             inner,
             linger: Duration::from_millis(self.setup.linger_ms),
             dialled: None,
+            vouched: self.control.peer().map(|peer| peer.ip()),
         };
         Session::new(start, clock::now())
             .map_err(|_| Failure::new(Exit::MacLength, format!("the cipher library refuses {suite}")))

@@ -109,6 +109,7 @@ impl Member {
             inner: welcome.addresses.iter().map(|a| IpNet::from(a.addr())).collect(),
             linger: Duration::from_millis(welcome.linger_ms),
             dialled: Some(Path::new(self.server, None)),
+            vouched: None,
         };
         let now = clock::now();
         let mut session = Session::new(start, now)
@@ -168,10 +169,10 @@ impl Live {
     }
 
     fn send_in_band(&mut self) {
-        while let Some((message, path)) = self.session.poll_in_band() {
+        while let Some(say) = self.session.poll_in_band() {
             let mut datagram = [0; IN_BAND_LEN];
-            if let Ok(len) = self.session.seal_in_band(clock::now(), message, &mut datagram) {
-                let _ = self.carrier.send(&path, 0, &datagram[..len], len);
+            if let Ok(len) = self.session.seal_in_band(clock::now(), &say, &mut datagram) {
+                let _ = self.carrier.send(&say.path, 0, &datagram[..len], len);
             }
         }
     }
