@@ -269,9 +269,36 @@ fn a_protected_server_follows_the_network_and_never_enters_the_tunnel() {
         keeper.protect(addr("192.0.2.1")).unwrap();
         assert_eq!(nl.route_to(addr("192.0.2.1")).unwrap().unwrap().gateway, Some(addr("198.51.100.4")));
 
+        // No default route any more: not by the old gateway either, though it is still there.
+        ip("route del default");
+        keeper.follow().unwrap();
+        assert_eq!(nl.route_to(addr("192.0.2.1")).unwrap(), None);
+        assert!(!ip("route").contains("198.51.100.4"));
+        // On-link by now: no gateway.
+        ip("route add 192.0.2.0/24 dev up0");
+        keeper.follow().unwrap();
+        let v4 = ip("route");
+        assert!(v4.contains(&format!("192.0.2.1 dev up0 proto {PROTOCOL} scope link metric {tg0}")), "{v4}");
+
         keeper.unprotect(addr("192.0.2.1")).unwrap();
         let v4 = ip("route");
         assert!(!v4.contains("192.0.2.1"), "{v4}");
+
+        // The same with IPv6, where a route with a gateway and one without are of two kinds to the kernel.
+        keeper.set(&nets(&["::/0"]), &[]).unwrap();
+        keeper.protect(addr("2001:db8:5::1")).unwrap();
+        for (change, way) in [
+            ("route replace default via 2001:db8:1::3 dev up0", "2001:db8:5::1 via 2001:db8:1::3 dev up0"),
+            ("route add 2001:db8:5::/64 dev up0", "2001:db8:5::1 dev up0"),
+            ("route del 2001:db8:5::/64 dev up0", "2001:db8:5::1 via 2001:db8:1::3 dev up0"),
+        ] {
+            ip(&format!("-6 {change}"));
+            keeper.follow().unwrap();
+            let v6 = ip("-6 route");
+            let ours: Vec<&str> =
+                v6.lines().filter(|l| l.starts_with("2001:db8:5::1 ") && l.contains("proto 116")).collect();
+            assert!(ours.len() == 1 && ours[0].starts_with(way), "{change}: {ours:?}");
+        }
         drop(keeper);
         assert!(!ip("route").contains("proto 116"));
     });

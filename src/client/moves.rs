@@ -175,8 +175,9 @@ mod tests {
         // Without a way there is nothing to be done about the control connection yet.
         connection.handle_told(vec![], true);
         assert!(!connection.is_news(&[], true));
-        assert!(connection.is_news(&[b.clone()], true));
-        connection.handle_told(vec![b.clone()], true);
-        assert!(!connection.is_news(&[b], true));
+        let only_b = vec![b];
+        assert!(connection.is_news(&only_b, true));
+        connection.handle_told(only_b.clone(), true);
+        assert!(!connection.is_news(&only_b, true));
     }
 }

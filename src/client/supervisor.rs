@@ -235,11 +235,7 @@ impl<'a> Supervisor<'a> {
                     }
                 }
                 CHANNEL => self.hear_tunnel(host),
-                NETWORK => {
-                    if self.monitor.changed()? && self.settle.handle_event(clock::now()) {
-                        self.look_at_network(host);
-                    }
-                }
+                NETWORK => self.hear_network(host)?,
                 // Dials are looked at below, whatever woke us.
                 _ => {}
             }
@@ -529,6 +525,14 @@ impl<'a> Supervisor<'a> {
     }
 
     // The network.
+
+    fn hear_network(&mut self, host: &mut Host) -> Outcome<()> {
+        let look_now = self.monitor.changed()? && self.settle.handle_event(clock::now());
+        if look_now {
+            self.look_at_network(host);
+        }
+        Ok(())
+    }
 
     /// Something changed: first the routes to the servers, then the sockets that follow them.
     fn look_at_network(&mut self, host: &mut Host) {
