@@ -26,8 +26,8 @@ use nix::sched::{CloneFlags, setns, unshare};
 use tunguard::config::common::DeviceName;
 use tunguard::exit::Exit;
 use tunguard::net::{
-    Conflict, DnsKeeper, Forwarding, Netlink, PROTOCOL, Route, RouteFilter, RouteKeeper, Table, TableSpec,
-    dns, quiet_device, routes, sysctl,
+    Conflict, DnsKeeper, Forwarding, Monitor, Netlink, PROTOCOL, Route, RouteFilter, RouteKeeper, Table,
+    TableSpec, dns, quiet_device, routes, sysctl, ways_to,
 };
 
 #[test]
@@ -269,11 +269,186 @@ fn a_protected_server_follows_the_network_and_never_enters_the_tunnel() {
         keeper.protect(addr("192.0.2.1")).unwrap();
         assert_eq!(nl.route_to(addr("192.0.2.1")).unwrap().unwrap().gateway, Some(addr("198.51.100.4")));
 
+        // No default route any more: not by the old gateway either, though it is still there.
+        ip("route del default");
+        keeper.follow().unwrap();
+        assert_eq!(nl.route_to(addr("192.0.2.1")).unwrap(), None);
+        assert!(!ip("route").contains("198.51.100.4"));
+        // On-link by now: no gateway.
+        ip("route add 192.0.2.0/24 dev up0");
+        keeper.follow().unwrap();
+        let v4 = ip("route");
+        assert!(v4.contains(&format!("192.0.2.1 dev up0 proto {PROTOCOL} scope link metric {tg0}")), "{v4}");
+
         keeper.unprotect(addr("192.0.2.1")).unwrap();
         let v4 = ip("route");
         assert!(!v4.contains("192.0.2.1"), "{v4}");
+
+        // The same with IPv6, where a route with a gateway and one without are of two kinds to the kernel.
+        keeper.set(&nets(&["::/0"]), &[]).unwrap();
+        keeper.protect(addr("2001:db8:5::1")).unwrap();
+        for (change, way) in [
+            ("route replace default via 2001:db8:1::3 dev up0", "2001:db8:5::1 via 2001:db8:1::3 dev up0"),
+            ("route add 2001:db8:5::/64 dev up0", "2001:db8:5::1 dev up0"),
+            ("route del 2001:db8:5::/64 dev up0", "2001:db8:5::1 via 2001:db8:1::3 dev up0"),
+        ] {
+            ip(&format!("-6 {change}"));
+            keeper.follow().unwrap();
+            let v6 = ip("-6 route");
+            let ours: Vec<&str> =
+                v6.lines().filter(|l| l.starts_with("2001:db8:5::1 ") && l.contains("proto 116")).collect();
+            assert!(ours.len() == 1 && ours[0].starts_with(way), "{change}: {ours:?}");
+        }
         drop(keeper);
         assert!(!ip("route").contains("proto 116"));
+    });
+}
+
+#[test]
+fn a_change_of_the_network_is_heard_of() {
+    in_namespace(|_| {
+        topology();
+        let (mut nl, tg0) = tunnel();
+        // A carrier is announced a moment after the link was set up.
+        thread::sleep(Duration::from_millis(200));
+        let mut monitor = Monitor::open(tg0).unwrap();
+        assert!(!monitor.changed().unwrap(), "nothing yet");
+        for change in [
+            "link add up1 type veth peer name up1p",
+            "link set up1 up",
+            "link set up1p up",
+            "addr add 192.0.2.9/32 dev up1",
+            "route add 203.0.113.0/24 dev up1",
+            "route del 203.0.113.0/24 dev up1",
+            "route replace default via 198.51.100.3 dev up0",
+            "-6 route replace default via 2001:db8:1::3 dev up0",
+            "addr del 192.0.2.9/32 dev up1",
+            "link set up1p down",
+            "link del up1",
+        ] {
+            ip(change);
+            assert!(hears(&mut monitor), "{change}");
+        }
+        // More than the socket holds: some of it is lost, and that is a change.
+        for _ in 0..3_000 {
+            let mut route = Route::new(net("203.0.113.0/24"), nl.link_index("up0").unwrap());
+            route.protocol = 4;
+            nl.add_route(&route).unwrap();
+            nl.del_route(&route).unwrap();
+        }
+        assert!(hears(&mut monitor));
+    });
+}
+
+#[test]
+fn our_own_changes_are_not_heard_of() {
+    in_namespace(|dir| {
+        topology();
+        let (mut nl, tg0) = tunnel();
+        thread::sleep(Duration::from_millis(200));
+        let mut monitor = Monitor::open(tg0).unwrap();
+        nl.add_address(tg0, net("10.9.0.7/24")).unwrap();
+        nl.set_link_up(tg0, 1300).unwrap();
+        let mut keeper = RouteKeeper::new(tg0, &tg("tg0"), dir.join("routes.json")).unwrap();
+        keeper.protect(addr("192.0.2.1")).unwrap();
+        keeper.protect(addr("2001:db8:5::1")).unwrap();
+        keeper.set(&nets(&["0.0.0.0/0", "::/0"]), &[]).unwrap();
+        drop(keeper);
+        nl.del_address(tg0, net("10.9.0.7/24")).unwrap();
+        assert!(!monitor.changed().unwrap());
+    });
+}
+
+#[test]
+fn the_ways_to_a_server_are_found() {
+    in_namespace(|dir| {
+        topology();
+        second_uplink();
+        let (mut nl, tg0) = tunnel();
+        let mut keeper = RouteKeeper::new(tg0, &tg("tg0"), dir.join("routes.json")).unwrap();
+        let ways = |nl: &mut Netlink, server: &str, wanted: Option<&[&str]>| -> Vec<String> {
+            let wanted: Option<Vec<DeviceName>> = wanted.map(|names| names.iter().map(|n| tg(n)).collect());
+            let ways = ways_to(nl, addr(server), tg0, wanted.as_deref()).unwrap();
+            ways.iter().map(|way| format!("{} {} {}", way.name, way.source, way.metric)).collect()
+        };
+        let both = ["up0 198.51.100.2 0", "up1 192.0.3.2 50"];
+        let both_v6 = ["up0 2001:db8:1::2 1024", "up1 2001:db8:3::2 2000"];
+        assert_eq!(ways(&mut nl, "192.0.2.1", None), both);
+        assert_eq!(ways(&mut nl, "2001:db8:5::1", None), both_v6);
+        // A more specific route comes first, and what is on a link is reached by that one best.
+        ip("route add 203.0.113.0/24 via 192.0.3.1 dev up1 metric 900");
+        assert_eq!(ways(&mut nl, "203.0.113.5", None), ["up1 192.0.3.2 900", "up0 198.51.100.2 0"]);
+        assert_eq!(ways(&mut nl, "192.0.3.77", None), ["up1 192.0.3.2 0", "up0 198.51.100.2 0"]);
+        assert_eq!(ways(&mut nl, "127.0.0.1", None), ["lo 127.0.0.1 0"]);
+        assert_eq!(ways(&mut nl, "198.51.100.2", None), ["lo 198.51.100.2 0"]);
+        // Wanted ones in their order, and no others.
+        assert_eq!(ways(&mut nl, "192.0.2.1", Some(&["up1", "up0"])), [both[1], both[0]]);
+        assert_eq!(ways(&mut nl, "192.0.2.1", Some(&["nope", "up1", "tg0", "lo"])), [both[1]]);
+        assert_eq!(ways(&mut nl, "192.0.2.1", Some(&["nope"])), [""; 0]);
+
+        // Just the same with the server kept out of the tunnel: each link has its own host route.
+        keeper.set(&nets(&["0.0.0.0/0", "::/0"]), &[addr("10.9.0.2"), addr("fd09::2")]).unwrap();
+        for server in ["192.0.2.1", "2001:db8:5::1"] {
+            keeper.protect(addr(server)).unwrap();
+        }
+        let v4 = ip("route");
+        let second = tg0 + (1 << 16);
+        assert!(v4.contains(&format!("192.0.2.1 via 198.51.100.1 dev up0 proto 116 metric {tg0}")), "{v4}");
+        assert!(v4.contains(&format!("192.0.2.1 via 192.0.3.1 dev up1 proto 116 metric {second}")), "{v4}");
+        assert_eq!(ways(&mut nl, "192.0.2.1", None), both);
+        assert_eq!(ways(&mut nl, "2001:db8:5::1", None), both_v6);
+        assert_eq!(device_to(&mut nl, "192.0.2.1"), "up0");
+
+        // A link without a carrier leads nowhere, though its routes stay.
+        ip("link set up0p down");
+        keeper.follow().unwrap();
+        assert_eq!(ways(&mut nl, "192.0.2.1", None), [both[1]]);
+        assert_eq!(ways(&mut nl, "2001:db8:5::1", None), [both_v6[1]]);
+        assert_eq!(device_to(&mut nl, "192.0.2.1"), "up1");
+        let v4 = ip("route");
+        assert!(!v4.contains("192.0.2.1 via 198.51.100.1"), "{v4}");
+        ip("link set up0p up");
+        keeper.follow().unwrap();
+        assert_eq!(ways(&mut nl, "192.0.2.1", None), both);
+
+        // A link without an address has nothing to send from; nor has one whose address may yet be another's.
+        ip("addr del 198.51.100.2/24 dev up0");
+        ip("addr del 2001:db8:3::2/64 dev up1");
+        sysctl::ensure("net/ipv6/conf/up1/accept_dad", "1").unwrap();
+        sysctl::ensure("net/ipv6/conf/up1/dad_transmits", "60").unwrap();
+        ip("addr add 2001:db8:3::2/64 dev up1");
+        ip("-6 route replace default via 2001:db8:3::1 dev up1 metric 2000");
+        keeper.follow().unwrap();
+        assert!(ip("-6 addr show dev up1").contains("tentative"));
+        assert_eq!(ways(&mut nl, "192.0.2.1", None), [both[1]]);
+        assert_eq!(ways(&mut nl, "2001:db8:5::1", None), [both_v6[0]]);
+
+        // No way at all: not by the tunnel either.
+        ip("link set up1 down");
+        keeper.follow().unwrap();
+        assert_eq!(ways(&mut nl, "192.0.2.1", None), [""; 0]);
+        assert_eq!(nl.route_to(addr("192.0.2.1")).unwrap(), None);
+        drop(keeper);
+        assert!(!ip("route").contains("proto 116") && !ip("-6 route").contains("proto 116"));
+    });
+}
+
+#[test]
+fn each_next_hop_of_a_route_is_a_way() {
+    in_namespace(|_| {
+        topology();
+        second_uplink();
+        let (mut nl, tg0) = tunnel();
+        ip("route add 203.0.113.0/24 nexthop via 192.0.3.1 dev up1 nexthop via 198.51.100.1 dev up0");
+        ip(
+            "-6 route add 2001:db8:9::/48 nexthop via 2001:db8:3::1 dev up1 nexthop via 2001:db8:1::1 dev up0",
+        );
+        for server in ["203.0.113.5", "2001:db8:9::5"] {
+            let mut names: Vec<String> =
+                ways_to(&mut nl, addr(server), tg0, None).unwrap().into_iter().map(|way| way.name).collect();
+            names.sort();
+            assert_eq!(names, ["up0", "up1"], "{server}");
+        }
     });
 }
 
@@ -804,6 +979,33 @@ fn topology() {
     ip("addr add 2001:db8:1::2/64 dev up0 nodad");
     ip("route add default via 198.51.100.1 dev up0");
     ip("-6 route add default via 2001:db8:1::1 dev up0");
+}
+
+/// A second link, worse than the first.
+fn second_uplink() {
+    ip("link add up1 type veth peer name up1p");
+    for device in ["up1", "up1p"] {
+        sysctl::ensure(&format!("net/ipv6/conf/{device}/accept_dad"), "0").unwrap();
+        sysctl::ensure(&format!("net/ipv6/conf/{device}/keep_addr_on_down"), "1").unwrap();
+        ip(&format!("link set {device} up"));
+    }
+    ip("addr add 192.0.3.2/24 dev up1");
+    ip("addr add 2001:db8:3::2/64 dev up1 nodad");
+    ip("route add default via 192.0.3.1 dev up1 metric 50");
+    ip("-6 route add default via 2001:db8:3::1 dev up1 metric 2000");
+}
+
+/// Whether the monitor hears of a change within a second; all of what there is to hear is taken.
+fn hears(monitor: &mut Monitor) -> bool {
+    let mut heard = false;
+    for _ in 0..100 {
+        heard |= monitor.changed().unwrap();
+        if heard && !monitor.changed().unwrap() {
+            return true;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    heard
 }
 
 /// The tunnel device with its addresses.

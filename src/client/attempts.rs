@@ -9,9 +9,10 @@ use crate::time::Time;
 ///
 /// - getters: [`remote`](Attempts::remote), [`number`](Attempts::number)
 /// - `handle_*`: [`handle_failed`](Attempts::handle_failed),
-///   [`handle_established`](Attempts::handle_established), [`handle_lost`](Attempts::handle_lost)
+///   [`handle_established`](Attempts::handle_established), [`handle_lost`](Attempts::handle_lost),
+///   [`handle_moved`](Attempts::handle_moved)
 ///
-/// An attempt at [`remote`](Attempts::remote) ends in one of the first two; a session ends in the last. `jitter` is
+/// An attempt at [`remote`](Attempts::remote) ends in one of the first two; a session ends in the third. `jitter` is
 /// any random number: it spreads clients that lost the same server.
 #[derive(Clone, Debug)]
 pub struct Attempts {
@@ -142,6 +143,13 @@ impl Attempts {
         let wait = if self.failures == 0 { spread(AT_ONCE, jitter) } else { self.backoff(now, jitter) };
         self.failures = self.failures.saturating_add(1);
         wait
+    }
+
+    /// This host has another way to the server now: what failed before says nothing of that, and the next attempt may
+    /// start at once.
+    pub fn handle_moved(&mut self, now: Time) {
+        self.failures = 0;
+        self.lost = Some(now);
     }
 
     /// Doubles with each round over all remotes; half of it is the jitter's. For some time after a session was lost
@@ -305,6 +313,25 @@ mod tests {
             waits.retain(|wait| *wait > 500);
             assert_eq!(waits, [1_000, 1_500, 4_000, 8_000, 16_000, 30_000], "{remotes} remotes");
         }
+    }
+
+    #[test]
+    fn a_host_that_moves_starts_anew() {
+        let mut attempts = Attempts::new(1, false, START);
+        attempts.handle_established(START);
+        let mut now = START + GOOD_SESSION * 2;
+        attempts.handle_lost(now, 0);
+        while now.since(START) < EAGER_FOR * 4 {
+            now = now
+                + Duration::from_millis(millis(&attempts.handle_failed(&passing(), now, u32::MAX)) as u64);
+        }
+        attempts.handle_moved(now);
+        let waits: Vec<u128> =
+            (0..4).map(|_| millis(&attempts.handle_failed(&passing(), now, u32::MAX))).collect();
+        assert_eq!(waits, [500, 1_000, 1_500, 1_500]);
+        attempts.handle_established(now);
+        attempts.handle_moved(now);
+        assert!(attempts.handle_lost(now, u32::MAX) <= AT_ONCE, "not for a session that the move cut short");
     }
 
     #[test]

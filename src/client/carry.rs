@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::ipc::CarrierName;
 use crate::channel::{Broken, ControlChannel};
 use crate::egress::Egress;
 use crate::exit::{Failure, Outcome};
@@ -171,6 +172,19 @@ impl Link {
         self.session.probe(clock::now());
         // Messages behind the welcome may have been read together with it.
         self.talk_to_server(poller);
+        Ok(())
+    }
+
+    /// Goes on by other carriers, best first; without any it stays with what it has, until some come.
+    pub fn take_carriers(&mut self, poller: &Poller, carriers: Vec<(CarrierName, Carrier)>) -> Outcome<()> {
+        let Some((_, carrier)) = carriers.into_iter().next() else { return Ok(()) };
+        let _ = poller.remove(&self.carrier);
+        self.carrier = carrier;
+        poller
+            .add(&self.carrier, self.tokens.udp, Interest::Read)
+            .map_err(|e| Failure::system("fill the epoll set", e))?;
+        // The server is to learn our new UDP address at once.
+        self.session.probe(clock::now());
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! From a connected socket to a session: TLS, Hello, Welcome. Driven by readiness, as the session before goes on
 //! carrying packets meanwhile.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use openssl::ssl::SslContext;
 
 use super::attempts::{Failed, Finality};
 use super::carry::Link;
-use super::ipc::Setup;
+use super::ipc::{CarrierName, Setup};
 use crate::channel::{Broken, ControlChannel, Progress};
 use crate::epochs::Limits;
 use crate::exit::{Exit, Failure, Outcome};
@@ -28,7 +29,8 @@ use crate::wire::control::{self, Hello, Message, Reason, Welcome};
 /// [`into_link`](Connecting::into_link).
 pub struct Connecting {
     control: ControlChannel,
-    carrier: Carrier,
+    /// The UDP sockets and what they are bound to, best first; at least one.
+    carriers: Vec<(CarrierName, OwnedFd)>,
     /// The remote's name.
     pub host: String,
     /// Where it was reached.
@@ -38,18 +40,17 @@ pub struct Connecting {
 }
 
 impl Connecting {
-    /// A connection as the supervisor hands it over: TCP first, then UDP.
+    /// A connection as the supervisor hands it over: TCP first, then a UDP socket for each carrier.
     pub fn new(
         setup: &Setup,
         context: &SslContext,
         (host, address): (String, SocketAddr),
+        carriers: Vec<CarrierName>,
         fds: Vec<OwnedFd>,
     ) -> Outcome<Connecting> {
-        let Ok([tcp, udp]) = <[OwnedFd; 2]>::try_from(fds) else {
-            return Err(Failure::new(
-                Exit::Malformed,
-                "the supervisor's connection came without its sockets",
-            ));
+        let mut fds = fds.into_iter();
+        let (Some(tcp), false) = (fds.next(), carriers.is_empty() || carriers.len() != fds.len()) else {
+            return Err(without_sockets());
         };
         // No certificate names the device a link-local address is reached by.
         let address_or_name = host.split('%').next().unwrap_or(&host);
@@ -57,7 +58,7 @@ impl Connecting {
         let ssl = tls::client_ssl(context, &expected_name)?;
         Ok(Connecting {
             control: ControlChannel::new(ssl, TcpStream::from(tcp), Role::Client)?,
-            carrier: Carrier::new(udp).map_err(|e| Failure::system("take over the UDP socket", e))?,
+            carriers: carriers.into_iter().zip(fds).collect(),
             host,
             address,
             expected_name,
@@ -144,7 +145,8 @@ impl Connecting {
         let session = Session::new(start, now).map_err(|_| {
             Failure::new(Exit::MacLength, format!("the cipher library refuses {}", welcome.suite))
         })?;
-        Ok(Link::new(session, self.control, self.carrier, (self.host, self.address), welcome, now))
+        let (_, carrier) = take_over(self.carriers)?.into_iter().next().ok_or_else(without_sockets)?;
+        Ok(Link::new(session, self.control, carrier, (self.host, self.address), welcome, now))
     }
 
     /// Tells the server that nothing comes of it.
@@ -160,6 +162,17 @@ impl AsFd for Connecting {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.control.as_fd()
     }
+}
+
+/// The sockets as the data path uses them.
+pub(super) fn take_over(carriers: Vec<(CarrierName, OwnedFd)>) -> Outcome<Vec<(CarrierName, Carrier)>> {
+    let carriers = carriers.into_iter().map(|(name, socket)| Ok((name, Carrier::new(socket)?)));
+    carriers.collect::<io::Result<_>>().map_err(|e| Failure::system("take over the UDP sockets", e))
+}
+
+/// The supervisor broke its own rules.
+pub(super) fn without_sockets() -> Failure {
+    Failure::new(Exit::Malformed, "the supervisor's message came without its sockets")
 }
 
 /// A welcome that makes sense. What it wants of the host is judged by the supervisor ([`super::consent`]).

@@ -1,7 +1,7 @@
 //! What the supervisor changes on the host: the device's addresses and MTU, routes, resolvers. Only differences
 //! are applied, so that connections inside the tunnel outlive a change of session.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -11,7 +11,8 @@ use crate::config::client::ClientConfig;
 use crate::config::common::DeviceName;
 use crate::exit::Outcome;
 use crate::net::{
-    DnsKeeper, Netlink, Route, RouteFilter, RouteKeeper, RouteKind, device_label, dns, quiet_device, sysctl,
+    DnsKeeper, Netlink, Route, RouteFilter, RouteKeeper, RouteKind, Way, device_label, dns, quiet_device,
+    sysctl, ways_to,
 };
 
 /// The host as we have set it up so far. [`clear`](Host::clear), or drop, undoes everything but the device, which
@@ -20,6 +21,8 @@ use crate::net::{
 pub struct Host {
     device: DeviceName,
     index: u32,
+    /// Links that may carry the tunnel.
+    carriers: Option<Vec<DeviceName>>,
     netlink: Netlink,
     routes: RouteKeeper,
     protected: Vec<IpAddr>,
@@ -47,6 +50,7 @@ impl Host {
         Ok(Host {
             device: device.clone(),
             index,
+            carriers: config.mobility.carriers.clone(),
             netlink,
             routes,
             protected: Vec::new(),
@@ -77,6 +81,34 @@ impl Host {
         let (kept, gone): (Vec<_>, Vec<_>) = self.protected.iter().partition(|ip| keep.contains(ip));
         self.protected = kept;
         gone.into_iter().try_for_each(|server| self.routes.unprotect(server))
+    }
+
+    /// The network changed: keeps the ways to the servers outside the tunnel as they are now.
+    pub fn follow_network(&mut self) -> Outcome<()> {
+        self.routes.follow()
+    }
+
+    /// The links by which `server` is reached, best first.
+    pub fn ways_to(&mut self, server: SocketAddr) -> Outcome<Vec<Way>> {
+        let wanted = self.carriers.as_deref();
+        let mut ways = ways_to(&mut self.netlink, server.ip().to_canonical(), self.index, wanted)?;
+        // A link-local address is one of its own link only.
+        if let SocketAddr::V6(v6) = server
+            && v6.ip().is_unicast_link_local()
+        {
+            ways.retain(|way| way.index == v6.scope_id());
+        }
+        Ok(ways)
+    }
+
+    /// Whether `address` is one of this host's.
+    pub fn has_address(&mut self, address: IpAddr) -> Outcome<bool> {
+        Ok(self.netlink.host_addresses()?.iter().any(|held| held.net.addr() == address))
+    }
+
+    /// The device's index.
+    pub fn index(&self) -> u32 {
+        self.index
     }
 
     /// The networks that other devices are in.

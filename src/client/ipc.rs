@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::config::client::Mode;
 use crate::config::common::Suite;
 use crate::exit::{Exit, Failure};
 use crate::sys::seqpacket::Channel;
@@ -64,12 +65,14 @@ pub struct Wishes {
 /// What the supervisor answers and orders.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
-    /// Connected; the TCP connection is the first descriptor, a UDP socket the second.
+    /// Connected; the TCP connection is the first descriptor, then comes a UDP socket for each carrier.
     Dialled {
         /// The remote's name, as configured.
         host: String,
         /// Where it was reached; UDP goes there, too.
         address: Endpoint,
+        /// What the UDP sockets are bound to, best first; at least one.
+        carriers: Vec<CarrierName>,
     },
     /// No connection.
     DialFailed {
@@ -83,8 +86,37 @@ pub enum Reply {
         /// Why.
         text: String,
     },
+    /// The network changed; a fresh UDP socket for each carrier comes with it.
+    Carriers {
+        /// The server that the session in use was dialled at.
+        server: Endpoint,
+        /// What the sockets are bound to, best first. None at all: there is no way to the server for now.
+        carriers: Vec<CarrierName>,
+        /// The address that the control connection was made from is gone from this host: nothing will come of it any
+        /// more, which TCP itself would notice only much later.
+        control_gone: bool,
+    },
     /// Say goodbye to the server and exit.
     Stop,
+}
+
+/// What a UDP socket is bound to: a link by which the server can be reached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CarrierName {
+    /// The link's name, or [`CarrierName::ANY`].
+    pub name: String,
+    /// Its index; 0 where the socket is bound to none.
+    pub index: u32,
+}
+
+impl CarrierName {
+    /// The name where the socket is bound to no link, and the kernel chooses for each datagram.
+    pub const ANY: &str = "any";
+
+    /// The carrier of a socket that isn't bound to a link.
+    pub fn any() -> CarrierName {
+        CarrierName { name: CarrierName::ANY.to_owned(), index: 0 }
+    }
 }
 
 /// An address and port as channels carry them: serde leaves out the scope of a [`SocketAddr`], without which a
@@ -140,6 +172,8 @@ pub struct Setup {
     pub rekey_ms: u64,
     /// Packets of an epoch.
     pub rekey_packets: u64,
+    /// What is done with several carriers.
+    pub mode: Mode,
     /// UDP super-packets may be written to the device.
     pub uso: bool,
     /// A tunnel process before this one had a session: don't give up.
@@ -206,6 +240,11 @@ impl Phase {
     /// A connection is being made.
     pub fn dialling(self) -> Phase {
         if self == Phase::Connected { Phase::NextDial } else { Phase::FirstDial }
+    }
+
+    /// Whether it may have a session that outlives a change of the network.
+    pub fn has_connection(self) -> bool {
+        matches!(self, Phase::Connected | Phase::NextDial)
     }
 
     /// The connection was made, or not.
@@ -278,6 +317,8 @@ pub const MAX_TEXT: usize = 1024;
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::*;
     use crate::sys::seqpacket::Incoming;
 
@@ -320,6 +361,17 @@ mod tests {
         assert_eq!(first, Phase::FirstDial);
         assert_eq!(first.dialled(false), Phase::Fresh);
         assert_eq!(first.dialled(true), Phase::Connected);
+        let with_session = |phase: &Phase| phase.has_connection();
+        let all = [
+            Phase::Fresh,
+            Phase::FirstDial,
+            Phase::Connected,
+            Phase::NextDial,
+            Phase::Stopping,
+            Phase::Ended,
+        ];
+        let told: Vec<Phase> = all.into_iter().filter(with_session).collect();
+        assert_eq!(told, [Phase::Connected, Phase::NextDial], "those are told of new carriers");
         let next = Phase::Connected.dialling();
         assert_eq!(next, Phase::NextDial);
         assert_eq!(next.dialled(false), Phase::Connected, "the session before is still there");
@@ -352,13 +404,32 @@ mod tests {
         let tunnel = TunnelEnd::from_fd(tunnel);
         for text in ["192.0.2.1:7", "[2001:db8::1]:7", "[fe80::1%3]:7"] {
             let address: SocketAddr = text.parse().expect("an address");
-            let sent = Reply::Dialled { host: String::new(), address: address.into() };
+            let carriers = vec![CarrierName::any()];
+            let sent = Reply::Dialled { host: String::new(), address: address.into(), carriers };
             assert!(supervisor.send(&sent, &[]).expect("fits"));
             let Ok(Incoming::Message(Reply::Dialled { address: got, .. }, _)) = tunnel.receive(false) else {
                 panic!("{text} is lost");
             };
             assert_eq!(SocketAddr::from(got), address);
         }
+    }
+
+    #[test]
+    fn the_most_carriers_fit_a_message_with_a_connection() {
+        assert_eq!(crate::sys::seqpacket::MAX_FDS, 1 + crate::net::carriers::MAX_WAYS);
+        let (supervisor, tunnel) = crate::sys::seqpacket::pair::<Reply, Request>().expect("a pair");
+        let tunnel = TunnelEnd::from_fd(tunnel);
+        let link = CarrierName { name: "a-name-of-15-by".to_owned(), index: u32::MAX };
+        let carriers = vec![link; crate::net::carriers::MAX_WAYS];
+        let address = SocketAddr::from(([192, 0, 2, 1], 7)).into();
+        let sent = Reply::Dialled { host: "h".repeat(253), address, carriers: carriers.clone() };
+        let file = std::fs::File::open("/dev/null").expect("a file");
+        let fds = vec![file.as_fd(); 1 + carriers.len()];
+        assert!(supervisor.send(&sent, &fds).expect("fits"));
+        let Ok(Incoming::Message(Reply::Dialled { carriers: got, .. }, fds)) = tunnel.receive(true) else {
+            panic!("it is lost");
+        };
+        assert_eq!((got, fds.len()), (carriers, 9));
     }
 
     #[test]

@@ -11,11 +11,12 @@
 //! In the order of a connection:
 //! 1. [`supervisor`]: reads configuration and credentials, makes the device, starts the tunnel process
 //! 2. [`attempts`]: which remote to try when, and when to give up (pure)
-//! 3. [`dial`], with the names looked up by [`lookup`]: a connected TCP socket and a UDP socket
+//! 3. [`dial`], with the names looked up by [`lookup`]: a connected TCP socket, and a UDP socket for each carrier
 //! 4. [`connect`]: TLS, Hello, Welcome
 //! 5. [`consent`]: what of the server's wishes this machine agrees to (pure); [`host`] carries it out
 //! 6. [`carry`]: `tun_to_server` and `server_to_tun`
 //!
+//! [`moves`] is what the supervisor does when the network changes, and hands over sockets for it.
 //! [`settings`] says when the server's later wishes are passed on (pure).
 //!
 //! [`ipc`] is all that the two processes say to each other, [`tunnel`] the unprivileged one's start and loop.
@@ -28,6 +29,7 @@ pub mod dial;
 pub mod host;
 pub mod ipc;
 pub mod lookup;
+pub mod moves;
 pub mod settings;
 pub mod supervisor;
 pub mod tunnel;

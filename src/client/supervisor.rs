@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder};
-use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
@@ -15,12 +16,17 @@ use nix::unistd::{Uid, geteuid};
 use super::consent::{Policy, judge};
 use super::dial::{Dial, Dialling, Known};
 use super::host::Host;
-use super::ipc::{Budget, Phase, Reply, Request, Setup, SupervisorEnd, Verdict, Wishes, truncate};
+use super::ipc::{
+    Budget, CarrierName, Phase, Reply, Request, Setup, SupervisorEnd, Verdict, Wishes, truncate,
+};
+use super::moves::{self, Connection, Settle};
 use super::role;
 use crate::VERSION;
 use crate::config::client::ClientConfig;
+use crate::config::common::DeviceName;
 use crate::escape::Escaped;
 use crate::exit::{Exit, Failure, Outcome};
+use crate::net::Monitor;
 use crate::sys::poller::{Interest, Poller};
 use crate::sys::seqpacket::{self, Incoming};
 use crate::sys::signals::Signals;
@@ -41,7 +47,9 @@ pub fn run(config: &ClientConfig) -> Outcome<()> {
     let (tun, offloads) = Tun::create(&config.device)?;
     let host = Host::new(config)?;
     // 3. The tunnel process, again and again.
-    let mut supervisor = Supervisor::new(config, (credentials, user, root), (tun, offloads), signals)?;
+    let monitor = Monitor::open(host.index())?;
+    let events = (signals, monitor);
+    let mut supervisor = Supervisor::new(config, (credentials, user, root), (tun, offloads), events)?;
     let result = supervisor.supervise(host);
     log::debug!("client ends: {result:?}");
     result
@@ -121,10 +129,14 @@ struct Supervisor<'a> {
     known: HashMap<usize, Known>,
     process: Option<Process>,
     dial: Option<Dial>,
-    /// The remote and address dialled last.
-    dialled: Option<(usize, std::net::SocketAddr)>,
-    /// The server in use.
-    server: Option<IpAddr>,
+    /// The connection made last, until it leads to a session.
+    dialled: Option<Connection>,
+    /// The connection of the session in use.
+    in_use: Option<Connection>,
+    monitor: Monitor,
+    settle: Settle,
+    /// What was wrong with the network when it was last looked at.
+    complaint: Option<String>,
     restart_at: Option<Time>,
     /// Tunnel processes that died young, one after the other.
     crashes: u32,
@@ -161,12 +173,13 @@ impl<'a> Supervisor<'a> {
         config: &'a ClientConfig,
         (credentials, user, root): (Credentials, User, PathBuf),
         (tun, offloads): (Tun, Offloads),
-        signals: Signals,
+        (signals, monitor): (Signals, Monitor),
     ) -> Outcome<Supervisor<'a>> {
         let poller = Poller::new(EVENTS).map_err(|e| Failure::system("make an epoll set", e))?;
         for fd in signals.fds() {
             poller.add(fd, SIGNALS, Interest::Read).map_err(full)?;
         }
+        poller.add(&monitor, NETWORK, Interest::Read).map_err(full)?;
         Ok(Supervisor {
             config,
             credentials,
@@ -180,7 +193,10 @@ impl<'a> Supervisor<'a> {
             process: None,
             dial: None,
             dialled: None,
-            server: None,
+            in_use: None,
+            monitor,
+            settle: Settle::default(),
+            complaint: None,
             restart_at: Some(clock::now()),
             crashes: 0,
             established: false,
@@ -219,11 +235,15 @@ impl<'a> Supervisor<'a> {
                     }
                 }
                 CHANNEL => self.hear_tunnel(host),
+                NETWORK => self.hear_network(host)?,
                 // Dials are looked at below, whatever woke us.
                 _ => {}
             }
         }
         let now = clock::now();
+        if self.settle.handle_timeout(now) {
+            self.look_at_network(host);
+        }
         self.step_dial(host, now);
         if self.stop_by.is_some_and(|by| by <= now) {
             log::warn!("the tunnel process doesn't stop: it is killed");
@@ -245,7 +265,8 @@ impl<'a> Supervisor<'a> {
 
     fn poll_timeout(&self) -> Option<Time> {
         let dial = self.dial.as_ref().map(Dial::poll_timeout);
-        self.restart_at.into_iter().chain(self.stop_by).chain(dial).min()
+        let settle = self.settle.poll_timeout();
+        self.restart_at.into_iter().chain(self.stop_by).chain(dial).chain(settle).min()
     }
 
     fn hear_signals(&mut self) -> Flow {
@@ -311,6 +332,7 @@ impl<'a> Supervisor<'a> {
             suites: config.data.suites.clone(),
             rekey_ms: config.data.rekey.as_millis() as u64,
             rekey_packets: config.data.rekey_packets,
+            mode: config.mobility.mode,
             uso: self.offloads.uso,
             established: self.established,
             want: self.want.clone(),
@@ -358,6 +380,8 @@ impl<'a> Supervisor<'a> {
 
     fn forget_process(&mut self) -> Option<Process> {
         self.dial = None;
+        self.dialled = None;
+        self.in_use = None;
         let process = self.process.take()?;
         let _ = self.poller.remove(&process.channel);
         Some(process)
@@ -453,19 +477,43 @@ impl<'a> Supervisor<'a> {
             }
             Dialling::Connected(tcp, address) => {
                 self.dial = None;
-                let socket = match udp::bind_towards(address) {
-                    Ok(socket) => socket,
-                    Err(error) => return self.dial_failed(format!("can't open a UDP socket: {error}")),
-                };
-                self.dialled = Some((place, address));
-                let Some(process) = &mut self.process else { return };
-                process.phase = process.phase.dialled(true);
-                process.tell(
-                    &Reply::Dialled { host: name, address: address.into() },
-                    &[tcp.as_fd(), socket.as_fd()],
-                );
+                if let Err(error) = self.hand_over((place, name), &tcp, address, host) {
+                    self.dial_failed(format!("can't hand over the connection to {address}: {error}"));
+                }
             }
         }
+    }
+
+    /// Gives the tunnel process the connection, and a UDP socket for each link that leads to the server.
+    fn hand_over(
+        &mut self,
+        (place, name): (usize, String),
+        tcp: &TcpStream,
+        address: SocketAddr,
+        host: &mut Host,
+    ) -> io::Result<()> {
+        let Some(process) = &mut self.process else { return Ok(()) };
+        let ways = host.ways_to(address).unwrap_or_else(|failure| {
+            log::warn!("{failure}");
+            Vec::new()
+        });
+        let (ways, mut sockets) = moves::open(ways, address);
+        let mut carriers = moves::names(&ways);
+        if sockets.is_empty() {
+            if let Some(wanted) = &self.config.mobility.carriers {
+                let wanted: Vec<&str> = wanted.iter().map(DeviceName::as_str).collect();
+                log::warn!("none of the carriers leads to {}: {}", address.ip(), wanted.join(", "));
+            }
+            // Wherever the kernel sends it.
+            sockets.push(udp::bind_towards(address)?);
+            carriers.push(CarrierName::any());
+        }
+        self.dialled = Some(Connection::new(place, tcp, address, ways)?);
+        process.phase = process.phase.dialled(true);
+        let fds: Vec<BorrowedFd<'_>> =
+            [tcp.as_fd()].into_iter().chain(sockets.iter().map(AsFd::as_fd)).collect();
+        process.tell(&Reply::Dialled { host: name, address: address.into(), carriers }, &fds);
+        Ok(())
     }
 
     fn dial_failed(&mut self, mut text: String) {
@@ -476,11 +524,53 @@ impl<'a> Supervisor<'a> {
         }
     }
 
+    // The network.
+
+    fn hear_network(&mut self, host: &mut Host) -> Outcome<()> {
+        let look_now = self.monitor.changed()? && self.settle.handle_event(clock::now());
+        if look_now {
+            self.look_at_network(host);
+        }
+        Ok(())
+    }
+
+    /// Something changed: first the routes to the servers, then the sockets that follow them.
+    fn look_at_network(&mut self, host: &mut Host) {
+        let looked = host.follow_network().and_then(|()| self.tell_carriers(host));
+        let complaint = looked.err().map(|failure| failure.text);
+        if let Some(text) = &complaint {
+            self.settle.handle_failed(clock::now());
+            if self.complaint != complaint {
+                log::warn!("{text}");
+            }
+        }
+        self.complaint = complaint;
+    }
+
+    /// Hands fresh sockets to a tunnel process with a session, if other ways lead to its server than it knows of.
+    fn tell_carriers(&mut self, host: &mut Host) -> Outcome<()> {
+        let (Some(process), Some(connection)) = (&mut self.process, &mut self.in_use) else { return Ok(()) };
+        if !process.phase.has_connection() {
+            return Ok(());
+        }
+        let ways = host.ways_to(connection.address)?;
+        let control_gone = !host.has_address(connection.local)?;
+        if !connection.is_news(&ways, control_gone) {
+            return Ok(());
+        }
+        let (ways, sockets) = moves::open(ways, connection.address);
+        let fds: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
+        let (server, carriers) = (connection.address.into(), moves::names(&ways));
+        process.tell(&Reply::Carriers { server, carriers, control_gone }, &fds);
+        connection.handle_told(ways, control_gone);
+        Ok(())
+    }
+
     /// Sets the host up as far as the configuration agrees. What the server may not ask for is refused; naming a
     /// server that was not dialled is the tunnel process's own violation.
     fn configure(&mut self, wishes: &Wishes, host: &mut Host) -> Result<(), String> {
-        let latest = self.dialled.filter(|(_, address)| address.ip() == wishes.server);
-        if latest.is_none() && self.server != Some(wishes.server) {
+        let is_it = |connection: &Connection| connection.address.ip() == wishes.server;
+        if !self.dialled.iter().chain(&self.in_use).any(is_it) {
             return Err("a server that was not dialled".to_owned());
         }
         let policy = Policy::of(self.config);
@@ -493,12 +583,12 @@ impl<'a> Supervisor<'a> {
             Ok(plan) => {
                 self.want = plan.addresses;
                 self.established = true;
-                if let Some((place, address)) = latest {
-                    self.known.insert(place, Known { addresses: vec![address], good: true });
+                if let Some(latest) = self.dialled.take_if(|latest| is_it(latest)) {
+                    self.known.insert(latest.place, Known { addresses: vec![latest.address], good: true });
+                    self.in_use = Some(latest);
                 }
-                self.server = Some(wishes.server);
                 let keep: Vec<IpAddr> =
-                    self.dialled.map(|(_, address)| address.ip()).into_iter().chain(self.server).collect();
+                    self.dialled.iter().chain(&self.in_use).map(|c| c.address.ip()).collect();
                 if self.dial.is_none()
                     && let Err(failure) = host.protect_only(&keep)
                 {
@@ -514,6 +604,8 @@ impl<'a> Supervisor<'a> {
         if let Some(process) = &mut self.process {
             process.tell(&reply, &[]);
         }
+        // It may have changed while the session was being made.
+        self.look_at_network(host);
         Ok(())
     }
 }
@@ -596,6 +688,7 @@ fn full(error: std::io::Error) -> Failure {
 const SIGNALS: u64 = 0;
 const CHANNEL: u64 = 1;
 const DIAL: u64 = 2;
+const NETWORK: u64 = 3;
 const EVENTS: usize = 16;
 
 /// Requests of a tunnel process that may be read before signals and dials are looked at.

@@ -9,7 +9,7 @@
 //! what is still on its way a little longer. Packets
 //! that come before there is any session wait in the device's queue.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -20,8 +20,8 @@ use openssl::ssl::SslContext;
 
 use super::attempts::{Attempts, Failed, Next};
 use super::carry::{Buffers, Link, Tokens, Word};
-use super::connect::Connecting;
-use super::ipc::{Reply, Request, Setup, TunnelEnd, Wishes, pack};
+use super::connect::{Connecting, take_over, without_sockets};
+use super::ipc::{CarrierName, Reply, Request, Setup, TunnelEnd, Wishes, pack};
 use super::settings::{Configuring, Purpose};
 use super::{role, tunnel_log};
 use crate::exit::{Exit, Failure, Outcome};
@@ -279,12 +279,17 @@ impl<'a> Tunnel<'a> {
         self.ask(&Request::Dial { remote: self.attempts.remote() as u16 })
     }
 
-    fn dialled(&mut self, place: (String, std::net::SocketAddr), fds: Vec<OwnedFd>) -> Turn<()> {
+    fn dialled(
+        &mut self,
+        place: (String, SocketAddr),
+        carriers: Vec<CarrierName>,
+        fds: Vec<OwnedFd>,
+    ) -> Turn<()> {
         let Some(attempt) = self.attempt.as_mut().filter(|a| matches!(a.stage, Stage::Dialling)) else {
             return Err(out_of_place("Dialled"));
         };
         let token = tokens_of(attempt.serial).control;
-        let made = Connecting::new(&self.setup, &self.context, place, fds).and_then(|connecting| {
+        let made = Connecting::new(&self.setup, &self.context, place, carriers, fds).and_then(|connecting| {
             self.poller
                 .add(&connecting, token, Interest::Both)
                 .map_err(|e| Failure::system("fill the epoll set", e))?;
@@ -481,6 +486,34 @@ impl<'a> Tunnel<'a> {
         Ok(())
     }
 
+    /// The session goes on by what carriers there are. An attempt that is under way is left alone; one that waits for
+    /// better times may find them now.
+    fn network_changed(
+        &mut self,
+        server: SocketAddr,
+        carriers: Vec<(CarrierName, OwnedFd)>,
+        control_gone: bool,
+    ) -> Turn<()> {
+        let names: Vec<&str> = carriers.iter().map(|(name, _)| name.name.as_str()).collect();
+        let reachable = !names.is_empty();
+        match reachable {
+            true => log::info!("the network changed: the server is reached by {}", names.join(", ")),
+            false => log::warn!("the network changed: there is no way to the server for now"),
+        }
+        let in_use = self.link.as_mut().filter(|link| link.address == server);
+        let has_session = in_use.is_some();
+        if let Some(link) = in_use {
+            link.take_carriers(&self.poller, take_over(carriers)?)?;
+        }
+        if reachable && self.attempt.is_none() && (self.retry_at.is_some() || control_gone && has_session) {
+            self.attempts.handle_moved(clock::now());
+            self.retry_at = Some(clock::now());
+            let number = self.attempts.number();
+            log::info!("a new control connection is made at once (attempt {number})");
+        }
+        Ok(())
+    }
+
     fn wait_for_packets(&self, interest: Interest) -> Turn<()> {
         Ok(self
             .poller
@@ -505,7 +538,14 @@ impl<'a> Tunnel<'a> {
 
     fn obey(&mut self, reply: Reply, fds: Vec<OwnedFd>) -> Turn<()> {
         match reply {
-            Reply::Dialled { host, address } => self.dialled((host, address.into()), fds),
+            Reply::Dialled { host, address, carriers } => self.dialled((host, address.into()), carriers, fds),
+            Reply::Carriers { server, carriers, control_gone } => {
+                if carriers.len() != fds.len() {
+                    return Err(without_sockets().into());
+                }
+                let carriers = carriers.into_iter().zip(fds).collect();
+                self.network_changed(server.into(), carriers, control_gone)
+            }
             Reply::DialFailed { text } => {
                 self.attempt_failed(Failed::passing(Failure::new(Exit::System, text)), Reason::Internal)
             }
@@ -568,8 +608,8 @@ const EVENTS: usize = 16;
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(15);
 /// Packets of the session before are on their way no longer than this.
 const DRAIN_FOR: Duration = Duration::from_secs(3);
-/// Channel twice, TUN, epoll, two sessions with two sockets each, the UDP socket of one before, a connection just handed over, /dev/null three
-/// times, and room for what OpenSSL opens.
-const DESCRIPTORS: u64 = 24;
+/// Channel twice, TUN, epoll, two sessions with nine sockets each, the eight UDP sockets of one before, nine just handed
+/// over, /dev/null three times, and room for what OpenSSL opens.
+const DESCRIPTORS: u64 = 64;
 /// A bound against runaway memory, far above what a session touches.
 const ADDRESS_SPACE: u64 = 1 << 30;

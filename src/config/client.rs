@@ -44,6 +44,27 @@ pub struct ClientTls {
     pub server_name: Option<String>,
 }
 
+/// What is done with several carriers, the links by which the server can be reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Mode {
+    /// One carries everything, the next takes over when it fails.
+    #[default]
+    Failover,
+    /// Each carries everything, and what comes first counts.
+    Redundant,
+    /// Each carries its share.
+    Balance,
+}
+
+/// `[mobility]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mobility {
+    /// Devices that may carry the tunnel, best first; `None`, the default, means all that lead to the server.
+    pub carriers: Option<Vec<DeviceName>>,
+    /// What is done with several of them.
+    pub mode: Mode,
+}
+
 /// `client.toml`, whole and valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientConfig {
@@ -61,6 +82,8 @@ pub struct ClientConfig {
     pub tls: ClientTls,
     /// `[data]`.
     pub data: Data,
+    /// `[mobility]`.
+    pub mobility: Mobility,
     /// Unprivileged user of the tunnel process: `user`, a name or number, default `nobody`; never root.
     pub user: String,
     /// State that outlives the process (what to repair after a crash); `state_dir`, default `/run/tunguard`.
@@ -112,6 +135,12 @@ impl ClientConfig {
         let mut section = root.section("data");
         let data = Data::read(&mut section);
         section.end();
+
+        let mut section = root.section("mobility");
+        let own_device = device.clone().unwrap_or_default();
+        let carriers = section.value("carriers").map(|v| read_carriers(&v, &own_device));
+        let mode = section.value("mode").and_then(|v| v.choice(MODES));
+        section.end();
         root.end();
 
         Some(ClientConfig {
@@ -122,6 +151,7 @@ impl ClientConfig {
             accept_dns: accept_dns.unwrap_or(true),
             tls: ClientTls { ca: ca?, cert: cert?, key: key?, server_name: server_name.map(|host| host.0) },
             data,
+            mobility: Mobility { carriers, mode: mode.unwrap_or_default() },
             user: user.unwrap_or_else(|| "nobody".to_owned()),
             state_dir: state_dir.unwrap_or_else(|| PathBuf::from("/run/tunguard")),
         })
@@ -157,6 +187,15 @@ fn read_routes(value: &Value<'_>) -> Option<Routes> {
     } else {
         value.wrong_type(ROUTES_WANTED)
     }
+}
+
+/// `carriers`: some devices, the tunnel's own not among them.
+fn read_carriers(value: &Value<'_>, own_device: &DeviceName) -> Vec<DeviceName> {
+    let carriers = value.some_words::<DeviceName>();
+    for (_, element) in carriers.iter().filter(|(device, _)| device == own_device) {
+        element.fault("is the tunnel's own device");
+    }
+    carriers.into_iter().map(|(device, _)| device).collect()
 }
 
 /// `user`: a name or a number.
@@ -306,6 +345,9 @@ impl Word for User {
     }
 }
 
+/// What `mode` may be.
+const MODES: &[(&str, Mode)] =
+    &[("failover", Mode::Failover), ("redundant", Mode::Redundant), ("balance", Mode::Balance)];
 /// What `routes` may be.
 const ROUTES_WANTED: &str = r#""pushed", "none" or a list of networks"#;
 /// Why root is refused.
@@ -340,6 +382,7 @@ mod tests {
             accept_dns: true,
             tls: ClientTls { ca: file("ca"), cert: file("cert"), key: file("key"), server_name: None },
             data: Data::default(),
+            mobility: Mobility { carriers: None, mode: Mode::Failover },
             user: "nobody".to_owned(),
             state_dir: "/run/tunguard".into(),
         };
@@ -364,6 +407,9 @@ mod tests {
             suites = ["aes-256-gcm"]
             rekey = "1h30m"
             rekey_packets = 5000
+            [mobility]
+            carriers = ["wlan0", "eth0"]
+            mode = "redundant"
         "#;
         let config = parse(text).expect("valid");
         let remotes =
@@ -379,6 +425,8 @@ mod tests {
         assert_eq!(config.tls.server_name.as_deref(), Some("server.lab"));
         assert_eq!(config.data.suites.len(), 1);
         assert_eq!((config.data.rekey.as_secs(), config.data.rekey_packets), (5400, 5000));
+        let carriers = ["wlan0", "eth0"].map(|name| name.parse().expect("a name")).to_vec();
+        assert_eq!(config.mobility, Mobility { carriers: Some(carriers), mode: Mode::Redundant });
     }
 
     #[test]
@@ -466,7 +514,8 @@ mod tests {
     fn rejected() {
         let remote = r#"HOST or HOST:PORT, as in "vpn.example.org" or "[2001:db8::1]:55555""#;
         let routes = r#""pushed", "none" or a list of networks"#;
-        let known = "remote, device, routes, dns, user, state_dir, tls, data";
+        let known = "remote, device, routes, dns, user, state_dir, tls, data, mobility";
+        let device = "1 to 15 letters, digits, '-', '_' or '.'";
         for (line, sentence) in [
             ("remote = []", &*format!("remote is empty: at least one is needed, {remote}")),
             ("remote = 5", &format!("remote = 5 is an integer, not {remote}, or a list of such")),
@@ -493,7 +542,28 @@ mod tests {
             ),
             ("user = true", r#"user = true is a boolean, not a user's name or number, as in "nobody""#),
             ("state_dir = ''", r#"state_dir = "" is no path: 1 to 4095 bytes without control characters"#),
-            ("mobility = {}", &format!(r#"unknown key "mobility" (known here: {known})"#)),
+            (
+                "mobility.carriers = []",
+                r#"mobility.carriers is empty: at least one is needed, a device name, as in "tg0""#,
+            ),
+            (
+                "mobility.carriers = 'eth0'",
+                r#"mobility.carriers = "eth0" is a string, not a list of strings, each a device name, as in "tg0""#,
+            ),
+            (
+                "mobility.carriers = ['eth0', 'a/b']",
+                &format!(r#"mobility.carriers[1] = "a/b" is no device name: {device}"#),
+            ),
+            (
+                "mobility.carriers = ['eth0', 'eth0']",
+                r#"mobility.carriers[1] = "eth0" is already in the list: mobility.carriers[0]"#,
+            ),
+            ("mobility.carriers = ['tg0']", r#"mobility.carriers[0] = "tg0" is the tunnel's own device"#),
+            (
+                "mobility.mode = 'both'",
+                r#"mobility.mode = "both" is not accepted: "failover" or "redundant" or "balance""#,
+            ),
+            ("mobility.link = 'eth0'", r#"unknown key "mobility.link" (known here: carriers, mode)"#),
             ("on_demand = {}", &format!(r#"unknown key "on_demand" (known here: {known})"#)),
             ("route = []", r#"unknown key "route" (did you mean "routes"?)"#),
             (
@@ -556,6 +626,7 @@ mod tests {
         let text = uncommented(EXAMPLE);
         let mut full = parse(&text).expect("valid");
         assert_eq!(full.tls.server_name.take().as_ref(), Some(&config.remote[0].host));
+        assert!(full.mobility.carriers.take().is_some(), "all is no list");
         assert_eq!(full, config);
         let document = Document::parse(Path::new("f"), Path::new("/"), &text).expect("valid");
         assert!(ClientConfig::read(&document, "/f".into()).is_some());

@@ -14,9 +14,11 @@
 //!
 //! None of it goes through a shell, and every function acts in the network namespace of the calling thread.
 
+pub mod carriers;
 mod counters;
 pub mod dns;
 pub mod forwarding;
+pub mod monitor;
 pub mod netlink;
 pub mod nft;
 mod programs;
@@ -25,10 +27,14 @@ pub mod routes;
 mod state;
 pub mod sysctl;
 
+pub use carriers::{Way, ways_to};
 pub use counters::device_full;
 pub use dns::DnsKeeper;
 pub use forwarding::Forwarding;
-pub use netlink::{Netlink, PROTOCOL, Route, RouteFilter, RouteKind, RouteTo, device_label};
+pub use monitor::Monitor;
+pub use netlink::{
+    HostAddress, Link, Netlink, PROTOCOL, Route, RouteFilter, RouteKind, RouteTo, device_label,
+};
 pub use nft::{Table, TableSpec};
 pub use quiet::quiet_device;
 pub use routes::{Conflict, RouteKeeper};

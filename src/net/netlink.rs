@@ -134,6 +134,30 @@ pub struct RouteFilter {
     pub destination: Option<IpNet>,
 }
 
+/// A network device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// It is set up, and has a carrier (IFF_UP and IFF_RUNNING).
+    pub running: bool,
+    /// It leads to this host itself.
+    pub loopback: bool,
+}
+
+/// An address of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostAddress {
+    /// The device it belongs to.
+    pub device: u32,
+    /// The address, with its network's prefix.
+    pub net: IpNet,
+    /// It may be sent from: duplicate address detection is over, or was not needed, and found no other owner.
+    pub usable: bool,
+}
+
 /// An rtnetlink socket.
 #[derive(Debug)]
 pub struct Netlink {
@@ -175,6 +199,20 @@ impl Netlink {
                 _ => None,
             })
             .ok_or_else(|| Failure::system(format!("looking up device {name}"), "no answer"))
+    }
+
+    /// All devices.
+    pub fn links(&mut self) -> Outcome<Vec<Link>> {
+        let answers = self
+            .request(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)
+            .map_err(|e| e.into_failure("listing devices"))?;
+        Ok(answers
+            .iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewLink(message) => Some(parse_link(message)),
+                _ => None,
+            })
+            .collect())
     }
 
     /// Sets the device up with this MTU.
@@ -244,38 +282,32 @@ impl Netlink {
 
     /// The device's addresses, of both families.
     pub fn addresses(&mut self, index: u32) -> Outcome<Vec<IpNet>> {
+        let found = self
+            .list_addresses(index)
+            .map_err(|e| e.into_failure(format_args!("listing addresses of {}", device_label(index))))?;
+        Ok(found.into_iter().filter(|held| held.device == index).map(|held| held.net).collect())
+    }
+
+    /// All addresses of all devices.
+    pub fn host_addresses(&mut self) -> Outcome<Vec<HostAddress>> {
+        self.list_addresses(0).map_err(|e| e.into_failure("listing addresses"))
+    }
+
+    /// Addresses of one device, or with index 0 of all; kernels before 4.20 don't filter.
+    fn list_addresses(&mut self, index: u32) -> Result<Vec<HostAddress>, Refusal> {
         let mut filter = AddressMessage::default();
         filter.header.index = index;
         let answers = match self.request(RouteNetlinkMessage::GetAddress(filter), NLM_F_DUMP) {
-            Ok(answers) => answers,
             Err(Refusal::Errno { errno: Errno::ENODEV, .. }) => Vec::new(),
-            Err(e) => {
-                return Err(e.into_failure(format_args!("listing addresses of {}", device_label(index))));
-            }
+            answers => answers?,
         };
-        let mut found = Vec::new();
-        for answer in answers {
-            let RouteNetlinkMessage::NewAddress(message) = answer else { continue };
-            if message.header.index != index {
-                continue;
-            }
-            // IFA_LOCAL is ours and IFA_ADDRESS the peer's where both are there (if_addr.h); IPv6 mostly has
-            // IFA_ADDRESS alone.
-            let local = message.attributes.iter().find_map(|a| match a {
-                AddressAttribute::Local(address) => Some(*address),
+        Ok(answers
+            .iter()
+            .filter_map(|answer| match answer {
+                RouteNetlinkMessage::NewAddress(message) => parse_address(message),
                 _ => None,
-            });
-            let address = local.or_else(|| {
-                message.attributes.iter().find_map(|a| match a {
-                    AddressAttribute::Address(address) => Some(*address),
-                    _ => None,
-                })
-            });
-            if let Some(net) = address.and_then(|a| IpNet::new(a, message.header.prefix_len).ok()) {
-                found.push(net);
-            }
-        }
-        Ok(found)
+            })
+            .collect())
     }
 
     /// Adds a route to the main table. A route to the same destination with the same metric is an error that
@@ -315,14 +347,21 @@ impl Netlink {
 
     /// How the kernel would send to `address` now, all tables and rules considered; none where it can't.
     pub fn route_to(&mut self, address: IpAddr) -> Outcome<Option<RouteTo>> {
+        self.route_to_by(address, None)
+    }
+
+    /// The same for a socket that is bound to a device. Where no IPv4 route by that device leads to it, the kernel
+    /// takes the address for on-link (ip_route_output_key_hash_rcu() in net/ipv4/route.c).
+    pub fn route_to_by(&mut self, address: IpAddr, device: Option<u32>) -> Outcome<Option<RouteTo>> {
         let mut message = RouteMessage::default();
         message.header.address_family = family(address.is_ipv6());
         message.header.destination_prefix_length = IpNet::from(address).prefix_len();
         message.attributes.push(RouteAttribute::Destination(address.into()));
+        message.attributes.extend(device.map(RouteAttribute::Oif));
         let answers = match self.request(RouteNetlinkMessage::GetRoute(message), 0) {
             Ok(answers) => answers,
             // No route, an unreachable, prohibit or blackhole route (fib_props in net/ipv4/fib_semantics.c),
-            // or a kernel without this family.
+            // a kernel without this family, or a device that is down or gone.
             Err(Refusal::Errno {
                 errno:
                     Errno::ENETUNREACH
@@ -330,7 +369,9 @@ impl Netlink {
                     | Errno::EACCES
                     | Errno::EINVAL
                     | Errno::EAFNOSUPPORT
-                    | Errno::EOPNOTSUPP,
+                    | Errno::EOPNOTSUPP
+                    | Errno::ENETDOWN
+                    | Errno::ENODEV,
                 ..
             }) => return Ok(None),
             Err(e) => return Err(e.into_failure(format_args!("looking up the route to {address}"))),
@@ -342,12 +383,13 @@ impl Netlink {
                 return None;
             }
             let route = parse_route(&message)?;
-            Some(RouteTo { gateway: route.gateway, device: route.device, source: route.source, local })
+            let (device, gateway) = hops(&message).into_iter().next()?;
+            Some(RouteTo { gateway, device, source: route.source, local })
         }))
     }
 
     /// Routes of the main table, in the kernel's order, without dead ones. A route with several next hops counts
-    /// with its first living one.
+    /// as one for each living one.
     pub fn routes(&mut self, filter: &RouteFilter) -> Outcome<Vec<Route>> {
         let mut found = Vec::new();
         for v6 in [false, true] {
@@ -374,8 +416,8 @@ impl Netlink {
                 Err(e) => return Err(e.into_failure("listing routes")),
             };
             // Kernels before 4.20 don't filter, so do it here as well.
-            found.extend(answers.into_iter().filter_map(|answer| {
-                let RouteNetlinkMessage::NewRoute(message) = answer else { return None };
+            found.extend(answers.into_iter().flat_map(|answer| {
+                let RouteNetlinkMessage::NewRoute(message) = answer else { return Vec::new() };
                 let table = message.attributes.iter().find_map(|a| match a {
                     RouteAttribute::Table(table) => Some(*table),
                     _ => None,
@@ -383,11 +425,14 @@ impl Netlink {
                 let fits = message.header.address_family == family(v6)
                     && table.unwrap_or(message.header.table.into()) == u32::from(RouteHeader::RT_TABLE_MAIN)
                     && !message.header.flags.contains(RouteFlags::Dead);
-                let route = parse_route(&message).filter(|_| fits)?;
-                let fits = filter.device.is_none_or(|only| only == route.device)
-                    && filter.protocol.is_none_or(|only| only == route.protocol)
-                    && filter.destination.is_none_or(|only| only.trunc() == route.destination);
-                fits.then_some(route)
+                let Some(route) = parse_route(&message).filter(|_| fits) else { return Vec::new() };
+                let fits = |route: &Route| {
+                    filter.device.is_none_or(|only| only == route.device)
+                        && filter.protocol.is_none_or(|only| only == route.protocol)
+                        && filter.destination.is_none_or(|only| only.trunc() == route.destination)
+                };
+                let by = |(device, gateway)| Route { device, gateway, ..route.clone() };
+                hops(&message).into_iter().map(by).filter(fits).collect()
             }));
         }
         Ok(found)
@@ -552,7 +597,8 @@ impl Refusal {
 
 fn is_get(message: &RouteNetlinkMessage) -> bool {
     // NLM_F_DUMP's bits mean NLM_F_REPLACE | NLM_F_EXCL in requests that make something.
-    matches!(message, RouteNetlinkMessage::GetAddress(_) | RouteNetlinkMessage::GetRoute(_))
+    use RouteNetlinkMessage::{GetAddress, GetLink, GetRoute};
+    matches!(message, GetLink(_) | GetAddress(_) | GetRoute(_))
 }
 
 fn family(v6: bool) -> AddressFamily {
@@ -600,6 +646,46 @@ fn route_message(route: &Route) -> RouteMessage {
     message
 }
 
+fn parse_link(message: &LinkMessage) -> Link {
+    let flags = message.header.flags;
+    Link {
+        index: message.header.index,
+        name: link_name(message).unwrap_or_default().to_owned(),
+        running: flags.contains(LinkFlags::Up | LinkFlags::Running),
+        loopback: flags.contains(LinkFlags::Loopback),
+    }
+}
+
+pub(super) fn link_name(message: &LinkMessage) -> Option<&str> {
+    message.attributes.iter().find_map(|a| match a {
+        LinkAttribute::IfName(name) => Some(name.as_str()),
+        _ => None,
+    })
+}
+
+fn parse_address(message: &AddressMessage) -> Option<HostAddress> {
+    let find = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(wanted);
+    // IFA_LOCAL is ours and IFA_ADDRESS the peer's where both are there (if_addr.h); IPv6 mostly has
+    // IFA_ADDRESS alone.
+    let local = find(|a| if let AddressAttribute::Local(ip) = a { Some(*ip) } else { None });
+    let address =
+        local.or_else(|| find(|a| if let AddressAttribute::Address(ip) = a { Some(*ip) } else { None }))?;
+    // The header has room for eight of the flags, IFA_FLAGS for all.
+    let flags = message.attributes.iter().find_map(|a| match a {
+        AddressAttribute::Flags(flags) => Some(*flags),
+        _ => None,
+    });
+    let flags = flags.unwrap_or(AddressFlags::from_bits_retain(message.header.flags.bits().into()));
+    // An optimistic address is tentative, too, and may be used (RFC 4429).
+    let pending = flags.contains(AddressFlags::Tentative) && !flags.contains(AddressFlags::Optimistic);
+    Some(HostAddress {
+        device: message.header.index,
+        net: IpNet::new(address, message.header.prefix_len).ok()?,
+        usable: !pending && !flags.contains(AddressFlags::Dadfailed),
+    })
+}
+
+/// A route but for its next hops: those are in [`hops`].
 fn parse_route(message: &RouteMessage) -> Option<Route> {
     let v6 = message.header.address_family == AddressFamily::Inet6;
     let any: IpNet = if v6 { Ipv6Net::default().into() } else { Ipv4Net::default().into() };
@@ -617,16 +703,28 @@ fn parse_route(message: &RouteMessage) -> Option<Route> {
             }
             RouteAttribute::PrefSource(source) => route.source = ip(source),
             RouteAttribute::Priority(metric) => route.metric = Some(*metric),
-            RouteAttribute::MultiPath(hops) => {
-                let hop = hops.iter().find(|hop| !hop.flags.contains(RouteNextHopFlags::Dead))?;
-                route.device = hop.interface_index;
-                route.gateway = hop.attributes.iter().find_map(gateway);
-            }
-            RouteAttribute::Oif(device) => route.device = *device,
-            other => route.gateway = gateway(other).or(route.gateway),
+            _ => {}
         }
     }
     Some(route)
+}
+
+/// Device and gateway of each living next hop.
+fn hops(message: &RouteMessage) -> Vec<(u32, Option<IpAddr>)> {
+    let (mut device, mut via) = (0, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::MultiPath(hops) => {
+                let living = hops.iter().filter(|hop| !hop.flags.contains(RouteNextHopFlags::Dead));
+                return living
+                    .map(|hop| (hop.interface_index, hop.attributes.iter().find_map(gateway)))
+                    .collect();
+            }
+            RouteAttribute::Oif(index) => device = *index,
+            other => via = gateway(other).or(via),
+        }
+    }
+    vec![(device, via)]
 }
 
 fn gateway(attribute: &RouteAttribute) -> Option<IpAddr> {
@@ -655,7 +753,7 @@ pub fn device_label(index: u32) -> String {
 }
 
 /// Cuts what one read brought into messages: each says its length in its first four bytes and is padded to four.
-fn split_messages(mut rest: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn split_messages(mut rest: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let length = u32::from_ne_bytes(rest.get(..4)?.try_into().ok()?) as usize;
         let message = rest.get(..length).filter(|m| m.len() >= NETLINK_HEADER_BYTES)?;
@@ -692,5 +790,5 @@ const NLMSGERR_ATTR_MSG: u16 = 1;
 /// The kernel answers within the system call that sends the request; this only bounds the unforeseen.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// Dumps come in reads of at most 32 KiB (netlink_dump() in net/netlink/af_netlink.c).
-const READ_BYTES: usize = 64 * 1024;
+pub(super) const READ_BYTES: usize = 64 * 1024;
 const DUMP_TRIES: usize = 5;

@@ -3,6 +3,7 @@
 //! ```text
 //!   app -> 0.0.0.0/1, 128.0.0.0/1, ...  dev tg0                (into the tunnel; gone with the device)
 //!   tg0 -> 192.0.2.1/32 via GATEWAY     dev eth0  metric N     (the server, outside it; journalled)
+//!          192.0.2.1/32 via GATEWAY     dev wlan0 metric N + 2^16, for sockets that are bound to wlan0; and so on
 //!          unreachable 192.0.2.1/32     metric 2^31 + N        (the server, when the line above is gone)
 //! ```
 //!
@@ -11,6 +12,8 @@
 //! - The host route keeps the tunnel's own datagrams out of the tunnel. When its device goes down the kernel
 //!   drops it; without the `unreachable` route behind it those datagrams would then be routed into the tunnel,
 //!   sealed again, and so on.
+//! - Each link that leads to the server has a host route of its own, the best one first: see
+//!   [`carriers`](super::carriers).
 //! - N is the tunnel device's index, so two tunnels to one server have a host route each, and a route the
 //!   administrator made (usually with metric 0 on IPv4) isn't ours to take over or remove.
 //! - The server's address itself is never routed into the tunnel.
@@ -21,6 +24,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use super::carriers::{MAX_WAYS, leads_out, links, routes_to};
 use super::netlink::{Netlink, PROTOCOL, Route, RouteFilter, RouteKind};
 use super::state;
 use crate::config::common::DeviceName;
@@ -50,7 +54,7 @@ impl fmt::Display for Conflict {
 }
 
 /// Keeps a client's routes: [`set`](RouteKeeper::set) what goes into the tunnel,
-/// [`protect`](RouteKeeper::protect) each server, and call `protect` again whenever the network changed.
+/// [`protect`](RouteKeeper::protect) each server, and [`follow`](RouteKeeper::follow) whenever the network changed.
 /// [`clear`](RouteKeeper::clear), or drop, removes everything.
 #[derive(Debug)]
 pub struct RouteKeeper {
@@ -59,6 +63,8 @@ pub struct RouteKeeper {
     name: DeviceName,
     state_file: PathBuf,
     servers: Vec<IpAddr>,
+    /// Those of them there is no way to.
+    unreachable: Vec<IpAddr>,
     tunnel: Vec<IpNet>,
     journal: Journal,
 }
@@ -82,6 +88,7 @@ impl RouteKeeper {
             name: device.clone(),
             state_file,
             servers: Vec::new(),
+            unreachable: Vec::new(),
             tunnel: Vec::new(),
             journal: Journal {
                 boot_id: state::boot_id(),
@@ -102,10 +109,16 @@ impl RouteKeeper {
         self.protect_covered()
     }
 
+    /// The network changed: makes the ways to all protected servers what they should be now.
+    pub fn follow(&mut self) -> Outcome<()> {
+        self.protect_covered()
+    }
+
     /// No longer keeps the way to `server`.
     pub fn unprotect(&mut self, server: IpAddr) -> Outcome<()> {
         let server = server.to_canonical();
         self.servers.retain(|s| *s != server);
+        self.unreachable.retain(|s| *s != server);
         self.release_others()
     }
 
@@ -164,6 +177,7 @@ impl RouteKeeper {
     pub fn clear(&mut self) -> Outcome<()> {
         self.tunnel.clear();
         self.servers.clear();
+        self.unreachable.clear();
         let mut result = Ok(());
         for route in self.tunnel_routes()? {
             result = result.and(self.netlink.del_route(&route));
@@ -194,25 +208,32 @@ impl RouteKeeper {
     }
 
     fn protect_now(&mut self, server: IpAddr) -> Outcome<()> {
-        let way = match self.way_outside(server)? {
-            // One of our own addresses: the kernel's local table comes before every route.
-            Way::Local => return Ok(()),
-            Way::Outside(route) => Some(route),
-            Way::None => {
-                log::warn!("there is no route to {server} outside {}: it is unreachable for now", self.name);
-                None
-            }
-        };
+        // One of our own addresses: the kernel's local table comes before every route.
+        let Some(mut planned) = self.ways_outside(server)? else { return Ok(()) };
+        self.note_reachable(server, !planned.is_empty());
         let mut guard = Route::new(server.into(), 0);
         guard.kind = RouteKind::Unreachable;
         guard.metric = Some(GUARD_METRIC.saturating_add(self.device));
+        planned.push(guard);
 
-        let planned: Vec<Route> = way.into_iter().chain([guard]).collect();
         self.journal_also(&planned)?;
         for route in &planned {
             self.install_host_route(route)?;
         }
-        Ok(())
+        self.remove_host_routes(|held| {
+            held.destination.addr() == server && planned.iter().all(|route| route.metric != held.metric)
+        })
+    }
+
+    /// Says so once.
+    fn note_reachable(&mut self, server: IpAddr, reachable: bool) {
+        let was_reachable = !self.unreachable.contains(&server);
+        if was_reachable && !reachable {
+            log::warn!("there is no route to {server} outside {}: it is unreachable for now", self.name);
+            self.unreachable.push(server);
+        } else if reachable {
+            self.unreachable.retain(|s| *s != server);
+        }
     }
 
     fn install_host_route(&mut self, route: &Route) -> Outcome<()> {
@@ -237,49 +258,51 @@ impl RouteKeeper {
         }
     }
 
-    /// How the server is reached without the tunnel.
-    fn way_outside(&mut self, server: IpAddr) -> Outcome<Way> {
+    /// How the server is reached without the tunnel: a host route for each link that leads to it, the best one first;
+    /// `None` where it is this host itself.
+    fn ways_outside(&mut self, server: IpAddr) -> Outcome<Option<Vec<Route>>> {
         let host = IpNet::from(server);
-        let mut route = Route::new(host, 0);
-        route.metric = Some(self.device);
-
-        // As long as nothing of ours is in the way, the kernel's own answer is the best: it knows all tables.
-        let ours = self.journal.host_routes.iter().any(|r| r.destination == host);
-        if !ours {
-            match self.netlink.route_to(server)? {
-                Some(to) if to.local => return Ok(Way::Local),
-                Some(to) if to.device != self.device => {
-                    return Ok(Way::Outside(Route { gateway: to.gateway, device: to.device, ..route }));
-                }
-                _ => {}
+        let links = links(&mut self.netlink)?;
+        let leads_out = |route: &Route| leads_out(route.device, self.device, &links);
+        // 1. What the main table says without our routes. Links without a carrier are better than nothing.
+        let routes = routes_to(&mut self.netlink, server, self.device)?;
+        let (running, silent): (Vec<Route>, Vec<Route>) = routes.into_iter().partition(leads_out);
+        let mut ways = if running.is_empty() { silent } else { running };
+        // 2. As long as nothing of ours is in the way, the kernel's own answer is the best: it knows all tables.
+        if !self.journal.host_routes.iter().any(|r| r.destination == host)
+            && let Some(to) = self.netlink.route_to(server)?
+        {
+            if to.local {
+                return Ok(None);
+            }
+            let route = Route { gateway: to.gateway, ..Route::new(host, to.device) };
+            if to.device != self.device && (leads_out(&route) || ways.is_empty()) {
+                ways.retain(|way| way.device != to.device);
+                ways.insert(0, route);
             }
         }
-        // Otherwise look for what the main table would say without our routes.
-        let filter = RouteFilter { v6: Some(server.is_ipv6()), ..RouteFilter::default() };
-        let device = self.device;
-        let best = self
-            .netlink
-            .routes(&filter)?
-            .into_iter()
-            .filter(|r| r.kind == RouteKind::Unicast && r.device != device && r.destination.contains(&server))
-            .filter(|r| !(r.destination == host && r.protocol == PROTOCOL))
-            .min_by_key(|r| (std::cmp::Reverse(r.destination.prefix_len()), r.effective_metric()));
-        Ok(match best {
-            Some(best) => Way::Outside(Route { gateway: best.gateway, device: best.device, ..route }),
-            None => Way::None,
-        })
+        ways.truncate(MAX_WAYS);
+        Ok(Some((0..).zip(ways).map(|(place, way)| self.host_route(host, place, &way)).collect()))
+    }
+
+    /// The host route at this place among those to one server.
+    fn host_route(&self, host: IpNet, place: u32, way: &Route) -> Route {
+        let metric = Some(self.device.saturating_add(place << 16));
+        Route { gateway: way.gateway, metric, ..Route::new(host, way.device) }
     }
 
     /// Removes the host routes of servers that are no longer protected or no longer covered.
     fn release_others(&mut self) -> Outcome<()> {
-        let keep = |server: &Route| {
-            self.servers.contains(&server.destination.addr()) && self.covered(server.destination.addr())
-        };
-        let (kept, gone): (Vec<Route>, Vec<Route>) = self.journal.host_routes.iter().cloned().partition(keep);
+        let servers: Vec<IpAddr> = self.servers.iter().copied().filter(|s| self.covered(*s)).collect();
+        self.remove_host_routes(|held| !servers.contains(&held.destination.addr()))
+    }
+
+    fn remove_host_routes(&mut self, gone: impl Fn(&Route) -> bool) -> Outcome<()> {
+        let (gone, kept): (Vec<Route>, Vec<Route>) = self.journal.host_routes.iter().cloned().partition(gone);
         for route in &gone {
             self.netlink.del_route(&by_place(route))?;
         }
-        if kept.len() != self.journal.host_routes.len() || kept.is_empty() {
+        if !gone.is_empty() || kept.is_empty() {
             self.journal.host_routes = kept;
             self.store_journal()?;
         }
@@ -313,12 +336,6 @@ impl Drop for RouteKeeper {
             log::warn!("removing routes of {}: {e}", self.name);
         }
     }
-}
-
-enum Way {
-    Local,
-    Outside(Route),
-    None,
 }
 
 /// Removes the host routes a killed run noted in `state_file`, where they still are there and ours.

@@ -17,8 +17,8 @@ use serde::de::DeserializeOwned;
 
 /// The longest message, encoded.
 pub const MAX_MESSAGE: usize = 16 * 1024;
-/// Descriptors that may come with one message.
-pub const MAX_FDS: usize = 4;
+/// Descriptors that may come with one message: a TCP connection and eight UDP sockets.
+pub const MAX_FDS: usize = 9;
 
 /// One end: sends `Tx`, receives `Rx`. Non-blocking.
 #[derive(Debug)]

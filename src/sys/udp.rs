@@ -27,8 +27,16 @@ pub fn bind_shared(address: SocketAddr) -> io::Result<UdpSocket> {
 
 /// Binds a UDP socket of our own on any port, of the family of `peer`.
 pub fn bind_towards(peer: SocketAddr) -> io::Result<UdpSocket> {
+    bind_on(None, peer)
+}
+
+/// The same, for packets by `device` only (SO_BINDTODEVICE), whatever routes there are by others.
+pub fn bind_on(device: Option<&str>, peer: SocketAddr) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(peer), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     grow_buffers(&socket);
+    if let Some(device) = device {
+        socket.bind_device(Some(device.as_bytes()))?;
+    }
     let any: SocketAddr = match peer {
         SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
         SocketAddr::V6(_) => ([0u16; 8], 0).into(),
@@ -223,8 +231,19 @@ impl Carrier {
         let count = match state.recv(UdpSockRef::from(&self.socket), &mut slices, &mut metas) {
             Ok(count) => count,
             Err(e) if e.kind() == ErrorKind::WouldBlock => 0,
-            // An ICMP error of an earlier send, or the like: nothing to read, and no reason to stop.
-            Err(e) if matches!(e.kind(), ErrorKind::ConnectionRefused | ErrorKind::HostUnreachable) => 0,
+            // An ICMP error of an earlier send, a device that is down, or the like: nothing to read, and no reason to
+            // stop.
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    ErrorKind::ConnectionRefused
+                        | ErrorKind::HostUnreachable
+                        | ErrorKind::NetworkUnreachable
+                        | ErrorKind::NetworkDown
+                ) =>
+            {
+                0
+            }
             Err(e) => return Err(e),
         };
         received.extend(metas[..count].iter().enumerate().map(|(buffer, meta)| Received {
@@ -268,6 +287,19 @@ const RECOVER_AFTER: u32 = 5_000;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_on_a_device_hears_and_reaches_only_what_is_there() {
+        let receiver = UdpSocket::bind("127.0.0.1:0").expect("bind");
+        let target = receiver.local_addr().expect("an address");
+        let socket = bind_on(Some("lo"), target).expect("bind");
+        socket.send_to(b"here", target).expect("sends");
+        assert_eq!(receiver.recv(&mut [0; 64]).expect("receives"), 4);
+        assert_eq!(
+            bind_on(Some("nosuchdevice"), target).expect_err("none").raw_os_error(),
+            Some(libc::ENODEV)
+        );
+    }
 
     #[test]
     fn a_run_refused_in_part_counts_that_part() {

@@ -43,6 +43,7 @@ mod identity;
 mod kill;
 mod many;
 mod matrix;
+mod moves;
 mod plaintext;
 mod routing;
 mod soak;
