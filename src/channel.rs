@@ -103,6 +103,11 @@ impl ControlChannel {
         self.flush()
     }
 
+    /// Bytes that the socket hasn't taken yet.
+    pub fn unsent(&self) -> usize {
+        self.output.len()
+    }
+
     /// Sends what is queued, as far as the socket takes it.
     pub fn flush(&mut self) -> Result<(), Broken> {
         self.wants_write = false;

@@ -15,6 +15,7 @@ pub mod escape;
 pub mod exit;
 pub mod hardware;
 pub mod ingress;
+pub mod inside;
 pub mod ipc;
 pub mod keys;
 pub mod net;

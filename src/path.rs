@@ -2,6 +2,9 @@
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 
+/// The number of the carrier that is no socket: the control connection ([`crate::inside`]).
+pub const INSIDE: u8 = u8::MAX;
+
 /// One way to reach the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Path {

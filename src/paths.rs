@@ -21,7 +21,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::keys::{Role, Secret};
-use crate::path::Path;
+use crate::path::{INSIDE, Path};
 use crate::time::Time;
 use crate::wire::inband::{InBand, PathStatus};
 
@@ -126,6 +126,8 @@ pub enum PathEvent {
         /// Round trip.
         rtt: Duration,
     },
+    /// The path in use is slow to answer, and there is no other: is there none at all?
+    Suspect,
     /// The path in use doesn't answer, and there is no other.
     Unreachable,
 }
@@ -284,6 +286,14 @@ impl Paths {
         }
     }
 
+    /// The client may be somewhere else, although it uses the same path.
+    pub fn rebind(&mut self, now: Time) {
+        if !self.list.is_empty() {
+            self.list[0].asked = None;
+            self.ask(now, 0, true);
+        }
+    }
+
     /// The client's ways to the server are now these, best first. Sockets of a carrier that changed have new numbers,
     /// so that a way that is in the list already is one that didn't change. With none at all everything stays.
     pub fn set_ways(&mut self, now: Time, ways: &[Path]) {
@@ -409,9 +419,10 @@ impl Paths {
 
     /// How long data may be sent by a path without anything coming back.
     fn patience(&self, at: usize) -> Option<Duration> {
-        let others = (0..self.list.len()).any(|other| other != at && self.is_usable(other));
+        let others = || (0..self.list.len()).filter(|other| *other != at && self.is_usable(*other));
         match self.role {
-            _ if others => Some(PATIENCE),
+            _ if others().any(|other| self.list[other].path.carrier != INSIDE) => Some(PATIENCE),
+            _ if others().count() > 0 => Some(PATIENCE_INSIDE),
             Role::Client => Some(SILENCE),
             Role::Server => None,
         }
@@ -419,6 +430,10 @@ impl Paths {
 
     /// The path in use has left a challenge unanswered: what of the others?
     fn suspect(&mut self, now: Time) {
+        let tries = self.list[0].asked.as_ref().map_or(0, |asked| asked.tries.len());
+        if tries == SUSPECT_TRIES && !(1..self.list.len()).any(|other| self.is_usable(other)) {
+            self.events.push_back(PathEvent::Suspect);
+        }
         for at in 1..self.list.len() {
             if self.is_usable(at) && self.list[at].asked.is_none() {
                 self.ask(now, at, false);
@@ -470,8 +485,10 @@ impl Paths {
 
     /// What the client tells the server of a path.
     fn word_on(&self, at: usize) -> PathStatus {
+        let inside = self.list[at].path.carrier == INSIDE;
         match self.mode {
-            _ if at == 0 && self.mode == Mode::Failover => PathStatus::Preferred,
+            _ if at == 0 && (inside || self.mode == Mode::Failover) => PathStatus::Preferred,
+            _ if inside => PathStatus::Standby,
             Mode::Failover => PathStatus::Standby,
             Mode::Redundant => PathStatus::Copy,
             Mode::Balance => PathStatus::Share,
@@ -736,7 +753,7 @@ impl Paths {
                 continue;
             }
             let copy = match self.role {
-                Role::Client => copies,
+                Role::Client => copies && self.list[at].path.carrier != INSIDE,
                 Role::Server => self.list[at].status == Some(PathStatus::Copy),
             };
             if copy || std::mem::take(&mut spare) {
@@ -843,8 +860,12 @@ const GRACE: Duration = Duration::from_millis(10);
 const GRACE_BLIND: Duration = Duration::from_millis(200);
 /// Data that was sent is unanswered for so long: time to ask, where there is another path.
 const PATIENCE: Duration = Duration::from_millis(30);
+/// The same where the other is the control connection.
+const PATIENCE_INSIDE: Duration = Duration::from_secs(1);
 /// The same where there is none (the client's).
-const SILENCE: Duration = Duration::from_secs(10);
+const SILENCE: Duration = Duration::from_secs(3);
+/// Tries after which a path without another is in doubt.
+const SUSPECT_TRIES: usize = 3;
 /// First wait for an answer; doubled for each further try.
 const ASK_SOON: Duration = Duration::from_millis(50);
 const ASK_BLIND: Duration = Duration::from_millis(250);

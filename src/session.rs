@@ -143,6 +143,8 @@ pub enum Event {
     Settings(Settings),
     /// Text for the log, as the peer wrote it (to be escaped).
     Notice(String),
+    /// A challenge is unanswered for a while, and there is no other path.
+    Suspect,
     /// Challenges go unanswered: the path or the peer is gone.
     Unreachable,
     /// The session is over: nothing more will come of it.
@@ -248,6 +250,11 @@ impl Session {
     /// The client's ways to the server, best first ([`Paths::set_ways`]).
     pub fn set_ways(&mut self, now: Time, ways: &[Path]) {
         self.paths.set_ways(now, ways);
+    }
+
+    /// Tells the server where the client is, on the path in use.
+    pub fn rebind(&mut self, now: Time) {
+        self.paths.rebind(now);
     }
 
     /// How the client uses several ways.
@@ -395,7 +402,12 @@ impl Session {
                 self.events.push_back(Event::Settings(settings));
             }
             Message::Notice(text) if self.role == Role::Client => self.events.push_back(Event::Notice(text)),
-            Message::Update(_) | Message::Notice(_) | Message::Hello(_) | Message::Welcome(_) => {
+            // A datagram is the data path's, which comes before this.
+            Message::Update(_)
+            | Message::Notice(_)
+            | Message::Hello(_)
+            | Message::Welcome(_)
+            | Message::Datagram(_) => {
                 return Err(Reason::Protocol);
             }
         }
@@ -463,6 +475,7 @@ impl Session {
         let path = self.paths.poll_event().map(|event| match event {
             PathEvent::Moved { old, new } => Event::Moved { old, new },
             PathEvent::Proven { rtt } => Event::Proven { rtt },
+            PathEvent::Suspect => Event::Suspect,
             PathEvent::Unreachable => Event::Unreachable,
         });
         path.or_else(|| self.events.pop_front())

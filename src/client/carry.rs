@@ -12,19 +12,25 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::carriers::Carriers;
 use super::ipc::CarrierName;
 use crate::channel::{Broken, ControlChannel};
+use crate::drops::DropReason;
 use crate::egress::Egress;
+use crate::egress::Outlet;
 use crate::exit::{Failure, Outcome};
 use crate::ingress::{Ingress, tun_refused};
+use crate::inside::{self, WithInside};
 use crate::keys::Role;
+use crate::path::{INSIDE, Path};
+use crate::paths::Mode;
 use crate::session::{Event, IN_BAND_LEN, Session};
 use crate::sys::clock;
-use crate::sys::poller::{Interest, Poller};
+use crate::sys::poller::Poller;
 use crate::sys::tun::Tun;
 use crate::sys::udp::{Carrier, RECEIVE_BUFFERS, ReceiveBuffers, Received};
 use crate::time::Time;
-use crate::wire::control::{Reason, Settings, Welcome};
+use crate::wire::control::{Message, Reason, Settings, Welcome};
 use crate::wire::vnet::{VNET_LEN, VnetHeader};
 
 /// A session with its control channel and UDP socket.
@@ -32,7 +38,7 @@ pub struct Link {
     session: Session,
     /// `None` once it was lost.
     control: Option<ControlChannel>,
-    carrier: Carrier,
+    net: WithInside<Carriers>,
     tokens: Tokens,
     /// The remote's name.
     pub host: String,
@@ -55,6 +61,11 @@ pub struct Link {
     behind: bool,
     /// It was the control channel's turn; the answers go out first.
     talked: bool,
+    /// UDP may not get through: the control connection is a way, too.
+    inside: bool,
+    mode: Mode,
+    /// Datagrams that came inside the control connection, to be opened with the next turn.
+    came_inside: Vec<Vec<u8>>,
 }
 
 /// The descriptors' tokens in the epoll set.
@@ -116,7 +127,7 @@ impl Link {
     pub fn new(
         session: Session,
         control: ControlChannel,
-        carrier: Carrier,
+        (carriers, mode): (Carriers, Mode),
         (host, address): (String, SocketAddr),
         welcome: Welcome,
         now: Time,
@@ -124,7 +135,7 @@ impl Link {
         Link {
             session,
             control: Some(control),
-            carrier,
+            net: WithInside::new(carriers),
             tokens: Tokens { control: 0, udp: 0 },
             host,
             address,
@@ -137,6 +148,9 @@ impl Link {
             words: Vec::new(),
             behind: false,
             talked: false,
+            inside: false,
+            mode,
+            came_inside: Vec::new(),
         }
     }
 
@@ -165,11 +179,13 @@ impl Link {
     pub fn start(&mut self, poller: &Poller, tokens: Tokens) -> Outcome<()> {
         self.tokens = tokens;
         let full = |e| Failure::system("fill the epoll set", e);
-        poller.add(&self.carrier, tokens.udp, Interest::Read).map_err(full)?;
+        self.net.udp.watch(poller, tokens.udp)?;
         if let Some(control) = &self.control {
             poller.add(control, tokens.control, control.interest()).map_err(full)?;
         }
-        self.session.probe(clock::now());
+        let now = clock::now();
+        self.session.set_mode(now, self.mode);
+        self.session.set_ways(now, &self.ways());
         // Messages behind the welcome may have been read together with it.
         self.talk_to_server(poller);
         Ok(())
@@ -177,15 +193,35 @@ impl Link {
 
     /// Goes on by other carriers, best first; without any it stays with what it has, until some come.
     pub fn take_carriers(&mut self, poller: &Poller, carriers: Vec<(CarrierName, Carrier)>) -> Outcome<()> {
-        let Some((_, carrier)) = carriers.into_iter().next() else { return Ok(()) };
-        let _ = poller.remove(&self.carrier);
-        self.carrier = carrier;
-        poller
-            .add(&self.carrier, self.tokens.udp, Interest::Read)
-            .map_err(|e| Failure::system("fill the epoll set", e))?;
-        // The server is to learn our new UDP address at once.
-        self.session.probe(clock::now());
+        let now = clock::now();
+        if carriers.is_empty() {
+            return Ok(());
+        }
+        self.net.udp.replace(poller, self.tokens.udp, carriers)?;
+        let before = self.session.path().map(|known| known.path);
+        self.session.set_ways(now, &self.ways());
+        // The same way as before: but there was a change, and what led back to us may have forgotten.
+        if self.session.path().map(|known| known.path) == before {
+            self.session.rebind(now);
+        }
         Ok(())
+    }
+
+    /// The paths to the server, best first.
+    fn ways(&self) -> Vec<Path> {
+        let mut ways = self.net.udp.ways(self.address);
+        if self.inside && self.control.is_some() {
+            ways.push(inside::path(self.address));
+        }
+        ways
+    }
+
+    /// Takes the control connection in as a way, or out.
+    fn set_inside(&mut self, inside: bool) {
+        if self.inside != inside {
+            self.inside = inside;
+            self.session.set_ways(clock::now(), &self.ways());
+        }
     }
 
     /// Device to network.
@@ -198,33 +234,59 @@ impl Link {
             let now = clock::now();
             match VnetHeader::parse(&packet[..len]) {
                 Some(vnet) => {
-                    egress.push(&mut self.session, &self.carrier, now, vnet, &packet[VNET_LEN..len]);
+                    egress.push(&mut self.session, &self.net, now, vnet, &packet[VNET_LEN..len]);
                 }
                 None => Egress::refuse(&mut self.session),
             }
         }
-        egress.flush(&mut self.session, &self.carrier);
+        egress.flush(&mut self.session, &self.net);
+        self.flush_inside();
         Ok(())
     }
 
     /// Network to device.
     pub fn server_to_tun(&mut self, tun: &Tun, buffers: &mut Buffers) -> Outcome<()> {
         let Buffers { ingress, runs, received, uso, .. } = buffers;
-        for _ in 0..RECEIVES_PER_TURN {
-            let taken = self.carrier.receive(runs, received);
-            taken.map_err(|e| Failure::system("read the UDP socket", e))?;
-            if received.is_empty() {
-                break;
+        for n in 0..self.net.udp.count() {
+            for _ in 0..RECEIVES_PER_TURN {
+                let taken = self.net.udp.receive(n, runs, received);
+                taken.map_err(|e| Failure::system("read the UDP socket", e))?;
+                if received.is_empty() {
+                    break;
+                }
+                let now = clock::now();
+                for run in received.iter() {
+                    ingress.open(&mut self.session, Role::Client, now, run, &mut runs[run.buffer]);
+                }
+                ingress.write_out(&mut self.session, runs, *uso, |parts| {
+                    tun.write(parts).map_err(|e| tun_refused(&e))
+                });
             }
-            let now = clock::now();
-            for run in received.iter() {
-                ingress.open(&mut self.session, Role::Client, now, run, &mut runs[run.buffer]);
-            }
+        }
+        Ok(())
+    }
+
+    /// Inside the control connection to device.
+    pub fn inside_to_tun(&mut self, tun: &Tun, buffers: &mut Buffers) {
+        let Buffers { ingress, runs, uso, .. } = buffers;
+        let path = inside::path(self.address);
+        for datagram in std::mem::take(&mut self.came_inside) {
+            let buffer = &mut runs[0];
+            buffer[..datagram.len()].copy_from_slice(&datagram);
+            let (len, stride) = (datagram.len(), datagram.len().max(1));
+            let run = Received { buffer: 0, len, stride, path, ecn: 0 };
+            ingress.open(&mut self.session, Role::Client, clock::now(), &run, buffer);
             ingress.write_out(&mut self.session, runs, *uso, |parts| {
                 tun.write(parts).map_err(|e| tun_refused(&e))
             });
         }
-        Ok(())
+    }
+
+    fn flush_inside(&mut self) {
+        let Some(control) = self.control.as_mut().filter(|_| self.net.is_waiting()) else { return };
+        if let Err(broken) = self.net.flush(control) {
+            log::debug!("inside the control connection: {broken:?}");
+        }
     }
 
     /// Reads what the server says on the control channel.
@@ -237,6 +299,7 @@ impl Link {
         for _ in 0..CONTROL_PER_TURN {
             let Some(control) = &mut self.control else { break };
             match control.receive() {
+                Ok(Some(Message::Datagram(datagram))) => self.came_inside.push(datagram),
                 Ok(Some(message)) => {
                     if let Err(reason) = self.session.handle_message(now, message) {
                         self.session.leave(reason);
@@ -256,7 +319,7 @@ impl Link {
 
     fn flush_control(&mut self, poller: &Poller) {
         let Some(control) = &mut self.control else { return };
-        if let Err(broken) = control.flush() {
+        if let Err(broken) = control.flush().and_then(|()| self.net.flush(control)) {
             return self.control_broken(poller, broken);
         }
         let _ = poller.modify(&*control, self.tokens.control, control.interest());
@@ -267,6 +330,8 @@ impl Link {
             let _ = poller.remove(&control);
         }
         self.session.handle_control_lost(clock::now());
+        self.session.drops.add(DropReason::SendRefused, self.net.clear());
+        self.set_inside(false);
         // A goodbye that came before says more.
         self.note_events();
         if self.words.iter().any(|word| matches!(word, Word::Ended { .. })) {
@@ -311,7 +376,7 @@ impl Link {
         while let Some(say) = self.session.poll_in_band() {
             let mut datagram = [0; IN_BAND_LEN];
             let sent = self.session.seal_in_band(now, &say, &mut datagram).and_then(|len| {
-                self.carrier.send(&say.path, 0, &datagram[..len], len).map_err(|unsent| unsent.reason)
+                self.net.send(&say.path, 0, &datagram[..len], len).map_err(|unsent| unsent.reason)
             });
             if let Err(reason) = sent {
                 self.session.drops.count(reason);
@@ -325,7 +390,7 @@ impl Link {
                 self.control_broken(poller, broken);
             }
         }
-        if spoke {
+        if spoke || self.net.is_waiting() {
             self.flush_control(poller);
         }
         std::mem::take(&mut self.words)
@@ -357,8 +422,18 @@ impl Link {
             }
             Event::Unreachable => self.words.push(Word::Unreachable),
             Event::Ended { reason, by_peer } => self.words.push(Word::Ended { reason, by_peer }),
-            // The server is where it was dialled.
-            Event::Moved { .. } => {}
+            Event::Suspect => self.set_inside(true),
+            Event::Moved { new, .. } => match new.carrier {
+                INSIDE => log::warn!(
+                    "UDP port {} doesn't get through to {}: packets go inside the control connection",
+                    self.address.port(),
+                    self.address.ip()
+                ),
+                _ => {
+                    log::info!("packets go by {}", self.net.udp.name_of(&new));
+                    self.set_inside(false);
+                }
+            },
         }
     }
 
@@ -380,7 +455,7 @@ impl Link {
     /// Closes what there is, without a word to the server.
     pub fn end(mut self, poller: &Poller) {
         self.hush(poller);
-        let _ = poller.remove(&self.carrier);
+        self.net.udp.forget(poller);
         log::info!("this session {}; dropped: {}", self.session.traffic(), self.session.drops);
     }
 }

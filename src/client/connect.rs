@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use openssl::ssl::SslContext;
 
 use super::attempts::{Failed, Finality};
+use super::carriers::Carriers;
 use super::carry::Link;
 use super::ipc::{CarrierName, Setup};
 use crate::channel::{Broken, ControlChannel, Progress};
@@ -139,14 +140,14 @@ impl Connecting {
             },
             inner,
             linger: Duration::from_millis(welcome.linger_ms),
-            dialled: Some(Path::new(self.address, None)),
+            dialled: Some(Path::new(self.address, None).by(0)),
             vouched: None,
         };
         let session = Session::new(start, now).map_err(|_| {
             Failure::new(Exit::MacLength, format!("the cipher library refuses {}", welcome.suite))
         })?;
-        let (_, carrier) = take_over(self.carriers)?.into_iter().next().ok_or_else(without_sockets)?;
-        Ok(Link::new(session, self.control, carrier, (self.host, self.address), welcome, now))
+        let carriers = Carriers::new(take_over(self.carriers)?);
+        Ok(Link::new(session, self.control, (carriers, setup.mode), (self.host, self.address), welcome, now))
     }
 
     /// Tells the server that nothing comes of it.

@@ -8,9 +8,9 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::config::client::Mode;
 use crate::config::common::Suite;
 use crate::exit::{Exit, Failure};
+use crate::paths::Mode;
 use crate::sys::seqpacket::Channel;
 use crate::time::Time;
 use crate::tls::Credentials;
@@ -107,6 +107,8 @@ pub struct CarrierName {
     pub name: String,
     /// Its index; 0 where the socket is bound to none.
     pub index: u32,
+    /// The address the kernel sends from there.
+    pub source: Option<IpAddr>,
 }
 
 impl CarrierName {
@@ -115,7 +117,7 @@ impl CarrierName {
 
     /// The carrier of a socket that isn't bound to a link.
     pub fn any() -> CarrierName {
-        CarrierName { name: CarrierName::ANY.to_owned(), index: 0 }
+        CarrierName { name: CarrierName::ANY.to_owned(), index: 0, source: None }
     }
 }
 
@@ -419,7 +421,11 @@ mod tests {
         assert_eq!(crate::sys::seqpacket::MAX_FDS, 1 + crate::net::carriers::MAX_WAYS);
         let (supervisor, tunnel) = crate::sys::seqpacket::pair::<Reply, Request>().expect("a pair");
         let tunnel = TunnelEnd::from_fd(tunnel);
-        let link = CarrierName { name: "a-name-of-15-by".to_owned(), index: u32::MAX };
+        let link = CarrierName {
+            name: "a-name-of-15-by".to_owned(),
+            index: u32::MAX,
+            source: Some("2001:db8::1".parse().expect("an address")),
+        };
         let carriers = vec![link; crate::net::carriers::MAX_WAYS];
         let address = SocketAddr::from(([192, 0, 2, 1], 7)).into();
         let sent = Reply::Dialled { host: "h".repeat(253), address, carriers: carriers.clone() };

@@ -22,7 +22,8 @@
 //! [`ipc`] is all that the two processes say to each other, [`tunnel`] the unprivileged one's start and loop.
 
 pub mod attempts;
-pub mod carry;
+pub mod carriers;
+mod carry;
 pub mod connect;
 pub mod consent;
 pub mod dial;

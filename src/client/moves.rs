@@ -104,7 +104,9 @@ pub fn open(ways: Vec<Way>, peer: SocketAddr) -> (Vec<Way>, Vec<UdpSocket>) {
 
 /// What the tunnel process is told of them.
 pub fn names(ways: &[Way]) -> Vec<CarrierName> {
-    ways.iter().map(|way| CarrierName { name: way.name.clone(), index: way.index }).collect()
+    ways.iter()
+        .map(|way| CarrierName { name: way.name.clone(), index: way.index, source: Some(way.source) })
+        .collect()
 }
 
 /// Addresses and routes of one move come within this time of each other.

@@ -420,6 +420,7 @@ impl<'a> Tunnel<'a> {
 
     fn heed_link(&mut self) -> Turn<()> {
         let Some(link) = &mut self.link else { return Ok(()) };
+        link.inside_to_tun(&self.tun, &mut self.buffers);
         for word in link.drain(&self.poller) {
             match word {
                 Word::ControlLost(text) => self.reconnect(&format!("control connection lost: {text}"))?,

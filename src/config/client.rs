@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use super::common::{DEFAULT_PORT, Data, DeviceName, Pem, from_word, quoted};
 use super::reader::{self, Document, Value, Word};
 use crate::exit::{Failure, Outcome};
+use crate::paths::Mode;
 
 /// One `remote`: `HOST`, `HOST:PORT`, an address, or `[v6]:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -42,18 +43,6 @@ pub struct ClientTls {
     pub key: Pem,
     /// The name the server's certificate must carry; default: the remote's host, as dialled.
     pub server_name: Option<String>,
-}
-
-/// What is done with several carriers, the links by which the server can be reached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub enum Mode {
-    /// One carries everything, the next takes over when it fails.
-    #[default]
-    Failover,
-    /// Each carries everything, and what comes first counts.
-    Redundant,
-    /// Each carries its share.
-    Balance,
 }
 
 /// `[mobility]`.

@@ -58,6 +58,8 @@ pub enum Message {
     Bye(Reason),
     /// Server: settings changed.
     Update(Settings),
+    /// Either: a sealed datagram of the data channel, where UDP doesn't get through.
+    Datagram(Vec<u8>),
 }
 
 /// What the client has and wants.

@@ -13,10 +13,13 @@ use tunguard::batch::BatchReader;
 use tunguard::channel::{Broken, ControlChannel};
 use tunguard::drops::DropReason;
 use tunguard::egress::Egress;
+use tunguard::egress::Outlet;
 use tunguard::exit::{Failure, Outcome};
 use tunguard::ingress::Ingress;
+use tunguard::inside::{self, WithInside};
 use tunguard::ipc::{Reply, Report, Request, Setup, WorkerEnd};
 use tunguard::keys::Role;
+use tunguard::path::INSIDE;
 use tunguard::session::{Event, IN_BAND_LEN, Session};
 use tunguard::sys::clock;
 use tunguard::sys::poller::{Interest, Poller};
@@ -53,7 +56,7 @@ struct Carrying<'a> {
 
 /// The data path's ends and buffers.
 struct Data {
-    carrier: Carrier,
+    net: WithInside<Carrier>,
     downlink: Downlink,
     exit: TunExit,
     name: String,
@@ -77,7 +80,7 @@ impl<'a> Carrying<'a> {
             control_interest: admitted.control.interest(),
             control: Some(admitted.control),
             data: Data {
-                carrier: admitted.carrier,
+                net: WithInside::new(admitted.carrier),
                 downlink: admitted.downlink,
                 exit: admitted.exit,
                 name: admitted.name,
@@ -132,12 +135,12 @@ impl<'a> Carrying<'a> {
             for record in BatchReader::new(batch) {
                 match record {
                     Ok((vnet, packet)) => {
-                        self.egress.push(&mut self.session, &data.carrier, now, vnet, packet);
+                        self.egress.push(&mut self.session, &data.net, now, vnet, packet);
                     }
                     Err(_) => Egress::refuse(&mut self.session),
                 }
             }
-            self.egress.flush(&mut self.session, &data.carrier);
+            self.egress.flush(&mut self.session, &data.net);
         }
         Ok(())
     }
@@ -146,7 +149,7 @@ impl<'a> Carrying<'a> {
     fn client_to_guard(&mut self) -> Outcome<()> {
         for _ in 0..RECEIVES_PER_TURN {
             let data = &mut self.data;
-            let received = data.carrier.receive(&mut data.buffers, &mut data.received);
+            let received = data.net.udp.receive(&mut data.buffers, &mut data.received);
             received.map_err(|e| Failure::system("read the UDP slot", e))?;
             if data.received.is_empty() {
                 break;
@@ -159,6 +162,17 @@ impl<'a> Carrying<'a> {
             self.worker_to_tun();
         }
         Ok(())
+    }
+
+    /// Inside the control connection to device, or to the guard that writes to it.
+    fn inside_to_guard(&mut self, datagram: &[u8]) {
+        let Some(peer) = self.control.as_ref().and_then(ControlChannel::peer) else { return };
+        let buffer = &mut self.data.buffers[0];
+        buffer[..datagram.len()].copy_from_slice(datagram);
+        let (len, stride) = (datagram.len(), datagram.len().max(1));
+        let run = Received { buffer: 0, len, stride, path: inside::path(peer), ecn: 0 };
+        self.ingress.open(&mut self.session, Role::Server, clock::now(), &run, buffer);
+        self.worker_to_tun();
     }
 
     fn worker_to_tun(&mut self) {
@@ -181,6 +195,7 @@ impl<'a> Carrying<'a> {
         for _ in 0..CONTROL_PER_TURN {
             let Some(control) = &mut self.control else { return };
             match control.receive() {
+                Ok(Some(Message::Datagram(datagram))) => self.inside_to_guard(&datagram),
                 Ok(Some(message)) => {
                     if let Err(reason) = self.session.handle_message(now, message) {
                         log::warn!("{}: a message out of place", self.data.name);
@@ -196,7 +211,7 @@ impl<'a> Carrying<'a> {
 
     fn flush_control(&mut self) {
         let Some(control) = &mut self.control else { return };
-        if let Err(broken) = control.flush() {
+        if let Err(broken) = control.flush().and_then(|()| self.data.net.flush(control)) {
             return self.control_broken(broken);
         }
         let interest = control.interest();
@@ -230,6 +245,7 @@ impl<'a> Carrying<'a> {
 
     fn lose_control(&mut self) {
         self.session.handle_control_lost(clock::now());
+        self.session.drops.add(DropReason::SendRefused, self.data.net.clear());
         let _ = self.guard.send(&Request::ControlLost, &[]);
     }
 
@@ -267,7 +283,7 @@ impl<'a> Carrying<'a> {
         while let Some(say) = self.session.poll_in_band() {
             let mut datagram = [0; IN_BAND_LEN];
             let sent = self.session.seal_in_band(now, &say, &mut datagram).and_then(|len| {
-                self.data.carrier.send(&say.path, 0, &datagram[..len], len).map_err(|unsent| unsent.reason)
+                self.data.net.send(&say.path, 0, &datagram[..len], len).map_err(|unsent| unsent.reason)
             });
             if let Err(reason) = sent {
                 self.session.drops.count(reason);
@@ -288,12 +304,18 @@ impl<'a> Carrying<'a> {
             Event::Moved { old, new } => {
                 match old {
                     None => log::info!("{name}: data channel up, client at {}", new.remote),
+                    Some(_) if new.carrier == INSIDE => {
+                        log::info!(
+                            "{name}: UDP doesn't get through, packets go inside the control connection"
+                        )
+                    }
                     Some(old) => log::info!("{name}: moved from {} to {}", old.remote, new.remote),
                 }
                 let _ = self.guard.send(&Request::Moved { new: new.remote }, &[]);
             }
             Event::Proven { rtt } => log::debug!("{name}: round trip {rtt:?}"),
             Event::Rekeyed { epoch } => log::info!("{name}: new keys, epoch {epoch}"),
+            Event::Suspect => {}
             Event::Unreachable => log::debug!("{name}: no answer on the path"),
             // A server takes no settings from a client: Session refuses them.
             Event::Settings(_) | Event::Notice(_) => {}
