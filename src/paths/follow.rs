@@ -1,0 +1,192 @@
+//! The server follows its client.
+
+use std::time::Duration;
+
+use super::known::Known;
+use super::{Key, PathEvent, Paths};
+use crate::keys::Role;
+use crate::path::Path;
+use crate::time::Time;
+use crate::wire::inband::PathStatus;
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Nomination {
+    pub(super) key: Key,
+    /// The one before, where the peer was taken to be at the new one already.
+    pub(super) before: Option<Key>,
+    /// The peer itself said that it moved.
+    pub(super) rebind: bool,
+    pub(super) since: Time,
+    /// Until then the old path may still answer.
+    pub(super) grace: Time,
+    /// That time is over.
+    pub(super) graced: bool,
+}
+
+impl Paths {
+    pub(super) fn hear_status(&mut self, now: Time, at: usize, status: PathStatus) {
+        if self.role == Role::Client {
+            return;
+        }
+        self.list[at].status = Some(status);
+        match status {
+            PathStatus::Preferred if at > 0 => return self.hear_rebind(now, at),
+            PathStatus::Dropped if at == 0 => {
+                if let Some(other) = (1..self.list.len()).find(|at| self.is_usable(*at)) {
+                    self.switch(now, other);
+                }
+            }
+            PathStatus::Dropped | PathStatus::Preferred => {}
+            PathStatus::Standby | PathStatus::Copy | PathStatus::Share => {
+                self.nomination.take_if(|n| n.key == self.list[at].path.key() && n.before.is_none());
+                if !self.list[at].proven && self.list[at].asked.is_none() {
+                    self.ask(now, at, false);
+                }
+            }
+        }
+        self.refresh();
+    }
+
+    pub(super) fn hear_rebind(&mut self, now: Time, at: usize) {
+        if at == 0 {
+            // It is here, whatever somebody else nominated.
+            self.nomination = None;
+            self.refresh();
+        } else {
+            if self.list[at].is_further() && self.list[at].status == Some(PathStatus::Standby) {
+                self.list[at].status = Some(PathStatus::Preferred);
+            }
+            self.nominate(now, at, true);
+        }
+    }
+
+    pub(super) fn nominate(&mut self, now: Time, at: usize, rebind: bool) {
+        let key = self.list[at].path.key();
+        if let Some(pending) = self.nomination.as_mut().filter(|n| n.key == key) {
+            pending.rebind |= rebind;
+            return;
+        }
+        let old = &self.list[0];
+        let grace = old.rtt.map_or(GRACE_BLIND, |rtt| rtt * 3 / 2 + GRACE);
+        let mut nomination =
+            Nomination { key, before: None, rebind, since: now, grace: now + grace, graced: false };
+        if self.list[at].proven && !self.list[at].is_lost() {
+            nomination.before = Some(old.path.key());
+            self.switch(now, at);
+        }
+        self.nomination = Some(nomination);
+        for key in [Some(key), nomination.before.or(self.list.first().map(|k| k.path.key()))] {
+            let Some(at) = key.and_then(|key| self.find(key)) else { continue };
+            // Whoever says that it moved isn't at the old place.
+            if (key == Some(nomination.key) || !rebind) && self.list[at].asked.is_none() {
+                self.ask(now, at, false);
+            }
+        }
+        self.refresh();
+    }
+
+    pub(super) fn answered_since(&self, key: Key, since: Time) -> bool {
+        self.find(key).is_some_and(|at| self.list[at].answered.is_some_and(|answered| answered >= since))
+    }
+
+    /// Who answered, and what follows.
+    pub(super) fn decide(&mut self, now: Time) {
+        let Some(n) = self.nomination else { return };
+        let Some(at) = self.find(n.key) else {
+            self.nomination = None;
+            return;
+        };
+        let new_answers = self.answered_since(n.key, n.since);
+        let over = now >= n.since + NOMINATED_FOR;
+        if let Some(before) = n.before {
+            if new_answers {
+                self.nomination = None;
+            } else if n.graced && !n.rebind && self.answered_since(before, n.since) {
+                self.nomination = None;
+                if let Some(back) = self.find(before) {
+                    self.switch(now, back);
+                }
+            } else if over {
+                self.nomination = None;
+            }
+            return;
+        }
+        let old = &self.list[0];
+        let left = matches!(old.status, Some(PathStatus::Dropped | PathStatus::Standby));
+        let old_answers = old.answered.is_some_and(|answered| answered >= n.since) && !left;
+        if old_answers && !n.rebind {
+            // It is where it was: somebody else sent that.
+            self.nomination = None;
+            self.forget_strangers();
+        } else if new_answers && (n.rebind || left || n.graced) {
+            self.nomination = None;
+            self.switch(now, at);
+        } else if over {
+            self.nomination = None;
+            self.forget_strangers();
+        }
+    }
+
+    pub(super) fn switch(&mut self, now: Time, at: usize) {
+        let old = self.list[0].path;
+        // Left by its client.
+        if self.list[0].lost.is_none() && !self.list[0].is_further() {
+            self.list[0].status = None;
+        }
+        self.list.swap(0, at);
+        self.list[0].since = now;
+        (self.list[at].waiting, self.list[at].asked) = (None, None);
+        self.events.push_back(PathEvent::Moved { old: Some(old), new: self.list[0].path });
+        self.refresh();
+    }
+
+    pub(super) fn add(&mut self, now: Time, path: Path) {
+        if self.list.len() >= MOST_KNOWN {
+            let nominated = self.nomination.map(|n| n.key);
+            let oldest = (1..self.list.len())
+                .filter(|at| nominated != Some(self.list[*at].path.key()))
+                .min_by_key(|at| (self.list[*at].is_further(), self.list[*at].proven, self.list[*at].heard));
+            if let Some(oldest) = oldest {
+                self.list.remove(oldest);
+            }
+        }
+        self.list.push(Known::new(path, now, 0));
+        self.refresh();
+    }
+
+    /// Candidates that came to nothing.
+    pub(super) fn forget_strangers(&mut self) {
+        let mut first = true;
+        self.list.retain(|known| std::mem::take(&mut first) || known.proven || known.is_further());
+        self.refresh();
+    }
+}
+
+/// How many nominations there may be: a few at once, then one a second.
+pub(super) struct Bucket {
+    pub(super) left: u32,
+    pub(super) since: Time,
+}
+
+impl Bucket {
+    pub(super) fn take(&mut self, now: Time) -> bool {
+        let earned = now.since(self.since).as_millis() / NOMINATION_EVERY.as_millis();
+        if earned > 0 {
+            self.left = self.left.saturating_add(earned.min(NOMINATIONS.into()) as u32).min(NOMINATIONS);
+            self.since = now;
+        }
+        let any = self.left > 0;
+        self.left -= u32::from(any);
+        any
+    }
+}
+
+/// Paths remembered.
+const MOST_KNOWN: usize = 8;
+pub(super) const NOMINATIONS: u32 = 4;
+const NOMINATION_EVERY: Duration = Duration::from_secs(1);
+/// Someone who nominated an address answers within this time.
+pub(super) const NOMINATED_FOR: Duration = Duration::from_secs(3);
+/// What the old path may take longer than one and a half of its round trips.
+const GRACE: Duration = Duration::from_millis(10);
+const GRACE_BLIND: Duration = Duration::from_millis(200);
