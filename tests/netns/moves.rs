@@ -61,6 +61,7 @@ fn another_link_takes_over() {
         lab.c(1).ip(&["route", "replace", "default", "via", "198.18.201.1"]);
         wait_for_peer(&lab, "198.18.201.2:");
     });
+    client.wait_for_log("a new control connection is made at once");
     let routes = host_routes(&lab);
     assert!(routes.iter().any(|r| r.starts_with("198.18.100.2 via 198.18.201.1 dev eth1")), "{routes:?}");
     assert!(!routes.iter().any(|r| r.contains("dev eth0")), "{routes:?}");
@@ -93,6 +94,7 @@ fn a_link_goes_down_and_up() {
         lab.c(1).ip(&["route", "add", "default", "via", "2001:db8:1::1"]);
         client.wait_for_log("the server is reached by eth0");
     });
+    assert!(!client.log().contains("a new control connection"), "TCP outlives that: {}", client.log());
     assert_eq!(client.stop(), 0);
     same_lines(&before, &lab.c(1).routes(), "the client's routes");
 }
@@ -102,6 +104,10 @@ fn the_route_to_the_server_follows_its_gateway() {
     let Some(lab) = Lab::new("gateway", 1) else { return };
     lab.net().ip(&["addr", "add", "198.18.1.9/24", "dev", "c1"]);
     lab.net().sysctl("net/ipv4/conf/c1/proxy_arp", "1");
+    // The kernel says so up to a second after it was set up, which would be a change of the network.
+    eventually("the client's link has a carrier", || {
+        lab.c(1).ip(&["link", "show", "eth0"]).contains("state UP").then_some(())
+    });
     let _server = lab.start_server(&everything(&lab));
     let before = lab.c(1).routes();
     let mut client = lab.start_client(1, &lab.client(1));
