@@ -40,6 +40,7 @@ pub struct Dial {
 struct Try {
     socket: Socket,
     address: SocketAddr,
+    link: Option<String>,
     until: Time,
 }
 
@@ -49,9 +50,20 @@ pub enum Dialling {
     /// Under way.
     Pending,
     /// Connected.
-    Connected(TcpStream, SocketAddr),
+    Connected(Connected),
     /// No address of the remote can be connected to.
     Failed(String),
+}
+
+/// A control connection, and where it leads.
+#[derive(Debug)]
+pub struct Connected {
+    /// The connection.
+    pub stream: TcpStream,
+    /// The remote's address.
+    pub address: SocketAddr,
+    /// The link it is bound to.
+    pub link: Option<String>,
 }
 
 /// What is known of a remote's addresses from before.
@@ -110,23 +122,24 @@ impl Dial {
         &self.remote.host
     }
 
-    /// Goes on as far as it can. `protect` is called before each address is connected to.
+    /// Goes on as far as it can. `way_out` is called before each address is connected to: it keeps the way there outside
+    /// the tunnel, and names the link to connect by, or leaves that to the kernel.
     pub fn step(
         &mut self,
         now: Time,
         poller: &Poller,
-        mut protect: impl FnMut(&SocketAddr) -> Outcome<()>,
+        mut way_out: impl FnMut(SocketAddr) -> Outcome<Option<String>>,
     ) -> Dialling {
         self.take_lookup(now);
-        if let Some((stream, address)) = self.check_tries(now, poller) {
-            return Dialling::Connected(stream, address);
+        if let Some(connected) = self.check_tries(now, poller) {
+            return Dialling::Connected(connected);
         }
         // A try that failed leaves its turn to the next at once.
         while (self.tries.is_empty() || now >= self.next_start) && !self.waiting.is_empty() {
             let Some(address) = self.waiting.pop_front() else { break };
-            let started = protect(&address)
+            let started = way_out(address)
                 .map_err(|failure| failure.text)
-                .and_then(|()| self.connect(address, poller, now).map_err(|e| refused(address, &e)));
+                .and_then(|link| self.connect(address, link, poller, now).map_err(|e| refused(address, &e)));
             match started {
                 Ok(()) => self.next_start = now + NEXT_AFTER,
                 Err(text) => self.last_failure = Some(text),
@@ -167,7 +180,7 @@ impl Dial {
         }
     }
 
-    fn check_tries(&mut self, now: Time, poller: &Poller) -> Option<(TcpStream, SocketAddr)> {
+    fn check_tries(&mut self, now: Time, poller: &Poller) -> Option<Connected> {
         let mut place = 0;
         while place < self.tries.len() {
             let result = match self.tries[place].finished() {
@@ -183,24 +196,36 @@ impl Dial {
             let done = self.tries.remove(place);
             let _ = poller.remove(&done.socket);
             match result {
-                Ok(()) => return Some((done.socket.into(), done.address)),
+                Ok(()) => {
+                    let Try { socket, address, link, .. } = done;
+                    return Some(Connected { stream: socket.into(), address, link });
+                }
                 Err(text) => self.last_failure = Some(text),
             }
         }
         None
     }
 
-    fn connect(&mut self, address: SocketAddr, poller: &Poller, now: Time) -> io::Result<()> {
+    fn connect(
+        &mut self,
+        address: SocketAddr,
+        link: Option<String>,
+        poller: &Poller,
+        now: Time,
+    ) -> io::Result<()> {
         log::info!("connecting to {} ({address}) ...", self.remote.host);
         let kind = Type::STREAM.nonblocking().cloexec();
         let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
+        if let Some(link) = &link {
+            socket.bind_device(Some(link.as_bytes()))?;
+        }
         match socket.connect(&address.into()) {
             Ok(()) => {}
             Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {}
             Err(e) => return Err(e),
         }
         poller.add(&socket, self.token, Interest::Write)?;
-        self.tries.push(Try { socket, address, until: now + CONNECT_WITHIN });
+        self.tries.push(Try { socket, address, link, until: now + CONNECT_WITHIN });
         Ok(())
     }
 }

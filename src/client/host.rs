@@ -76,6 +76,13 @@ impl Host {
         self.routes.protect(server)
     }
 
+    /// Keeps the way to `server` outside the tunnel, and names the link by which it leads; where none is known that is
+    /// left to the kernel.
+    pub fn way_out(&mut self, server: SocketAddr) -> Outcome<Option<String>> {
+        self.protect(server.ip())?;
+        Ok(self.ways_to(server)?.into_iter().next().map(|way| way.name))
+    }
+
     /// Lets go of every protected server that isn't in `keep`.
     pub fn protect_only(&mut self, keep: &[IpAddr]) -> Outcome<()> {
         let (kept, gone): (Vec<_>, Vec<_>) = self.protected.iter().partition(|ip| keep.contains(ip));
@@ -101,9 +108,10 @@ impl Host {
         Ok(ways)
     }
 
-    /// Whether `address` is one of this host's.
-    pub fn has_address(&mut self, address: IpAddr) -> Outcome<bool> {
-        Ok(self.netlink.host_addresses()?.iter().any(|held| held.net.addr() == address))
+    /// The devices that have `address`.
+    pub fn holders(&mut self, address: IpAddr) -> Outcome<Vec<u32>> {
+        let held = self.netlink.host_addresses()?;
+        Ok(held.iter().filter(|held| held.net.addr() == address).map(|held| held.device).collect())
     }
 
     /// The device's index.

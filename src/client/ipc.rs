@@ -92,8 +92,8 @@ pub enum Reply {
         server: Endpoint,
         /// What the sockets are bound to, best first. None at all: there is no way to the server for now.
         carriers: Vec<CarrierName>,
-        /// The address that the control connection was made from is gone from this host: nothing will come of it any
-        /// more, which TCP itself would notice only much later.
+        /// The address that the control connection was made from is gone from this host, or its link leads nowhere:
+        /// nothing will come of it any more, which TCP itself would notice only much later.
         control_gone: bool,
     },
     /// Say goodbye to the server and exit.

@@ -9,9 +9,10 @@
 //! - [`Connection`] says whether what was seen is news to the tunnel process.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
+use super::dial::Connected;
 use super::ipc::CarrierName;
 use crate::net::Way;
 use crate::sys::udp;
@@ -63,6 +64,8 @@ pub struct Connection {
     pub address: SocketAddr,
     /// The address that the control connection was made from.
     pub local: IpAddr,
+    /// The link that it is bound to, if there was one when it was made.
+    link: Option<String>,
     /// What the UDP sockets were made for last; empty where they are bound to no link.
     told: Vec<Way>,
     told_of_control: bool,
@@ -70,9 +73,20 @@ pub struct Connection {
 
 impl Connection {
     /// A connection to the remote at `place`, with sockets for these ways.
-    pub fn new(place: usize, tcp: &TcpStream, address: SocketAddr, told: Vec<Way>) -> io::Result<Connection> {
-        let local = tcp.local_addr()?.ip().to_canonical();
-        Ok(Connection { place, address, local, told, told_of_control: false })
+    pub fn new(place: usize, connected: &Connected, told: Vec<Way>) -> io::Result<Connection> {
+        let local = connected.stream.local_addr()?.ip().to_canonical();
+        let (address, link) = (connected.address, connected.link.clone());
+        Ok(Connection { place, address, local, link, told, told_of_control: false })
+    }
+
+    /// Whether nothing can come of the control connection any more: its address is gone from this host, or its link
+    /// leads to the server no longer. `holders` are the devices that have the address.
+    pub fn control_gone(&self, ways: &[Way], holders: &[u32]) -> bool {
+        let goes_by = |way: &Way| match &self.link {
+            Some(link) => *link == way.name,
+            None => holders.contains(&way.index) || way.source == self.local,
+        };
+        holders.is_empty() || !ways.iter().any(goes_by)
     }
 
     /// Whether the tunnel process should hear of this: other links than before, another order of them, another source
@@ -162,7 +176,8 @@ mod tests {
         let (a, b) = (way(2, "192.0.2.2", 100), way(3, "198.51.100.3", 200));
         let address = SocketAddr::from(([203, 0, 113, 1], 55555));
         let told = vec![a.clone(), b.clone()];
-        let mut connection = Connection { place: 0, address, local: a.source, told, told_of_control: false };
+        let mut connection =
+            Connection { place: 0, address, local: a.source, link: None, told, told_of_control: false };
         for (ways, control_gone, news) in [
             (vec![a.clone(), b.clone()], false, false),
             (vec![way(2, "192.0.2.2", 900), b.clone()], false, false),
@@ -181,5 +196,37 @@ mod tests {
         assert!(connection.is_news(&only_b, true));
         connection.handle_told(only_b.clone(), true);
         assert!(!connection.is_news(&only_b, true));
+    }
+
+    #[test]
+    fn a_control_connection_is_as_good_as_its_address_and_link() {
+        let way = |index, source: [u8; 4]| Way {
+            index,
+            name: format!("eth{index}"),
+            source: source.into(),
+            metric: 0,
+        };
+        let ways = [way(2, [192, 0, 2, 2]), way(3, [198, 51, 100, 3])];
+        let connection = |local: [u8; 4], link: Option<&str>| Connection {
+            place: 0,
+            address: SocketAddr::from(([203, 0, 113, 1], 55555)),
+            local: local.into(),
+            link: link.map(str::to_owned),
+            told: Vec::new(),
+            told_of_control: false,
+        };
+        for (local, link, holders, gone) in [
+            ([192, 0, 2, 2], Some("eth2"), &[2][..], false),
+            ([192, 0, 2, 2], Some("eth2"), &[], true),
+            ([192, 0, 2, 9], Some("eth2"), &[2], false),
+            ([192, 0, 2, 2], Some("eth4"), &[4], true),
+            ([192, 0, 2, 9], None, &[2], false),
+            ([192, 0, 2, 2], None, &[1], false),
+            ([192, 0, 2, 9], None, &[4], true),
+            ([192, 0, 2, 2], None, &[], true),
+        ] {
+            let said = connection(local, link).control_gone(&ways, holders);
+            assert_eq!(said, gone, "{local:?} {link:?} {holders:?}");
+        }
     }
 }

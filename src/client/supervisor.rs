@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use std::time::Duration;
 use nix::unistd::{Uid, geteuid};
 
 use super::consent::{Policy, judge};
-use super::dial::{Dial, Dialling, Known};
+use super::dial::{Connected, Dial, Dialling, Known};
 use super::host::Host;
 use super::ipc::{
     Budget, CarrierName, Phase, Reply, Request, Setup, SupervisorEnd, Verdict, Wishes, truncate,
@@ -467,7 +467,7 @@ impl<'a> Supervisor<'a> {
 
     fn step_dial(&mut self, host: &mut Host, now: Time) {
         let Some(dial) = &mut self.dial else { return };
-        let step = dial.step(now, &self.poller, |address| host.protect(address.ip()));
+        let step = dial.step(now, &self.poller, |address| host.way_out(address));
         let (place, name) = (dial.place(), dial.host().to_owned());
         match step {
             Dialling::Pending => {}
@@ -475,9 +475,10 @@ impl<'a> Supervisor<'a> {
                 self.dial = None;
                 self.dial_failed(text);
             }
-            Dialling::Connected(tcp, address) => {
+            Dialling::Connected(connected) => {
                 self.dial = None;
-                if let Err(error) = self.hand_over((place, name), &tcp, address, host) {
+                if let Err(error) = self.hand_over((place, name), &connected, host) {
+                    let address = connected.address;
                     self.dial_failed(format!("can't hand over the connection to {address}: {error}"));
                 }
             }
@@ -488,11 +489,11 @@ impl<'a> Supervisor<'a> {
     fn hand_over(
         &mut self,
         (place, name): (usize, String),
-        tcp: &TcpStream,
-        address: SocketAddr,
+        connected: &Connected,
         host: &mut Host,
     ) -> io::Result<()> {
         let Some(process) = &mut self.process else { return Ok(()) };
+        let address = connected.address;
         let ways = host.ways_to(address).unwrap_or_else(|failure| {
             log::warn!("{failure}");
             Vec::new()
@@ -508,10 +509,10 @@ impl<'a> Supervisor<'a> {
             sockets.push(udp::bind_towards(address)?);
             carriers.push(CarrierName::any());
         }
-        self.dialled = Some(Connection::new(place, tcp, address, ways)?);
+        self.dialled = Some(Connection::new(place, connected, ways)?);
         process.phase = process.phase.dialled(true);
         let fds: Vec<BorrowedFd<'_>> =
-            [tcp.as_fd()].into_iter().chain(sockets.iter().map(AsFd::as_fd)).collect();
+            [connected.stream.as_fd()].into_iter().chain(sockets.iter().map(AsFd::as_fd)).collect();
         process.tell(&Reply::Dialled { host: name, address: address.into(), carriers }, &fds);
         Ok(())
     }
@@ -554,7 +555,7 @@ impl<'a> Supervisor<'a> {
             return Ok(());
         }
         let ways = host.ways_to(connection.address)?;
-        let control_gone = !host.has_address(connection.local)?;
+        let control_gone = connection.control_gone(&ways, &host.holders(connection.local)?);
         if !connection.is_news(&ways, control_gone) {
             return Ok(());
         }

@@ -182,6 +182,14 @@ impl Lab {
 
     /// Starts a client on host `n` and waits until the tunnel carries packets.
     pub fn start_client(&self, n: usize, config: &Config) -> Process {
+        // The kernel says up to a second late that a new wire has a carrier, and the client would take that for a
+        // change of the network.
+        for _ in 0..100 {
+            if self.c(n).ip(&["link", "show", "eth0"]).contains("state UP") {
+                break;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
         let mut client = self.try_client(n, config);
         self.wait_for_tunnel(n, &mut client);
         client

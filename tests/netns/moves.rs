@@ -61,6 +61,7 @@ fn another_link_takes_over() {
         lab.c(1).ip(&["route", "replace", "default", "via", "198.18.201.1"]);
         wait_for_peer(&lab, "198.18.201.2:");
     });
+    client.wait_for_log("a new control connection is made at once");
     let routes = host_routes(&lab);
     assert!(routes.iter().any(|r| r.starts_with("198.18.100.2 via 198.18.201.1 dev eth1")), "{routes:?}");
     assert!(!routes.iter().any(|r| r.contains("dev eth0")), "{routes:?}");
@@ -93,6 +94,7 @@ fn a_link_goes_down_and_up() {
         lab.c(1).ip(&["route", "add", "default", "via", "2001:db8:1::1"]);
         client.wait_for_log("the server is reached by eth0");
     });
+    assert!(!client.log().contains("a new control connection"), "TCP outlives that: {}", client.log());
     assert_eq!(client.stop(), 0);
     same_lines(&before, &lab.c(1).routes(), "the client's routes");
 }
