@@ -22,6 +22,7 @@ pub mod net;
 pub mod path;
 pub mod paths;
 pub mod pki;
+pub mod pmtu;
 pub mod random;
 pub mod replay;
 pub mod seal;
