@@ -22,6 +22,7 @@ pub mod path;
 pub mod pki;
 pub mod random;
 pub mod replay;
+pub mod resume;
 pub mod seal;
 pub mod segment;
 pub mod session;
