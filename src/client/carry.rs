@@ -17,6 +17,7 @@ use crate::egress::Egress;
 use crate::exit::{Failure, Outcome};
 use crate::ingress::{Ingress, tun_refused};
 use crate::keys::Role;
+use crate::resume::ResumeSecret;
 use crate::session::{Event, IN_BAND_LEN, Session};
 use crate::sys::clock;
 use crate::sys::poller::{Interest, Poller};
@@ -24,6 +25,7 @@ use crate::sys::tun::Tun;
 use crate::sys::udp::{Carrier, RECEIVE_BUFFERS, ReceiveBuffers, Received};
 use crate::time::Time;
 use crate::wire::control::{Reason, Settings, Welcome};
+use crate::wire::data::SessionId;
 use crate::wire::vnet::{VNET_LEN, VnetHeader};
 
 /// A session with its control channel and UDP socket.
@@ -45,6 +47,7 @@ pub struct Link {
     pub mtu: u16,
     /// What the server pushed last.
     pub settings: Settings,
+    resume_secret: ResumeSecret,
     /// The data channel has worked.
     proven: bool,
     /// When to warn that it doesn't.
@@ -131,6 +134,7 @@ impl Link {
             subnets: welcome.subnets,
             mtu: welcome.mtu,
             settings: welcome.settings,
+            resume_secret: welcome.resume_secret,
             proven: false,
             warn_at: Some(now + WARN_AFTER),
             words: Vec::new(),
@@ -153,6 +157,11 @@ impl Link {
             self.mtu,
             self.session.suite()
         )
+    }
+
+    /// What it can be resumed with on another connection.
+    pub fn resumable(&self) -> (SessionId, &ResumeSecret) {
+        (self.session.id(), &self.resume_secret)
     }
 
     /// Its descriptors' tokens.

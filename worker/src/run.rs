@@ -15,7 +15,7 @@ use tunguard::drops::DropReason;
 use tunguard::egress::Egress;
 use tunguard::exit::{Failure, Outcome};
 use tunguard::ingress::Ingress;
-use tunguard::ipc::{Reply, Report, Request, Setup, WorkerEnd};
+use tunguard::ipc::{DRAIN_SECONDS, Reply, Report, Request, Setup, WorkerEnd};
 use tunguard::keys::Role;
 use tunguard::session::{Event, IN_BAND_LEN, Session};
 use tunguard::sys::clock;
@@ -48,6 +48,8 @@ struct Carrying<'a> {
     egress: Egress,
     ingress: Ingress,
     uso: bool,
+    /// A newer session of the client took over: until when this one still takes in what is on its way.
+    drain_until: Option<Time>,
     ended: Option<Reason>,
 }
 
@@ -88,6 +90,7 @@ impl<'a> Carrying<'a> {
             egress: Egress::default(),
             ingress: Ingress::default(),
             uso: setup.uso,
+            drain_until: None,
             ended: None,
         })
     }
@@ -98,7 +101,10 @@ impl<'a> Carrying<'a> {
             let more = self.control.as_ref().is_some_and(|c| c.has_message());
             let timeout = match more {
                 true => Some(Duration::ZERO),
-                false => self.session.poll_timeout().map(|at| at.since(clock::now())),
+                false => {
+                    let due = self.session.poll_timeout().into_iter().chain(self.drain_until).min();
+                    due.map(|at| at.since(clock::now()))
+                }
             };
             let ready: Vec<_> =
                 self.poller.wait(timeout).map_err(|e| Failure::system("wait for events", e))?.collect();
@@ -119,6 +125,9 @@ impl<'a> Carrying<'a> {
                 self.session.handle_timeout(now);
             }
             self.drain_session();
+            if self.drain_until.is_some_and(|until| until <= now) {
+                self.ended.get_or_insert(Reason::Replaced);
+            }
         }
         Ok(self.end())
     }
@@ -156,6 +165,8 @@ impl<'a> Carrying<'a> {
                 let buffer = &mut data.buffers[run.buffer];
                 self.ingress.open(&mut self.session, Role::Server, now, run, buffer);
             }
+            // The guard is to know where the client is before answers to its packets come.
+            self.note_events();
             self.worker_to_tun();
         }
         Ok(())
@@ -181,6 +192,11 @@ impl<'a> Carrying<'a> {
         for _ in 0..CONTROL_PER_TURN {
             let Some(control) = &mut self.control else { return };
             match control.receive() {
+                // The session has said its own goodbye, and doesn't listen to another.
+                Ok(Some(Message::Bye(reason))) if self.drain_until.is_some() => {
+                    self.ended.get_or_insert(reason);
+                    return;
+                }
                 Ok(Some(message)) => {
                     if let Err(reason) = self.session.handle_message(now, message) {
                         log::warn!("{}: a message out of place", self.data.name);
@@ -239,6 +255,7 @@ impl<'a> Carrying<'a> {
                 Ok(Incoming::Message(Reply::Query, _)) => {
                     let _ = self.guard.send(&Request::Report(Box::new(self.report())), &[]);
                 }
+                Ok(Incoming::Message(Reply::Drain, _)) => self.drain(),
                 Ok(Incoming::Message(Reply::End(reason), _)) => {
                     self.finish(reason);
                     return Ok(());
@@ -261,9 +278,7 @@ impl<'a> Carrying<'a> {
     /// Sends what the session wants sent and notes what it has to say.
     fn drain_session(&mut self) {
         let now = clock::now();
-        while let Some(event) = self.session.poll_event() {
-            self.note(event);
-        }
+        self.note_events();
         while let Some((message, path)) = self.session.poll_in_band() {
             let mut datagram = [0; IN_BAND_LEN];
             let sent = self.session.seal_in_band(now, message, &mut datagram).and_then(|len| {
@@ -280,6 +295,12 @@ impl<'a> Carrying<'a> {
             }
         }
         self.flush_control();
+    }
+
+    fn note_events(&mut self) {
+        while let Some(event) = self.session.poll_event() {
+            self.note(event);
+        }
     }
 
     fn note(&mut self, event: Event) {
@@ -299,6 +320,14 @@ impl<'a> Carrying<'a> {
             Event::Settings(_) | Event::Notice(_) => {}
             Event::Ended { reason, .. } => self.ended = Some(reason),
         }
+    }
+
+    /// The client has a newer session. Its packets are on their way from both ends in this one.
+    fn drain(&mut self) {
+        log::debug!("{}: a newer session took over", self.data.name);
+        // Whoever still listens here is not the one who made the newer session.
+        self.session.leave(Reason::Replaced);
+        self.drain_until.get_or_insert(clock::now() + Duration::from_secs(DRAIN_SECONDS));
     }
 
     fn finish(&mut self, reason: Reason) {
