@@ -44,5 +44,6 @@ mod kill;
 mod many;
 mod matrix;
 mod plaintext;
+mod resume;
 mod routing;
 mod soak;
