@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::common::Suite;
 use crate::drops::Drops;
+use crate::resume::ResumeSecret;
 use crate::session::Traffic;
 use crate::sys::mq::QueueSize;
 use crate::sys::seqpacket::Channel;
@@ -99,6 +100,19 @@ pub struct Claim {
     pub cert: CertId,
     /// Inner addresses it had before.
     pub want: Vec<IpAddr>,
+    /// The session it would take up again.
+    pub resume: Option<Resumption>,
+}
+
+/// A client's wish to take up a session again, for the guard to judge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resumption {
+    /// The session.
+    pub session: SessionId,
+    /// The client's proof that it was its own.
+    pub proof: [u8; 32],
+    /// What names the connection that the proof must be made for ([`crate::tls::export_binding`]).
+    pub binding: [u8; 32],
 }
 
 /// What a worker counts.
@@ -137,6 +151,9 @@ pub enum Reply {
     Registered,
     /// Report, please.
     Query,
+    /// The client has a newer session, which gets its packets from now on: send what is in the queue, take in what
+    /// is still on its way for [`DRAIN_SECONDS`], then end.
+    Drain,
     /// End the session and exit.
     End(Reason),
 }
@@ -150,6 +167,8 @@ pub struct Grant {
     pub addresses: Vec<IpNet>,
     /// Subnets behind the client.
     pub subnets: Vec<IpNet>,
+    /// For the client, to take the session up again.
+    pub resume_secret: ResumeSecret,
     /// Name under which the worker creates the queue of packets to the client.
     pub downlink: String,
     /// Size to create it with.
@@ -200,5 +219,7 @@ impl Setup {
 
 /// The longest log line a worker may send, in bytes.
 pub const MAX_LOG_LINE: usize = 1024;
+/// Seconds that a session goes on after a newer one of its client took over.
+pub const DRAIN_SECONDS: u64 = 3;
 /// Seconds from accepting a connection to a session, all handshakes included.
 pub const HANDSHAKE_SECONDS: u64 = 10;

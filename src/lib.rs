@@ -25,6 +25,7 @@ pub mod pki;
 pub mod pmtu;
 pub mod random;
 pub mod replay;
+pub mod resume;
 pub mod seal;
 pub mod segment;
 pub mod session;

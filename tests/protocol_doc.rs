@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use tunguard::config::common::Suite;
 use tunguard::keys::{DirectionKeys, Role, Secret};
+use tunguard::resume::ResumeSecret;
 use tunguard::seal::Cryptor;
 use tunguard::wire::control::{self, Hello, Message, Reason, Resume, Settings, Welcome};
 use tunguard::wire::data::{CONTROL, HEADER_LEN, Header, PARTIAL_CSUM, SessionId, TAG_LEN};
@@ -128,6 +129,9 @@ fn vectors_of_the_code(shared: &str) -> BTreeMap<String, String> {
     for (name, message) in messages() {
         put(format!("message.{name}"), &control::encode(&message).expect("encodes"));
     }
+    // Resumption: the secret is secret_0's bytes, the session the header's.
+    put("resume.binding".into(), &BINDING);
+    put("resume.proof".into(), &ResumeSecret::from_bytes(SECRET_0).proof(header(0).session, &BINDING));
     for (name, message) in in_band() {
         let mut out = [0; MAX_LEN];
         let len = message.emit(&mut out);
@@ -166,7 +170,7 @@ fn messages() -> Vec<(&'static str, Message)> {
                 rekey_ms: 900_000,
                 rekey_packets: 1 << 30,
                 linger_ms: 600_000,
-                resume_secret: SECRET_0,
+                resume_secret: ResumeSecret::from_bytes(SECRET_0),
             }),
         ),
         ("rekey", Message::Rekey { epoch: 1, public: SECRET_0 }),
@@ -241,4 +245,5 @@ const SECRET_0: [u8; 32] = [
     0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28,
     29, 30, 31,
 ];
+const BINDING: [u8; 32] = [0x55; 32];
 const TEXT: &[u8] = b"tunguard!";

@@ -23,8 +23,8 @@ use tunguard::config::common::Pem;
 use tunguard::config::server::ServerTls;
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::tls::{
-    Credentials, Identity, Revoked, client_context, client_ssl, confirm_peer, export_secret, peer_identity,
-    server_context, server_ssl, summary,
+    Credentials, Identity, Revoked, client_context, client_ssl, confirm_peer, export_binding, export_secret,
+    peer_identity, server_context, server_ssl, summary,
 };
 
 /// One CA, one server and one client that get along; each test spoils one thing.
@@ -138,6 +138,17 @@ fn the_exported_secret_is_shared_and_bound_to_the_session_id() {
 
     let (_, other) = Lab::new().run();
     assert_ne!(one, export_secret(other.unwrap().ssl(), &[1; 8]).unwrap());
+}
+
+#[test]
+fn the_exported_binding_is_shared_by_one_connections_ends_only() {
+    let (server, client) = Lab::new().run();
+    let (server, client) = (server.unwrap(), client.unwrap());
+    let one = export_binding(server.ssl()).unwrap();
+    assert_eq!(one, export_binding(client.ssl()).unwrap());
+
+    let (_, other) = Lab::new().run();
+    assert_ne!(one, export_binding(other.unwrap().ssl()).unwrap());
 }
 
 #[test]

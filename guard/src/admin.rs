@@ -173,7 +173,8 @@ impl Guard {
 
     fn ask_workers(&mut self, at: usize) {
         let mut awaited = HashSet::new();
-        for (key, worker) in self.workers.iter_mut().filter(|(_, w)| w.phase == Phase::Established) {
+        let reports = |worker: &Worker| matches!(worker.phase, Phase::Established | Phase::Draining);
+        for (key, worker) in self.workers.iter_mut().filter(|(_, worker)| reports(worker)) {
             // One that doesn't answer isn't asked again and again.
             if worker.asked < MAX_ASKED && matches!(worker.channel.send(&Reply::Query, &[]), Ok(true)) {
                 worker.asked += 1;

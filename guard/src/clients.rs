@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use tunguard::escape::Escaped;
 use tunguard::ipc::{GuardEnd, Report};
+use tunguard::resume::ResumeSecret;
 use tunguard::sys::mq::Reader;
 use tunguard::sys::shared::Filler;
 use tunguard::time::Time;
@@ -25,6 +26,8 @@ pub enum Phase {
     Granted,
     /// Packets flow.
     Established,
+    /// A newer session of its client took over; what is on its way in this one still arrives.
+    Draining,
     /// It was told to end.
     Ending,
     /// Its last word came.
@@ -67,6 +70,8 @@ pub struct Session {
     pub name: String,
     /// With which certificate.
     pub cert: CertId,
+    /// What its client proves to have when it resumes it.
+    pub resume_secret: ResumeSecret,
     /// Inner addresses with their network's prefix length.
     pub addresses: Vec<IpNet>,
     /// Subnets behind the client.
@@ -87,6 +92,8 @@ pub struct Session {
     pub peer: Option<SocketAddr>,
     /// Its control connection is up.
     pub control: bool,
+    /// It is established, and an older session of its client carries the packets: until when at most.
+    pub waits_until: Option<Time>,
     /// What its worker last reported.
     pub report: Report,
 }
@@ -127,6 +134,11 @@ impl Workers {
     }
 
     /// The worker of this number, if it is still there.
+    pub fn get(&self, key: u64) -> Option<&Worker> {
+        self.by_key.get(&key)
+    }
+
+    /// The same, to be changed.
     pub fn get_mut(&mut self, key: u64) -> Option<&mut Worker> {
         self.by_key.get_mut(&key)
     }
@@ -139,6 +151,12 @@ impl Workers {
     /// The ways out of all sessions.
     pub fn outboxes(&mut self) -> impl Iterator<Item = &mut Outbox> {
         self.by_key.values_mut().filter_map(|worker| worker.session.as_mut()?.outbox.as_mut())
+    }
+
+    /// Whether two workers have sessions of the same client.
+    pub fn same_client(&self, a: u64, b: u64) -> bool {
+        let name = |key| self.get(key).and_then(|worker| worker.session.as_ref()).map(|s| &s.name);
+        name(a).is_some_and(|a| name(b) == Some(a))
     }
 
     /// The number of the worker whose process this is.

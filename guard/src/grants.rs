@@ -1,6 +1,7 @@
 //! What workers ask for, and what they get. A worker counts as hostile: a request its phase doesn't permit, or
 //! one too many, ends that worker and nobody else.
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tunguard::escape::Escaped;
 use tunguard::exit::{Failure, Outcome};
 use tunguard::ipc::{Claim, Grant, MAX_LOG_LINE, Reply, Report, Request};
 use tunguard::random;
+use tunguard::resume::ResumeSecret;
 use tunguard::sys::clock;
 use tunguard::sys::mq::{self, QueueSize, Reader, Writer};
 use tunguard::sys::poller::Interest;
@@ -22,6 +24,7 @@ use tunguard::wire::control::Reason;
 use crate::clients::{Phase, Session};
 use crate::outbox::{self, Outbox};
 use crate::run::{Guard, Source};
+use crate::succession;
 
 /// Which requests a phase permits. `Claim`, `Register` and `Ended` are consumed: each moves the phase on, a refusal
 /// to the end. A `Report` must have been asked for.
@@ -30,7 +33,7 @@ fn permitted(phase: Phase, asked: u32, request: &Request) -> bool {
         Request::Claim(_) => phase == Phase::Handshake,
         Request::Register { .. } => phase == Phase::Granted,
         Request::Moved { .. } | Request::ControlLost => {
-            matches!(phase, Phase::Established | Phase::Ending)
+            matches!(phase, Phase::Established | Phase::Draining | Phase::Ending)
         }
         Request::Report(_) => asked > 0,
         Request::Ended { .. } => phase != Phase::Over,
@@ -93,6 +96,10 @@ impl Guard {
                 if let Some(session) = self.session_mut(key) {
                     session.peer = Some(new);
                 }
+                let orders = succession::heard(&mut self.workers, &mut self.routes, key);
+                if !orders.is_empty() {
+                    self.carry_out(orders);
+                }
             }
             Request::ControlLost => {
                 if let Some(session) = self.session_mut(key) {
@@ -143,16 +150,21 @@ impl Guard {
         if self.trust.is_revoked(&claim.cert) {
             return Err((Reason::Revoked, "its certificate is revoked".into()));
         }
-        let others = self
+        let resumed = succession::judge(&self.workers, &claim).map_err(|text| (Reason::Forbidden, text))?;
+        // One that takes over from another of the same client counts once.
+        let others: HashSet<&str> = self
             .workers
             .iter()
-            .filter(|(_, w)| w.phase != Phase::Ending)
+            .filter(|(_, w)| w.phase < Phase::Draining)
             .filter_map(|(_, w)| w.session.as_ref())
             .filter(|s| s.name != claim.name)
-            .count();
+            .map(|s| s.name.as_str())
+            .collect();
+        let others = others.len();
         if others >= usize::from(self.config.max_clients) {
             return Err((Reason::NoRoom, format!("max_clients = {others} sessions are there already")));
         }
+        let resume_secret = ResumeSecret::from_bytes(random::bytes().map_err(internal)?);
         let entry = self.config.clients.get(&claim.name).cloned().unwrap_or_default();
         let id = match self.slots.take().map_err(internal)? {
             Some(id) => id,
@@ -189,14 +201,19 @@ impl Guard {
             session: id,
             addresses: addresses.clone(),
             subnets: subnets.clone(),
+            resume_secret: resume_secret.clone(),
             downlink: queues.0.clone(),
             size: self.queues.downlink,
             uplink: queues.1.clone().zip(self.queues.uplink),
         };
+        if let Some(old) = resumed {
+            log::info!("{} resumes session {old} as {id}", Escaped(&claim.name));
+        }
         let session = Session {
             id,
             name: claim.name,
             cert: claim.cert,
+            resume_secret,
             addresses,
             subnets,
             queues,
@@ -207,6 +224,7 @@ impl Guard {
             uplink: None,
             peer: None,
             control: true,
+            waits_until: None,
             report: Report::default(),
         };
         if let Some(worker) = self.workers.get_mut(key) {
@@ -216,8 +234,8 @@ impl Guard {
         Ok((grant, file))
     }
 
-    /// The worker's queues are there: packets to its addresses go into them from now on, and an older session of
-    /// the same identity ends (newest wins).
+    /// The worker's queues are there: packets to its addresses may go into them, as soon as it has no older session
+    /// of the same client to wait for.
     fn answer_register(&mut self, key: u64, size: QueueSize) {
         let opened = self.open_queues(key, size);
         let (outbox, uplink) = match opened {
@@ -243,19 +261,12 @@ impl Guard {
         let Some(session) = worker.session.as_mut() else { return };
         session.outbox = Some(outbox);
         session.uplink = uplink;
-        let name = session.name.clone();
-        for net in session.nets() {
-            self.routes.insert(net, key);
-        }
-        self.reply(key, &Reply::Registered);
-        let older: Vec<u64> = self
-            .workers
-            .iter()
-            .filter(|(k, w)| *k != key && w.session.as_ref().is_some_and(|s| s.name == name))
-            .map(|(k, _)| k)
-            .collect();
-        for old in older {
-            self.end_worker(old, Reason::Replaced);
+        match succession::enter(&mut self.workers, &mut self.routes, key, clock::now()) {
+            Ok(orders) => {
+                self.reply(key, &Reply::Registered);
+                self.carry_out(orders);
+            }
+            Err(reason) => self.end_worker(key, reason),
         }
     }
 
@@ -302,7 +313,15 @@ impl Guard {
         worker.phase = Phase::Over;
         let label = worker.label();
         match reason {
-            Some(reason) => log::info!("{label} ended: {reason}"),
+            Some(reason) => {
+                log::info!("{label} ended: {reason}");
+                if reason == Reason::Leaving {
+                    let orders = succession::left(&self.workers, key);
+                    if !orders.is_empty() {
+                        self.carry_out(orders);
+                    }
+                }
+            }
             // Something here is broken, and the next client will meet it, too.
             None if fault => log::error!("{label}: no session: {}", Escaped(text)),
             // A connection that came to nothing: strangers can make many, so these lines have a budget.
@@ -321,9 +340,14 @@ impl Guard {
     fn expect_end(&mut self, key: u64) {
         let until = clock::now() + GOODBYE;
         let Some(worker) = self.workers.get_mut(key) else { return };
+        worker.kill_at = Some(worker.kill_at.map_or(until, |at| at.min(until)));
+        let carried = worker.phase == Phase::Established;
         worker.phase = worker.phase.max(Phase::Ending);
-        worker.kill_at.get_or_insert(until);
+        let name = worker.session.as_ref().filter(|_| carried).map(|session| session.name.clone());
         self.note_deadline(until);
+        if let Some(name) = name {
+            self.relieve(&name);
+        }
     }
 
     /// Tells a worker to end; it is killed if it doesn't in time.
@@ -343,11 +367,15 @@ impl Guard {
         worker.explained = true;
         worker.phase = Phase::Over;
         let _ = self.poller.remove(worker.channel.as_fd());
+        let name = worker.session.as_ref().map(|session| session.name.clone());
         self.kill(key);
         self.spawner.renew();
+        if let Some(name) = name {
+            self.relieve(&name);
+        }
     }
 
-    fn reply(&mut self, key: u64, reply: &Reply) {
+    pub(crate) fn reply(&mut self, key: u64, reply: &Reply) {
         let Some(worker) = self.workers.get_mut(key) else { return };
         // A worker that doesn't read, or is gone, is dealt with by its deadline or its end.
         let _ = worker.channel.send(reply, &[]);
@@ -376,7 +404,7 @@ fn check_queue(
 }
 
 /// How long a worker may take to say goodbye.
-const GOODBYE: Duration = Duration::from_secs(2);
+pub const GOODBYE: Duration = Duration::from_secs(2);
 const REQUESTS_PER_TURN: usize = 32;
 
 #[cfg(test)]
@@ -387,7 +415,7 @@ mod tests {
     #[test]
     fn each_phase_permits_its_own_requests_only() {
         let cert = CertId { issuer: [0; 32], serial: vec![1], not_after: 0 };
-        let claim = Request::Claim(Claim { name: "ann".into(), cert, want: vec![] });
+        let claim = Request::Claim(Claim { name: "ann".into(), cert, want: vec![], resume: None });
         let register = Request::Register { size: QueueSize::KERNEL_DEFAULT };
         let moved = Request::Moved { new: ([192, 0, 2, 1], 1).into() };
         let report = Request::Report(Box::default());
@@ -396,12 +424,12 @@ mod tests {
         for (request, phases) in [
             (&claim, &[Handshake][..]),
             (&register, &[Granted]),
-            (&moved, &[Established, Ending]),
-            (&Request::ControlLost, &[Established, Ending]),
-            (&ended, &[Handshake, Granted, Established, Ending]),
+            (&moved, &[Established, Draining, Ending]),
+            (&Request::ControlLost, &[Established, Draining, Ending]),
+            (&ended, &[Handshake, Granted, Established, Draining, Ending]),
             (&report, &[]),
         ] {
-            for phase in [Handshake, Granted, Established, Ending, Over] {
+            for phase in [Handshake, Granted, Established, Draining, Ending, Over] {
                 assert_eq!(permitted(phase, 0, request), phases.contains(&phase), "{phase:?} {request:?}");
             }
         }

@@ -2,9 +2,9 @@
 //! doesn't end in time is ended.
 //!
 //! ```text
-//! accept -> Handshake -> Granted -> Established -> Ending -> Over -> reaped
-//!              |  own deadline, then ours |           | GOODBYE |
-//!              +--------------------------+-----------+---------+--> killed -> reaped
+//! accept -> Handshake -> Granted -> Established -> Draining -> Ending -> Over -> reaped
+//!              |  own deadline, then ours |           |          | GOODBYE |
+//!              +--------------------------+-----------+----------+---------+--> killed -> reaped
 //! ```
 
 use std::io::ErrorKind;
@@ -160,6 +160,9 @@ impl Guard {
             }
             self.leases.release(&session.name);
             self.slots.release(session.id);
+            if worker.phase == Phase::Established {
+                self.relieve(&session.name);
+            }
         }
         self.open_listener();
     }
@@ -231,7 +234,7 @@ fn kill_time(worker: &Worker) -> Option<Time> {
             Some(worker.started + Duration::from_secs(HANDSHAKE_SECONDS) + HANDSHAKE_GRACE)
         }
         Phase::Established => None,
-        Phase::Ending | Phase::Over => worker.kill_at,
+        Phase::Draining | Phase::Ending | Phase::Over => worker.kill_at,
     }
 }
 

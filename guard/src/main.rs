@@ -18,6 +18,7 @@ mod routes;
 mod run;
 mod slots;
 mod spawn;
+mod succession;
 mod trust;
 
 use std::io::Write;

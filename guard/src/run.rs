@@ -62,6 +62,8 @@ pub struct Guard {
     pub(crate) accepting: Accepting,
     leases_written: Time,
     pub(crate) next_kill: Option<Time>,
+    /// When a session has waited long enough for its client's first datagram.
+    pub(crate) next_switch: Option<Time>,
     /// Log lines about connections that came to nothing.
     pub(crate) strangers: Budget,
     certificates_checked: Time,
@@ -176,6 +178,7 @@ impl Guard {
             accepting: Accepting::Yes,
             leases_written: now,
             next_kill: None,
+            next_switch: None,
             strangers: Budget::of_log_lines(now),
             certificates_checked: now,
             stopping: None,
@@ -367,7 +370,9 @@ impl Guard {
                     self.accounts.drop(GuardDrop::BadRecord);
                     continue;
                 };
-                if self.routes.lookup(source) != Some(key) {
+                // While one session takes over from another, packets come from both.
+                let carrier = self.routes.lookup(source);
+                if !carrier.is_some_and(|carrier| carrier == key || self.workers.same_client(carrier, key)) {
                     self.accounts.drop(GuardDrop::SourceNotOurs);
                     continue;
                 }
@@ -439,7 +444,7 @@ impl Guard {
         let save = self.leases.is_dirty().then(|| self.leases_written + LEASES_EVERY);
         // Only while somebody is there: an idle server sleeps.
         let expiry = (self.workers.len() > 0).then(|| self.certificates_checked + CERTIFICATES_EVERY);
-        [self.next_kill, expiry, resume, save, self.admin.deadline(), self.stopping]
+        [self.next_kill, self.next_switch, expiry, resume, save, self.admin.deadline(), self.stopping]
             .into_iter()
             .flatten()
             .min()
@@ -448,6 +453,9 @@ impl Guard {
     fn do_what_is_due(&mut self, now: Time) {
         if self.next_kill.is_some_and(|at| now >= at) {
             self.kill_late(now);
+        }
+        if self.next_switch.is_some_and(|at| now >= at) {
+            self.switch_late(now);
         }
         if matches!(self.accepting, Accepting::Paused(until) if now >= until) {
             self.accepting = Accepting::Full;

@@ -32,8 +32,8 @@ pub struct Slots {
 ///
 /// Errors: [`Exit::PortInUse`], [`Exit::Privilege`].
 pub fn bind(config: &ServerConfig) -> Outcome<(TcpListener, Slots)> {
-    // More slots than sessions, so that a client can come back while its old session drains.
-    let count = config.max_clients + (config.max_clients / 4).max(SPARE_SLOTS);
+    // Every client may come back at once, while its old session drains.
+    let count = config.max_clients + config.max_clients.max(SPARE_SLOTS);
     make_room(count)?;
     let listener = listen(config.listen)?;
     let address = listener.local_addr().map_err(|e| Failure::system("ask for our own address", e))?;

@@ -16,14 +16,14 @@ use super::carriers::Carriers;
 use super::ipc::CarrierName;
 use crate::channel::{Broken, ControlChannel};
 use crate::drops::DropReason;
-use crate::egress::Egress;
-use crate::egress::Outlet;
+use crate::egress::{Egress, Outlet};
 use crate::exit::{Failure, Outcome};
 use crate::ingress::{Ingress, tun_refused};
 use crate::inside::{self, WithInside};
 use crate::keys::Role;
 use crate::path::{INSIDE, Path};
 use crate::paths::Mode;
+use crate::resume::ResumeSecret;
 use crate::session::{Event, IN_BAND_LEN, Session};
 use crate::sys::clock;
 use crate::sys::poller::Poller;
@@ -31,6 +31,7 @@ use crate::sys::tun::Tun;
 use crate::sys::udp::{Carrier, RECEIVE_BUFFERS, ReceiveBuffers, Received};
 use crate::time::Time;
 use crate::wire::control::{Message, Reason, Settings, Welcome};
+use crate::wire::data::SessionId;
 use crate::wire::vnet::{VNET_LEN, VnetHeader};
 
 /// A session with its control channel and UDP socket.
@@ -52,6 +53,7 @@ pub struct Link {
     pub mtu: u16,
     /// What the server pushed last.
     pub settings: Settings,
+    resume_secret: ResumeSecret,
     /// The data channel has worked.
     proven: bool,
     /// When to warn that it doesn't.
@@ -143,6 +145,7 @@ impl Link {
             subnets: welcome.subnets,
             mtu: welcome.mtu,
             settings: welcome.settings,
+            resume_secret: welcome.resume_secret,
             proven: false,
             warn_at: Some(now + WARN_AFTER),
             words: Vec::new(),
@@ -168,6 +171,11 @@ impl Link {
             self.mtu,
             self.session.suite()
         )
+    }
+
+    /// What it can be resumed with on another connection.
+    pub fn resumable(&self) -> (SessionId, &ResumeSecret) {
+        (self.session.id(), &self.resume_secret)
     }
 
     /// Its descriptors' tokens.

@@ -19,12 +19,14 @@ use crate::exit::{Exit, Failure, Outcome};
 use crate::hardware;
 use crate::keys::{Role, Secret};
 use crate::path::Path;
+use crate::resume::ResumeSecret;
 use crate::session::{Session, Start};
 use crate::sys::poller::Interest;
 use crate::sys::udp::Carrier;
 use crate::time::Time;
 use crate::tls;
-use crate::wire::control::{self, Hello, Message, Reason, Welcome};
+use crate::wire::control::{self, Hello, Message, Reason, Resume, Welcome};
+use crate::wire::data::SessionId;
 
 /// A connection on its way to a session: [`advance`](Connecting::advance) whenever the socket is ready, then
 /// [`into_link`](Connecting::into_link).
@@ -38,6 +40,17 @@ pub struct Connecting {
     pub address: SocketAddr,
     expected_name: String,
     greeted: bool,
+    resuming: bool,
+    resume_refused: bool,
+}
+
+/// What to ask the server for.
+#[derive(Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Inner addresses we had before.
+    pub addresses: &'a [IpAddr],
+    /// The session that is to be taken up again, and its secret.
+    pub resume: Option<(SessionId, &'a ResumeSecret)>,
 }
 
 impl Connecting {
@@ -64,6 +77,8 @@ impl Connecting {
             address,
             expected_name,
             greeted: false,
+            resuming: false,
+            resume_refused: false,
         })
     }
 
@@ -77,8 +92,13 @@ impl Connecting {
         self.greeted
     }
 
+    /// Whether the server has refused to resume our session: without that wish it may give us one.
+    pub fn resume_refused(&self) -> bool {
+        self.resume_refused
+    }
+
     /// Goes on as far as the socket allows; the server's welcome comes last.
-    pub fn advance(&mut self, setup: &Setup, want: &[IpAddr]) -> Result<Option<Welcome>, Failed> {
+    pub fn advance(&mut self, setup: &Setup, want: Wanted<'_>) -> Result<Option<Welcome>, Failed> {
         if !self.greeted {
             // What fails before the handshake is done may have been sent by anyone.
             let unproven = |failure| Failed::tls(failure, false);
@@ -99,6 +119,12 @@ impl Connecting {
                 None => return Ok(None),
                 Some(Message::Welcome(welcome)) => return accept(setup, welcome).map(Some),
                 Some(Message::Notice(text)) => log::info!("the server says {:?}", shorten(&text)),
+                Some(Message::Bye(Reason::Forbidden)) if self.resuming => {
+                    self.resume_refused = true;
+                    let text = "the server refused to resume the session (its log says why): a new one will be \
+                                asked for";
+                    return Err(Failed::passing(Failure::new(Exit::Refused, text)));
+                }
                 Some(Message::Bye(reason)) => return Err(turned_away(reason)),
                 Some(_) => {
                     let text = "the server's first message is neither a welcome nor a refusal";
@@ -108,13 +134,19 @@ impl Connecting {
         }
     }
 
-    fn greet(&mut self, setup: &Setup, want: &[IpAddr]) -> Result<(), Failed> {
+    fn greet(&mut self, setup: &Setup, want: Wanted<'_>) -> Result<(), Failed> {
+        let resume = want.resume.map(|(session, secret)| -> Outcome<Resume> {
+            let binding = tls::export_binding(self.control.ssl())?;
+            Ok(Resume { session, proof: secret.proof(session, &binding) })
+        });
+        let resume = resume.transpose().map_err(Failed::passing)?;
+        self.resuming = resume.is_some();
         let hello = Hello {
             version: control::VERSION,
             features: hardware::features(),
             suites: setup.suites.clone(),
-            want: want.to_vec(),
-            resume: None,
+            want: want.addresses.to_vec(),
+            resume,
         };
         self.greeted = true;
         self.control.send(&Message::Hello(hello)).map_err(broken)

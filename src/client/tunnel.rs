@@ -20,7 +20,7 @@ use openssl::ssl::SslContext;
 
 use super::attempts::{Attempts, Failed, Next};
 use super::carry::{Buffers, Link, Tokens, Word};
-use super::connect::{Connecting, take_over, without_sockets};
+use super::connect::{Connecting, Wanted, take_over, without_sockets};
 use super::ipc::{CarrierName, Reply, Request, Setup, TunnelEnd, Wishes, pack};
 use super::settings::{Configuring, Purpose};
 use super::{role, tunnel_log};
@@ -133,6 +133,8 @@ struct Tunnel<'a> {
     want: Vec<IpAddr>,
     /// We have asked for a session since the one in use was made: if it is replaced, then by our own.
     asked_since: bool,
+    /// The server refuses to resume the session in use: the next one will be an ordinary one.
+    resume_refused: bool,
     serial: u64,
 }
 
@@ -172,6 +174,7 @@ impl<'a> Tunnel<'a> {
             configuring: Configuring::default(),
             want: setup.want.clone(),
             asked_since: false,
+            resume_refused: false,
             serial: 0,
             setup,
         })
@@ -307,8 +310,10 @@ impl<'a> Tunnel<'a> {
             return Ok(());
         };
         let token = tokens_of(*serial).control;
-        let advanced = connecting.advance(&self.setup, &self.want);
+        let resume = self.link.as_ref().filter(|_| !self.resume_refused).map(Link::resumable);
+        let advanced = connecting.advance(&self.setup, Wanted { addresses: &self.want, resume });
         self.asked_since |= connecting.greeted();
+        self.resume_refused |= connecting.resume_refused();
         match advanced {
             Ok(None) => {
                 let _ = self.poller.modify(&**connecting, token, connecting.interest());
@@ -384,6 +389,7 @@ impl<'a> Tunnel<'a> {
         }
         self.configuring.handle_replaced();
         self.asked_since = false;
+        self.resume_refused = false;
         self.retry_at = None;
         self.attempts.handle_established(clock::now());
         self.wait_for_packets(Interest::Read)

@@ -6,7 +6,7 @@
 //! 3. [`verify`]: judges the peer's certificate inside the handshake, so that it is told why by an alert.
 //! 4. [`failure`]: turns a failed handshake or a late alert into a sentence a user can act on.
 //! 5. [`identity`]: who the peer is, once the handshake is done.
-//! 6. [`export_secret`]: what the data channel's keys are made from.
+//! 6. [`export_secret`]: what the data channel's keys are made from; [`export_binding`]: what a proof is bound to.
 
 pub mod context;
 pub mod credentials;
@@ -37,6 +37,15 @@ pub fn export_secret(ssl: &SslRef, session_id: &[u8; 8]) -> Outcome<Zeroizing<[u
     ssl.export_keying_material(secret.as_mut(), EXPORTER_LABEL, Some(session_id))
         .map_err(|e| library("exporting the data channel's secret", &e))?;
     Ok(secret)
+}
+
+/// What names this connection to its two ends, and no other connection: a resumption's proof is made over it.
+pub fn export_binding(ssl: &SslRef) -> Outcome<[u8; 32]> {
+    clear_errors();
+    let mut binding = [0; 32];
+    ssl.export_keying_material(&mut binding, BINDING_LABEL, Some(&[]))
+        .map_err(|e| library("exporting what names the connection", &e))?;
+    Ok(binding)
 }
 
 /// What was negotiated, for a log line: `TLSv1.3 TLS_AES_256_GCM_SHA384 X25519MLKEM768`.
@@ -86,3 +95,6 @@ pub const ALPN: &[u8] = b"tunguard/1";
 
 /// RFC 5705 label of the data channel's secret.
 pub const EXPORTER_LABEL: &str = "EXPORTER-tunguard-data";
+
+/// RFC 5705 label of what a resumption's proof is bound to.
+pub const BINDING_LABEL: &str = "EXPORTER-tunguard-resume";

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::data::SessionId;
 use crate::config::common::Suite;
+use crate::resume::ResumeSecret;
 
 /// The version in the first message.
 pub const VERSION: u16 = 1;
@@ -85,7 +86,7 @@ pub const FEATURE_AES_HARDWARE: u64 = 1;
 pub struct Resume {
     /// The session.
     pub session: SessionId,
-    /// Made from its resume secret and this TLS connection.
+    /// Made from its resume secret and this TLS connection ([`ResumeSecret::proof`]).
     pub proof: [u8; 32],
 }
 
@@ -115,7 +116,7 @@ pub struct Welcome {
     /// Milliseconds a session outlives its control channel.
     pub linger_ms: u64,
     /// For the proof in [`Resume`].
-    pub resume_secret: [u8; 32],
+    pub resume_secret: ResumeSecret,
 }
 
 impl fmt::Debug for Welcome {

@@ -293,7 +293,7 @@ fn messages_out_of_place_end_their_own_session() {
 }
 
 /// The lab's authority, to sign what `tunguard pki` wouldn't.
-fn authority(lab: &Lab) -> Pair {
+pub fn authority(lab: &Lab) -> Pair {
     let read = |name: &str| std::fs::read(lab.path(name)).expect(name);
     let cert = openssl::x509::X509::from_pem(&read("certs/ca.pem")).expect("a certificate");
     let key = openssl::pkey::PKey::private_key_from_pem(&read("certs/ca.key")).expect("a key");

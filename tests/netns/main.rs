@@ -45,5 +45,6 @@ mod many;
 mod matrix;
 mod moves;
 mod plaintext;
+mod resume;
 mod routing;
 mod soak;

@@ -17,7 +17,7 @@ use tunguard::path::Path;
 use tunguard::session::{IN_BAND_LEN, Opened, Session, Start};
 use tunguard::sys::clock;
 use tunguard::tls::{self, Credentials};
-use tunguard::wire::control::{Hello, Message, Reason, VERSION, Welcome};
+use tunguard::wire::control::{Hello, Message, Reason, Resume, VERSION, Welcome};
 use tunguard::wire::data::{HEADER_LEN, PARTIAL_CSUM, TAG_LEN};
 
 use crate::lab::{Lab, Namespace, PATIENCE, SERVER_V4};
@@ -94,13 +94,22 @@ impl Dialler {
     }
 
     /// Hello over TLS that is there.
-    pub fn hello_over(&self, mut control: ControlChannel) -> (ControlChannel, Result<Message, Broken>) {
+    pub fn hello_over(&self, control: ControlChannel) -> (ControlChannel, Result<Message, Broken>) {
+        self.hello_with(control, None)
+    }
+
+    /// The same, with the wish to take up a session.
+    pub fn hello_with(
+        &self,
+        mut control: ControlChannel,
+        resume: Option<Resume>,
+    ) -> (ControlChannel, Result<Message, Broken>) {
         let hello = Hello {
             version: VERSION,
             features: 0,
             suites: vec![Suite::ChaCha20Poly1305],
             want: vec![],
-            resume: None,
+            resume,
         };
         let answer = control.send(&Message::Hello(hello)).and_then(|()| next(&mut control));
         (control, answer)
@@ -108,7 +117,11 @@ impl Dialler {
 
     /// A whole session.
     pub fn connect(&self) -> RawClient {
-        let (control, answer) = self.hello();
+        self.established(self.hello())
+    }
+
+    /// The session of a Welcome.
+    pub fn established(&self, (control, answer): (ControlChannel, Result<Message, Broken>)) -> RawClient {
         let welcome = match answer {
             Ok(Message::Welcome(welcome)) => welcome,
             other => panic!("no welcome: {other:?}"),
@@ -221,6 +234,12 @@ impl RawClient {
     pub fn next_message(&mut self) -> Result<Message, Broken> {
         next(&mut self.control)
     }
+}
+
+/// The wish to resume the session of `welcome` over `control`.
+pub fn resume(control: &ControlChannel, welcome: &Welcome) -> Resume {
+    let binding = tls::export_binding(control.ssl()).expect("the exporter");
+    Resume { session: welcome.session, proof: welcome.resume_secret.proof(welcome.session, &binding) }
 }
 
 /// An ICMP echo request from `source` to the server's inner address.

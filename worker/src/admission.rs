@@ -12,7 +12,8 @@ use tunguard::channel::{Broken, ControlChannel, Progress};
 use tunguard::config::common::Suite;
 use tunguard::epochs::Limits;
 use tunguard::exit::{Exit, Failure, Outcome};
-use tunguard::ipc::{Claim, Grant, Reply, Request, Setup, WorkerEnd};
+use tunguard::hardware;
+use tunguard::ipc::{Claim, Grant, Reply, Request, Resumption, Setup, WorkerEnd};
 use tunguard::keys::{Role, Secret};
 use tunguard::session::{Session, Start};
 use tunguard::sys::clock;
@@ -25,8 +26,7 @@ use tunguard::sys::tun::Tun;
 use tunguard::sys::udp::Carrier;
 use tunguard::time::Time;
 use tunguard::tls::{self, Revoked};
-use tunguard::wire::control::{self, FEATURE_AES_HARDWARE, Hello, Message, Reason, Welcome};
-use tunguard::{hardware, random};
+use tunguard::wire::control::{self, FEATURE_AES_HARDWARE, Hello, Message, Reason, Resume, Welcome};
 
 use crate::downlink::Downlink;
 use crate::nursery::Prepared;
@@ -139,7 +139,8 @@ impl Admission<'_> {
         let hello = self.hello()?;
         let suite = choose_suite(&self.setup.suites, &hello)?;
         // 3. The guard grants a session, addresses and a slot.
-        let claim = Claim { name: identity.name.clone(), cert: identity.cert, want: hello.want };
+        let resume = hello.resume.map(|resume| self.resumption(resume)).transpose()?;
+        let claim = Claim { name: identity.name.clone(), cert: identity.cert, want: hello.want, resume };
         self.ask(&Request::Claim(claim))?;
         let (grant, fds) = match self.answer()? {
             (Reply::Granted(grant), fds) => (grant, fds),
@@ -209,6 +210,12 @@ impl Admission<'_> {
         Ok(hello)
     }
 
+    /// What the guard needs to judge the client's proof: it keeps the secret, and this connection is ours alone.
+    fn resumption(&self, Resume { session, proof }: Resume) -> Outcome<Resumption> {
+        let binding = tls::export_binding(self.control.ssl())?;
+        Ok(Resumption { session, proof, binding })
+    }
+
     fn session(&self, grant: &Grant, suite: Suite) -> Outcome<Session> {
         let secret = tls::export_secret(self.control.ssl(), &grant.session.0)?;
         let inner = grant
@@ -248,7 +255,7 @@ impl Admission<'_> {
             rekey_ms: self.setup.rekey_ms,
             rekey_packets: self.setup.rekey_packets,
             linger_ms: self.setup.linger_ms,
-            resume_secret: random::bytes()?,
+            resume_secret: grant.resume_secret.clone(),
         });
         self.control.send(&welcome).map_err(broken)
     }

@@ -12,12 +12,11 @@ use std::time::Duration;
 use tunguard::batch::BatchReader;
 use tunguard::channel::{Broken, ControlChannel};
 use tunguard::drops::DropReason;
-use tunguard::egress::Egress;
-use tunguard::egress::Outlet;
+use tunguard::egress::{Egress, Outlet};
 use tunguard::exit::{Failure, Outcome};
 use tunguard::ingress::Ingress;
 use tunguard::inside::{self, WithInside};
-use tunguard::ipc::{Reply, Report, Request, Setup, WorkerEnd};
+use tunguard::ipc::{DRAIN_SECONDS, Reply, Report, Request, Setup, WorkerEnd};
 use tunguard::keys::Role;
 use tunguard::path::INSIDE;
 use tunguard::session::{Event, IN_BAND_LEN, Session};
@@ -51,6 +50,8 @@ struct Carrying<'a> {
     egress: Egress,
     ingress: Ingress,
     uso: bool,
+    /// A newer session of the client took over: until when this one still takes in what is on its way.
+    drain_until: Option<Time>,
     ended: Option<Reason>,
 }
 
@@ -91,6 +92,7 @@ impl<'a> Carrying<'a> {
             egress: Egress::default(),
             ingress: Ingress::default(),
             uso: setup.uso,
+            drain_until: None,
             ended: None,
         })
     }
@@ -101,7 +103,10 @@ impl<'a> Carrying<'a> {
             let more = self.control.as_ref().is_some_and(|c| c.has_message());
             let timeout = match more {
                 true => Some(Duration::ZERO),
-                false => self.session.poll_timeout().map(|at| at.since(clock::now())),
+                false => {
+                    let due = self.session.poll_timeout().into_iter().chain(self.drain_until).min();
+                    due.map(|at| at.since(clock::now()))
+                }
             };
             let ready: Vec<_> =
                 self.poller.wait(timeout).map_err(|e| Failure::system("wait for events", e))?.collect();
@@ -122,6 +127,9 @@ impl<'a> Carrying<'a> {
                 self.session.handle_timeout(now);
             }
             self.drain_session();
+            if self.drain_until.is_some_and(|until| until <= now) {
+                self.ended.get_or_insert(Reason::Replaced);
+            }
         }
         Ok(self.end())
     }
@@ -159,6 +167,8 @@ impl<'a> Carrying<'a> {
                 let buffer = &mut data.buffers[run.buffer];
                 self.ingress.open(&mut self.session, Role::Server, now, run, buffer);
             }
+            // The guard is to know where the client is before answers to its packets come.
+            self.note_events();
             self.worker_to_tun();
         }
         Ok(())
@@ -196,6 +206,11 @@ impl<'a> Carrying<'a> {
             let Some(control) = &mut self.control else { return };
             match control.receive() {
                 Ok(Some(Message::Datagram(datagram))) => self.inside_to_guard(&datagram),
+                // The session has said its own goodbye, and doesn't listen to another.
+                Ok(Some(Message::Bye(reason))) if self.drain_until.is_some() => {
+                    self.ended.get_or_insert(reason);
+                    return;
+                }
                 Ok(Some(message)) => {
                     if let Err(reason) = self.session.handle_message(now, message) {
                         log::warn!("{}: a message out of place", self.data.name);
@@ -255,6 +270,7 @@ impl<'a> Carrying<'a> {
                 Ok(Incoming::Message(Reply::Query, _)) => {
                     let _ = self.guard.send(&Request::Report(Box::new(self.report())), &[]);
                 }
+                Ok(Incoming::Message(Reply::Drain, _)) => self.drain(),
                 Ok(Incoming::Message(Reply::End(reason), _)) => {
                     self.finish(reason);
                     return Ok(());
@@ -277,9 +293,7 @@ impl<'a> Carrying<'a> {
     /// Sends what the session wants sent and notes what it has to say.
     fn drain_session(&mut self) {
         let now = clock::now();
-        while let Some(event) = self.session.poll_event() {
-            self.note(event);
-        }
+        self.note_events();
         while let Some(say) = self.session.poll_in_band() {
             let mut datagram = [0; IN_BAND_LEN];
             let sent = self.session.seal_in_band(now, &say, &mut datagram).and_then(|len| {
@@ -296,6 +310,12 @@ impl<'a> Carrying<'a> {
             }
         }
         self.flush_control();
+    }
+
+    fn note_events(&mut self) {
+        while let Some(event) = self.session.poll_event() {
+            self.note(event);
+        }
     }
 
     fn note(&mut self, event: Event) {
@@ -321,6 +341,14 @@ impl<'a> Carrying<'a> {
             Event::Settings(_) | Event::Notice(_) => {}
             Event::Ended { reason, .. } => self.ended = Some(reason),
         }
+    }
+
+    /// The client has a newer session. Its packets are on their way from both ends in this one.
+    fn drain(&mut self) {
+        log::debug!("{}: a newer session took over", self.data.name);
+        // Whoever still listens here is not the one who made the newer session.
+        self.session.leave(Reason::Replaced);
+        self.drain_until.get_or_insert(clock::now() + Duration::from_secs(DRAIN_SECONDS));
     }
 
     fn finish(&mut self, reason: Reason) {
