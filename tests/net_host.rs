@@ -311,8 +311,7 @@ fn a_change_of_the_network_is_heard_of() {
     in_namespace(|_| {
         topology();
         let (mut nl, tg0) = tunnel();
-        // A carrier is announced a moment after the link was set up.
-        thread::sleep(Duration::from_millis(200));
+        await_all_carriers();
         let mut monitor = Monitor::open(tg0).unwrap();
         assert!(!monitor.changed().unwrap(), "nothing yet");
         for change in [
@@ -347,7 +346,7 @@ fn our_own_changes_are_not_heard_of() {
     in_namespace(|dir| {
         topology();
         let (mut nl, tg0) = tunnel();
-        thread::sleep(Duration::from_millis(200));
+        await_all_carriers();
         let mut monitor = Monitor::open(tg0).unwrap();
         nl.add_address(tg0, net("10.9.0.7/24")).unwrap();
         nl.set_link_up(tg0, 1300).unwrap();
@@ -368,6 +367,8 @@ fn the_ways_to_a_server_are_found() {
         second_uplink();
         let (mut nl, tg0) = tunnel();
         let mut keeper = RouteKeeper::new(tg0, &tg("tg0"), dir.join("routes.json")).unwrap();
+        await_carrier("up0", true);
+        await_carrier("up1", true);
         let ways = |nl: &mut Netlink, server: &str, wanted: Option<&[&str]>| -> Vec<String> {
             let wanted: Option<Vec<DeviceName>> = wanted.map(|names| names.iter().map(|n| tg(n)).collect());
             let ways = ways_to(nl, addr(server), tg0, wanted.as_deref()).unwrap();
@@ -403,6 +404,7 @@ fn the_ways_to_a_server_are_found() {
 
         // A link without a carrier leads nowhere, though its routes stay.
         ip("link set up0p down");
+        await_carrier("up0", false);
         keeper.follow().unwrap();
         assert_eq!(ways(&mut nl, "192.0.2.1", None), [both[1]]);
         assert_eq!(ways(&mut nl, "2001:db8:5::1", None), [both_v6[1]]);
@@ -410,6 +412,7 @@ fn the_ways_to_a_server_are_found() {
         let v4 = ip("route");
         assert!(!v4.contains("192.0.2.1 via 198.51.100.1"), "{v4}");
         ip("link set up0p up");
+        await_carrier("up0", true);
         keeper.follow().unwrap();
         assert_eq!(ways(&mut nl, "192.0.2.1", None), both);
 
@@ -440,6 +443,8 @@ fn each_next_hop_of_a_route_is_a_way() {
     in_namespace(|_| {
         topology();
         second_uplink();
+        await_carrier("up0", true);
+        await_carrier("up1", true);
         let (mut nl, tg0) = tunnel();
         ip("route add 203.0.113.0/24 nexthop via 192.0.3.1 dev up1 nexthop via 198.51.100.1 dev up0");
         ip(
@@ -998,6 +1003,7 @@ fn a_quiet_device_has_no_link_local_address() {
         quiet_device(&tg("nope"));
         ip("link set p up");
         ip("link set tg0.1 up");
+        await_carrier("p", true);
         // The other end has one; this end has no address at all, so it isn't listed.
         let shown = ip("-6 addr show");
         assert!(shown.contains("p@tg0.1") && shown.contains("fe80"), "{shown}");
@@ -1066,6 +1072,25 @@ fn second_uplink() {
     ip("addr add 2001:db8:3::2/64 dev up1 nodad");
     ip("route add default via 192.0.3.1 dev up1 metric 50");
     ip("-6 route add default via 2001:db8:3::1 dev up1 metric 2000");
+}
+
+/// Waits until the device has a carrier, or has none: the kernel finds out up to a second late.
+fn await_carrier(device: &str, wanted: bool) {
+    for _ in 0..500 {
+        if ip(&format!("link show {device}")).contains("state UP") == wanted {
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    panic!("{device}: waited in vain for a carrier to be {wanted}");
+}
+
+/// The same for all devices, and for the link-local addresses that follow.
+fn await_all_carriers() {
+    for device in ["up0", "up0p", "tg0", "tg0p"] {
+        await_carrier(device, true);
+    }
+    thread::sleep(Duration::from_millis(200));
 }
 
 /// Whether the monitor hears of a change within a second; all of what there is to hear is taken.
