@@ -20,6 +20,7 @@ pub mod keys;
 pub mod net;
 pub mod path;
 pub mod pki;
+pub mod pmtu;
 pub mod random;
 pub mod replay;
 pub mod seal;
