@@ -5,8 +5,8 @@
 use super::SegmentError;
 use super::checksum;
 use super::inner::{
-    CWR, FIN, Family, Layout, PSH, TCP_FLAGS, TCP_SEQ, Transport, UDP_LENGTH, V4_CHECKSUM, V4_ID, V4_LENGTH,
-    V6_LEN, V6_LENGTH, be16, be32, parse, put16, v4_constant_sum,
+    CWR, FIN, Family, Layout, PSH, RST, SYN, TCP_FLAGS, TCP_SEQ, Transport, UDP_LENGTH, URG, V4_CHECKSUM,
+    V4_ID, V4_LENGTH, V6_LEN, V6_LENGTH, be16, be32, parse, put16, v4_constant_sum,
 };
 use crate::wire::vnet::{GSO_ECN, GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, NEEDS_CSUM, VnetHeader};
 
@@ -54,13 +54,29 @@ impl<'a> Segments<'a> {
     /// `TooShort`, `BadChecksumStart`; for super-packets also those of [`parse`], `BadGsoType`,
     /// `ZeroGsoSize`, `LengthMismatch` and `TooManySegments`.
     pub fn new(vnet: VnetHeader, packet: &'a [u8]) -> Result<Segments<'a>, SegmentError> {
+        Segments::within(vnet, packet, usize::MAX)
+    }
+
+    /// Like [`Segments::new`], but cuts TCP into segments of at most `mtu` bytes, IP header included, where the
+    /// kernel's would be longer: super-packets, and packets that are none, as if they were.
+    ///
+    /// What can't be cut stays longer, as [`Segments::max_len`] says: UDP, whose datagrams have their borders; segments
+    /// with SYN, RST or URG; a packet whose full checksum is wrong, so that its receiver finds that out; one whose
+    /// headers leave no room.
+    ///
+    /// # Errors
+    /// Those of [`Segments::new`].
+    pub fn within(vnet: VnetHeader, packet: &'a [u8], mtu: usize) -> Result<Segments<'a>, SegmentError> {
         if packet.is_empty() {
             return Err(SegmentError::TooShort);
         }
         if vnet.gso_type != GSO_NONE {
-            let packets = SuperPacket::parse(vnet, packet)?;
-            let left = packets.segments();
-            return Ok(Segments { packet, cut: Cut::Super(packets), done: 0, left });
+            return Ok(Segments::of(packet, SuperPacket::parse(vnet, packet)?.within(packet, mtu)?));
+        }
+        if packet.len() > mtu
+            && let Some(packets) = SuperPacket::of_large(vnet, packet, mtu)
+        {
+            return Ok(Segments::of(packet, packets));
         }
         let cut = if !vnet.needs_csum() {
             Cut::Whole { partial_csum: false }
@@ -74,6 +90,11 @@ impl<'a> Segments<'a> {
             Cut::Complete { start, offset }
         };
         Ok(Segments { packet, cut, done: 0, left: 1 })
+    }
+
+    fn of(packet: &'a [u8], packets: SuperPacket) -> Segments<'a> {
+        let left = packets.segments();
+        Segments { packet, cut: Cut::Super(packets), done: 0, left }
     }
 
     /// Length in bytes of the longest packet: what `out` of [`Segments::next_into`] must have room for.
@@ -226,10 +247,40 @@ impl SuperPacket {
             ip_sum,
             pseudo_sum,
         };
-        if packets.segments() > MAX_SEGMENTS {
-            return Err(SegmentError::TooManySegments);
+        packets.bounded()
+    }
+
+    /// A TCP packet longer than `mtu` that is no super-packet, to be cut as if it were; `None` where it can't be.
+    fn of_large(vnet: VnetHeader, packet: &[u8], mtu: usize) -> Option<SuperPacket> {
+        let layout = parse(packet).ok()?;
+        if layout.transport != Transport::Tcp || (!vnet.needs_csum() && !is_intact(packet, &layout)) {
+            return None;
         }
-        Ok(packets)
+        let gso_type = match layout.family {
+            Family::V4 => GSO_TCPV4,
+            Family::V6 => GSO_TCPV6,
+        };
+        let whole = VnetHeader { gso_type, gso_size: u16::MAX, ..vnet };
+        let packets = SuperPacket::parse(whole, packet).ok()?.within(packet, mtu).ok()?;
+        (packets.segments() > 1).then_some(packets)
+    }
+
+    /// With segments of at most `mtu` bytes, if they can be.
+    fn within(mut self, packet: &[u8], mtu: usize) -> Result<SuperPacket, SegmentError> {
+        let room = mtu.saturating_sub(self.layout.payload_at);
+        if room < self.gso_size
+            && room > 0
+            && self.layout.transport == Transport::Tcp
+            && packet[self.layout.transport_at + TCP_FLAGS] & (SYN | RST | URG) == 0
+        {
+            self.gso_size = room;
+            return self.bounded();
+        }
+        Ok(self)
+    }
+
+    fn bounded(self) -> Result<SuperPacket, SegmentError> {
+        if self.segments() > MAX_SEGMENTS { Err(SegmentError::TooManySegments) } else { Ok(self) }
     }
 
     fn segments(&self) -> usize {
@@ -288,6 +339,14 @@ impl SuperPacket {
         let hdr_len = self.layout.payload_at as u16;
         VnetHeader { gso_type, hdr_len, gso_size: self.gso_size as u16, ..position }
     }
+}
+
+/// Whether the packet's full checksum is right.
+fn is_intact(packet: &[u8], layout: &Layout) -> bool {
+    let transport = &packet[layout.transport_at..];
+    let addresses = &packet[layout.family.addresses()];
+    let pseudo_sum = checksum::pseudo_header(addresses, layout.transport.protocol(), transport.len() as u32);
+    checksum::fold(pseudo_sum + checksum::sum(transport)) == 0xffff
 }
 
 fn is_checksum_of(vnet: VnetHeader, layout: &Layout) -> bool {

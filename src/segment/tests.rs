@@ -192,7 +192,11 @@ fn verifies(packet: &[u8]) -> bool {
 }
 
 fn cut(vnet: VnetHeader, packet: &[u8]) -> Vec<(Vec<u8>, bool)> {
-    let mut segments = Segments::new(vnet, packet).expect("a packet that can be cut");
+    cut_within(vnet, packet, usize::MAX)
+}
+
+fn cut_within(vnet: VnetHeader, packet: &[u8], mtu: usize) -> Vec<(Vec<u8>, bool)> {
+    let mut segments = Segments::within(vnet, packet, mtu).expect("a packet that can be cut");
     let mut out = vec![0xa5; segments.max_len()];
     let (mut all, mut longest) = (vec![], 0);
     let count = segments.count();
@@ -273,6 +277,71 @@ fn a_super_packet_in_bytes() {
     assert_eq!((run.count, run.payload_offset(), run.vnet), (3, 40, SUPER_VNET));
     assert_eq!(run.head(), &SUPER[..40]);
     assert_eq!(gather(&run, &inners), SUPER);
+}
+
+#[test]
+fn a_narrow_path_in_bytes() {
+    // Segments of three bytes are too long for 42 bytes, those of two are not; nor is the plain packet.
+    for gso_size in [3, 9_999] {
+        let vnet = VnetHeader { gso_size, ..SUPER_VNET };
+        let segments = cut_within(vnet, &SUPER, 42);
+        assert_eq!(segments.iter().map(|(bytes, _)| &bytes[..]).collect::<Vec<_>>(), SUPER_SEGMENTS);
+    }
+    let plain = VnetHeader { gso_type: GSO_NONE, gso_size: 0, ..SUPER_VNET };
+    let segments = cut_within(plain, &SUPER, 42);
+    assert_eq!(segments.iter().map(|(bytes, _)| &bytes[..]).collect::<Vec<_>>(), SUPER_SEGMENTS);
+    assert!(segments.iter().all(|(_, partial_csum)| *partial_csum));
+    // All fits.
+    assert_eq!(cut_within(plain, &SUPER, 45), [(SUPER.to_vec(), true)]);
+    assert_eq!(cut_within(SUPER_VNET, &SUPER, 42), cut(SUPER_VNET, &SUPER));
+    // No room for a byte.
+    for mtu in [0, 40] {
+        assert_eq!(cut_within(plain, &SUPER, mtu), [(SUPER.to_vec(), true)]);
+        assert_eq!(cut_within(SUPER_VNET, &SUPER, mtu), cut(SUPER_VNET, &SUPER));
+    }
+}
+
+#[test]
+fn what_is_never_cut() {
+    for flow in [Flow::tcp4(), Flow::tcp6()] {
+        let payload = [7; 100];
+        for flags in [SYN, SYN | ACK, RST, ACK | URG] {
+            let packet = flow.packet(1, 1, flags, &payload);
+            assert_eq!(cut_within(flow.partial(), &packet, 90), [(packet.clone(), true)], "{flags:#x}");
+            let vnet = flow.vnet(60, flags);
+            assert_eq!(cut_within(vnet, &packet, 90), cut(vnet, &packet), "{flags:#x}");
+        }
+        // A full checksum is replaced by a partial one only where it is right.
+        let packet = flow.packet(1, 1, ACK, &payload);
+        let mut full = packet.clone();
+        checksum::complete(&mut full, flow.transport_at(), flow.checksum_offset());
+        let segments = flow.segments(1, 1, ACK, &payload, 90 - flow.head_len());
+        let segments: Vec<_> = segments.into_iter().map(|segment| (segment, true)).collect();
+        assert_eq!(cut_within(VnetHeader::default(), &full, 90), segments);
+        full[flow.head_len()] ^= 1;
+        assert_eq!(cut_within(VnetHeader::default(), &full, 90), [(full.clone(), false)]);
+
+        let flow = Flow { udp: true, ..flow };
+        let packet = flow.packet(0, 1, 0, &payload);
+        assert_eq!(cut_within(flow.partial(), &packet, 90), [(packet.clone(), true)]);
+        assert_eq!(cut_within(flow.vnet(70, 0), &packet, 90), cut(flow.vnet(70, 0), &packet));
+    }
+    // Nor what isn't TCP or isn't whole, or has its checksum elsewhere.
+    let flow = Flow::tcp4();
+    for (at, value) in [(6, 0x20), (9, 47), (3, 44), (0, 0x55)] {
+        let mut packet = flow.packet(1, 2, ACK, &[7; 100]);
+        packet[at] = value;
+        assert_eq!(cut_within(VnetHeader::default(), &packet, 90), [(packet.clone(), false)]);
+        assert_eq!(cut_within(flow.partial(), &packet, 90), cut(flow.partial(), &packet));
+    }
+    let packet = flow.packet(1, 2, ACK, &[7; 100]);
+    let elsewhere = VnetHeader { csum_offset: 18, ..flow.partial() };
+    assert_eq!(cut_within(elsewhere, &packet, 90), cut(elsewhere, &packet));
+    // And not into more than may be.
+    let packet = flow.packet(1, 1, ACK, &[7; MAX_SEGMENTS + 1]);
+    assert_eq!(cut_within(flow.partial(), &packet, flow.head_len() + 1).len(), 1);
+    let many = Segments::within(flow.vnet(500, ACK), &packet, flow.head_len() + 1).map(|_| ());
+    assert_eq!(many, Err(SegmentError::TooManySegments));
 }
 
 #[test]
@@ -671,6 +740,42 @@ proptest! {
         prop_assert_eq!(gather(&run, &inners), packet);
     }
 
+    /// A path narrower than the device: TCP is cut to fit, with the same stream in it; UDP keeps its datagrams.
+    #[test]
+    fn a_narrow_path_carries_the_same_stream(burst in bursts(3_000, 4), mtu in 220usize..3_000, full in any::<bool>()) {
+        let flow = &burst.flow;
+        let room = mtu - flow.head_len();
+        let packet = burst.packet();
+        let gso_size = if flow.udp { burst.gso_size } else { burst.gso_size.min(room) };
+        let segments = cut_within(burst.vnet(), &packet, mtu);
+        let expected = flow.segments(burst.seq, burst.id, burst.flags, &burst.payload, gso_size);
+        prop_assert!(segments.iter().all(|(bytes, partial_csum)| *partial_csum && (flow.udp || bytes.len() <= mtu)));
+        prop_assert!(segments.iter().map(|(bytes, _)| bytes).eq(&expected));
+
+        // The same as one plain packet, its checksum left partial or not.
+        let mut plain = packet.clone();
+        let mut vnet = flow.partial();
+        if full {
+            checksum::complete(&mut plain, flow.transport_at(), flow.checksum_offset());
+            vnet = VnetHeader::default();
+        }
+        let segments = cut_within(vnet, &plain, mtu);
+        if flow.udp || plain.len() <= mtu {
+            prop_assert_eq!(segments, [(plain, !full)]);
+        } else {
+            let expected = flow.segments(burst.seq, burst.id, burst.flags, &burst.payload, room);
+            prop_assert!(segments.iter().all(|(bytes, partial_csum)| *partial_csum && bytes.len() <= mtu));
+            prop_assert!(segments.iter().map(|(bytes, _)| bytes).eq(&expected));
+            for (mut bytes, _) in segments {
+                checksum::complete(&mut bytes, flow.transport_at(), flow.checksum_offset());
+                prop_assert!(verifies(&bytes));
+            }
+            let inners = partial(&expected);
+            let run = next_run(&inners, true).expect("a run");
+            prop_assert_eq!(gather(&run, &inners), packet);
+        }
+    }
+
     #[test]
     fn pieces_stand_for_the_same_segments(burst in bursts(1500, 40), max_len in 40usize..65_000) {
         let packet = burst.packet();
@@ -784,6 +889,12 @@ proptest! {
             prop_assert!(segments.count() <= MAX_SEGMENTS);
             let mut out = vec![0; segments.max_len()];
             let count = segments.count();
+            prop_assert_eq!(std::iter::from_fn(|| segments.next_into(&mut out)).count(), count);
+        }
+        if let Ok(mut segments) = Segments::within(vnet, &packet, max_len) {
+            let mut out = vec![0; segments.max_len()];
+            let count = segments.count();
+            prop_assert!(count <= MAX_SEGMENTS);
             prop_assert_eq!(std::iter::from_fn(|| segments.next_into(&mut out)).count(), count);
         }
         let mut longest = 0;
