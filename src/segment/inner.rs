@@ -142,7 +142,7 @@ fn ip(packet: &[u8]) -> Result<Ip, SegmentError> {
             if usize::from(be16(header, V4_LENGTH)) != packet.len() {
                 return Err(SegmentError::LengthMismatch);
             }
-            let fragment = be16(header, V4_FRAGMENT) & V4_MORE_OR_OFFSET != 0;
+            let fragment = be16(header, V4_FRAGMENT) & (V4_MORE | V4_OFFSET) != 0;
             Ok(Ip { family: Family::V4, header_len, protocol: header[V4_PROTOCOL], fragment })
         }
         6 => {
@@ -199,24 +199,26 @@ pub(super) const V4_MIN: usize = 20;
 pub(super) const V4_LENGTH: usize = 2;
 pub(super) const V4_ID: usize = 4;
 pub(super) const V4_FRAGMENT: usize = 6;
-const V4_MORE_OR_OFFSET: u16 = 0x3fff;
-const V4_PROTOCOL: usize = 9;
+pub(super) const V4_DONT_FRAGMENT: u16 = 0x4000;
+pub(super) const V4_MORE: u16 = 0x2000;
+pub(super) const V4_OFFSET: u16 = 0x1fff;
+pub(super) const V4_PROTOCOL: usize = 9;
 pub(super) const V4_CHECKSUM: usize = 10;
 
 // RFC 8200.
 pub(super) const V6_LEN: usize = 40;
 pub(super) const V6_LENGTH: usize = 4;
-const V6_NEXT_HEADER: usize = 6;
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const DESTINATION_OPTIONS: u8 = 60;
+pub(super) const V6_NEXT_HEADER: usize = 6;
+pub(super) const HOP_BY_HOP: u8 = 0;
+pub(super) const ROUTING: u8 = 43;
+pub(super) const FRAGMENT: u8 = 44;
+pub(super) const DESTINATION_OPTIONS: u8 = 60;
 /// More than any packet that is not an attack carries (RFC 8504, section 5.3 lets hosts limit this).
-const MAX_EXTENSIONS: usize = 8;
+pub(super) const MAX_EXTENSIONS: usize = 8;
 
 // RFC 9293; offsets from the start of the TCP header.
 const TCP: u8 = 6;
-const TCP_MIN: usize = 20;
+pub(super) const TCP_MIN: usize = 20;
 pub(super) const TCP_SEQ: usize = 4;
 pub(super) const TCP_DATA_OFFSET: usize = 12;
 pub(super) const TCP_FLAGS: usize = 13;
