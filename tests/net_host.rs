@@ -29,6 +29,8 @@ use tunguard::net::{
     Conflict, DnsKeeper, Forwarding, Netlink, PROTOCOL, Route, RouteFilter, RouteKeeper, Table, TableSpec,
     dns, quiet_device, routes, sysctl,
 };
+use tunguard::path;
+use tunguard::sys::udp::{self, Carrier};
 
 #[test]
 fn links_and_addresses() {
@@ -572,6 +574,77 @@ fn the_table_does_what_it_should() {
         let seen = ip("netns exec world /usr/sbin/nft list table inet t");
         assert!(seen.contains("packets 1 "), "{seen}");
         drop(table);
+    });
+}
+
+/// ```text
+///  near 10.9.0.2 [tg0p]---[tg0 10.9.0.1  this namespace  up0, MTU 1300]---[up0p] far 198.51.100.9
+/// ```
+#[test]
+fn probes_are_fragmented_nowhere_and_data_is() {
+    in_namespace(|dir| {
+        topology();
+        fresh("/run");
+        for (space, device, addresses) in [
+            ("near", "tg0p", ["10.9.0.2/24", "fd09::2/64"]),
+            ("far", "up0p", ["198.51.100.9/24", "2001:db8:1::9/64"]),
+        ] {
+            ip(&format!("netns add {space}"));
+            ip(&format!("link set {device} netns {space}"));
+            for address in addresses {
+                let nodad = if address.contains(':') { "nodad" } else { "" };
+                ip(&format!("-n {space} addr add {address} dev {device} {nodad}"));
+            }
+            ip(&format!("-n {space} link set {device} up"));
+        }
+        ip("addr add 10.9.0.1/24 dev tg0");
+        ip("addr add fd09::1/64 dev tg0 nodad");
+        ip("link set up0 mtu 1300");
+        ip("-n near route add default via 10.9.0.1");
+        ip("-n near route add default via fd09::1");
+        let _forwarding = Forwarding::enable(true, true, &dir.join("forwarding.json")).unwrap();
+
+        for (bound, far, headers) in [
+            ("0.0.0.0:0", "198.51.100.9", 28),
+            ("[::]:0", "198.51.100.9", 28),
+            ("[::]:0", "2001:db8:1::9", 48),
+        ] {
+            let receiver = within("far", move || UdpSocket::bind((addr(far), 0)).unwrap());
+            receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let path = path::Path::new(receiver.local_addr().unwrap(), None);
+            let socket = within("near", move || udp::bind_shared(bound.parse().unwrap()).unwrap());
+            let carrier = Carrier::new(socket.into()).unwrap();
+            let bytes = [7; 3_000];
+            let of = |mtu: usize| &bytes[..mtu - headers];
+            let data = |mtu: usize| carrier.send(&path, 0, of(mtu), mtu - headers).unwrap();
+            // Whether a datagram arrived before a small one that was sent after it.
+            let arrives = |mtu: usize| {
+                let mut buffer = [0; 3_000];
+                data(headers + 1);
+                let mut length = receiver.recv(&mut buffer).unwrap();
+                let arrived = length == mtu - headers;
+                if arrived {
+                    length = receiver.recv(&mut buffer).unwrap();
+                }
+                assert_eq!(length, 1);
+                arrived
+            };
+
+            carrier.send_whole(&path, of(1_300)).unwrap();
+            assert!(arrives(1_300), "{bound} to {far}");
+            // More than once, as this host learns how narrow the path is.
+            for mtu in [1_301, 1_301, 1_500] {
+                carrier.send_whole(&path, of(mtu)).unwrap();
+                assert!(!arrives(mtu), "{bound} to {far}: {mtu}");
+            }
+            let refused = carrier.send_whole(&path, of(1_501)).unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(nix::libc::EMSGSIZE), "{bound} to {far}");
+            assert!(!arrives(1_501));
+            for mtu in [1_301, 1_500, 2_500] {
+                data(mtu);
+                assert!(arrives(mtu), "{bound} to {far}: {mtu} as data");
+            }
+        }
     });
 }
 

@@ -130,6 +130,17 @@ impl Carrier {
         Ok(())
     }
 
+    /// Nobody may fragment what is sent, this host included, and what it heard of the path's MTU doesn't matter
+    /// (ip_sk_use_pmtu() in include/net/ip.h).
+    fn forbid_fragments(&self) -> io::Result<()> {
+        // This one also counts for the mapped addresses of a dual-stack socket.
+        self.set(libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE)?;
+        if self.mapped {
+            self.set(libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)?;
+        }
+        Ok(())
+    }
+
     fn set(&self, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
         // SAFETY: these options take one int, which outlives the call.
         let status = unsafe {
@@ -175,6 +186,18 @@ impl Carrier {
             }
         }
         unsent.map_or(Ok(()), Err)
+    }
+
+    /// Sends one datagram that arrives whole or not at all: a probe of the path's MTU (RFC 8899, section 4.1). What is
+    /// sent after it may be fragmented as before.
+    ///
+    /// # Errors
+    /// EMSGSIZE where it is larger than the link carries; otherwise the kernel's, as for any datagram.
+    pub fn send_whole(&self, path: &Path, datagram: &[u8]) -> io::Result<()> {
+        let sent = self.forbid_fragments().and_then(|()| self.send_once(path, 0, datagram, None));
+        // Whatever became of it.
+        self.allow_fragments()?;
+        sent
     }
 
     fn send_once(&self, path: &Path, ecn: u8, contents: &[u8], stride: Option<usize>) -> io::Result<()> {
