@@ -683,7 +683,13 @@ mod tests {
                 world.busy = busy || shrinks;
                 // A raise, and the longest search.
                 world.run(RAISE_TIMER + 5 * MINUTE);
+                let found = world.search.current();
+                if world.search.state() == State::Searching {
+                    // The next raise, which finds nothing.
+                    world.run(PROBE_TIMER_MOST * MAX_PROBES);
+                }
                 world.has_converged()?;
+                prop_assert_eq!(world.search.current(), found);
             }
         }
 
