@@ -14,7 +14,7 @@
 //! 3. [`dial`], with the names looked up by [`lookup`]: a connected TCP socket, and a UDP socket for each carrier
 //! 4. [`connect`]: TLS, Hello, Welcome
 //! 5. [`consent`]: what of the server's wishes this machine agrees to (pure); [`host`] carries it out
-//! 6. [`carry`]: `tun_to_server` and `server_to_tun`
+//! 6. `carry`: `tun_to_server` and `server_to_tun`
 //!
 //! [`moves`] is what the supervisor does when the network changes, and hands over sockets for it.
 //! [`settings`] says when the server's later wishes are passed on (pure).

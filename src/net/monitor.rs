@@ -34,7 +34,7 @@ impl Monitor {
         Ok(Monitor { socket, seen: Seen { own_device, links: HashMap::new() } })
     }
 
-    /// Reads what has come, and says whether any of it matters. More may be left after [`READS`] of them: the socket
+    /// Reads what has come, and says whether any of it matters. More may be left after `READS` of them: the socket
     /// stays readable then.
     pub fn changed(&mut self) -> Outcome<bool> {
         let mut changed = false;

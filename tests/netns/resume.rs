@@ -76,7 +76,7 @@ fn packets_stay_in_the_old_session_until_the_new_one_is_heard() {
         lab.net().must(&["nft", "-f", &rules.display().to_string()]);
         cut(&lab);
         eventually("two sessions", || (lab.sessions().len() == 2).then_some(()));
-        thread::sleep(Duration::from_millis(1_000));
+        // Not later: the new one goes inside its control connection before long.
         let phases: Vec<Value> = lab.sessions().iter().map(|s| s["phase"].clone()).collect();
         assert_eq!(phases, ["established", "established"]);
         lab.net().must(&["nft", "delete", "table", "inet", "newport"]);
@@ -85,7 +85,7 @@ fn packets_stay_in_the_old_session_until_the_new_one_is_heard() {
         drop(stopper);
         flow.join().expect("a flow")
     });
-    assert!(sent > 500, "{sent} packets are no flow");
+    assert!(sent > 100, "{sent} packets are no flow");
     assert!(lost.is_empty(), "{lost:?} of {sent} are lost");
     lab.wait_for_sessions(1);
     server.wait_for_children(1);
