@@ -47,12 +47,23 @@ pub struct Egress {
     ecn: u8,
     /// When the last of it came.
     now: Time,
+    /// Where it goes, if flows are spread over several paths.
+    lane: Option<Path>,
 }
 
 impl Default for Egress {
     fn default() -> Egress {
         let bytes = vec![0; RUN_BYTES + u16::MAX as usize + OVERHEAD];
-        Egress { bytes, datagrams: 0, len: 0, stride: 0, closed: false, ecn: 0, now: Time::default() }
+        Egress {
+            bytes,
+            datagrams: 0,
+            len: 0,
+            stride: 0,
+            closed: false,
+            ecn: 0,
+            now: Time::default(),
+            lane: None,
+        }
     }
 }
 
@@ -76,6 +87,11 @@ impl Egress {
             return session.drops.add(DropReason::NoPath, segments.count() as u64);
         }
         self.now = now;
+        let lane = session.lane(now, packet);
+        if self.lane != lane {
+            self.flush(session, carrier);
+            self.lane = lane;
+        }
         // RFC 6040 section 4.1: the outer header takes the inner's bits.
         let ecn = ecn::ecn_of(packet).unwrap_or(0);
         if self.ecn != ecn {
@@ -112,8 +128,13 @@ impl Egress {
     pub fn flush(&mut self, session: &mut Session, carrier: &impl Outlet) {
         if self.datagrams > 0 {
             let (mut unsent, mut sent) = (None, 0);
-            for n in 0..session.targets() {
-                let Some(path) = session.target(self.now, n, self.len) else { continue };
+            let targets = if self.lane.is_some() { 1 } else { session.targets() };
+            for n in 0..targets {
+                let path = match self.lane {
+                    Some(lane) => session.lane_target(self.now, lane, self.datagrams, self.len),
+                    None => session.target(self.now, n, self.len),
+                };
+                let Some(path) = path else { continue };
                 match carrier.send(&path, self.ecn, &self.bytes[..self.len], self.stride) {
                     Ok(()) => sent += 1,
                     Err(failed) => unsent = unsent.or(Some(failed)),

@@ -16,6 +16,7 @@ use crate::keys::{Role, Secret};
 use crate::path::Path;
 use crate::paths::{Known, Mode, PathEvent, Paths, REBIND_BYTES, Say};
 use crate::seal::SealError;
+use crate::segment::inner;
 use crate::time::Time;
 use crate::wire::control::{Message, Reason, Settings};
 use crate::wire::data::{self, HEADER_LEN, Header, SessionId, TAG_LEN};
@@ -240,6 +241,19 @@ impl Session {
     /// The `n`th of them, if `bytes` may be sent there, which is taken as done.
     pub fn target(&mut self, now: Time, n: usize, bytes: usize) -> Option<Path> {
         self.paths.target(now, n, bytes)
+    }
+
+    /// Where a packet goes, if inner flows are spread over several paths.
+    pub fn lane(&mut self, now: Time, packet: &[u8]) -> Option<Path> {
+        if !self.paths.spreads() {
+            return None;
+        }
+        self.paths.lane(now, inner::flow(packet))
+    }
+
+    /// Takes `datagrams` of `bytes` in all as sent there.
+    pub fn lane_target(&mut self, now: Time, lane: Path, datagrams: usize, bytes: usize) -> Option<Path> {
+        self.paths.lane_target(now, lane, datagrams, bytes)
     }
 
     /// Counts datagrams that were sent on a further path.

@@ -341,6 +341,48 @@ fn redundant_carriers_lose_nothing_when_one_is_cut() {
 }
 
 #[test]
+fn flows_are_shared_out_and_leave_a_path_that_dies() {
+    for role in [Role::Client, Role::Server] {
+        let mut world = World::with_two(Mode::Balance);
+        let now = world.now;
+        let lane = |world: &mut World, flow: u8| {
+            let now = world.now;
+            let packet = inner_udp(flow);
+            let only = world.end(role).path().expect("a path").path;
+            world.end(role).lane(now, &packet).unwrap_or(only)
+        };
+        let lanes: Vec<Path> = (0..40).map(|flow| lane(&mut world, flow)).collect();
+        assert!(lanes.iter().any(|path| *path != lanes[0]), "one path takes them all");
+        assert_eq!(lanes, (0..40).map(|flow| lane(&mut world, flow)).collect::<Vec<_>>(), "they stay");
+        // Datagrams by each, so that it's seen which one is silent.
+        world.dead.insert("192.0.2.1:4000".to_owned());
+        while world.now < now + Duration::from_secs(3) {
+            for flow in 0..40 {
+                let path = lane(&mut world, flow);
+                let now = world.now;
+                let mut datagram = vec![0; HEADER_LEN + 132 + TAG_LEN];
+                world.end(role).seal(now, 0, &mut datagram).expect("seals");
+                world.end(role).lane_target(now, path, 1, datagram.len()).expect("a path");
+                world.send_by(role, path, datagram);
+            }
+            world.run(5 * MS);
+        }
+        // One path is no choice.
+        assert_eq!(world.end(role).lane(now, &inner_udp(0)), None);
+        let by_second: usize = world.to.get("203.0.113.5:6000").copied().unwrap_or_default();
+        assert!(role == Role::Client || by_second > 40 * 100 * 100, "{by_second} bytes by the other");
+        assert!(!world.end(role).path().expect("a path").is_lost());
+    }
+}
+
+/// A UDP packet of the flow with this number.
+fn inner_udp(flow: u8) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 9, 0, 2, 10, 9, 0, 1];
+    packet.extend([0x40, flow, 0, 53, 0, 8, 0, 0]);
+    packet
+}
+
+#[test]
 fn a_nat_that_rebinds_is_noticed_by_data() {
     let mut world = World::new();
     world.stream(Some(Role::Client), 500 * MS);

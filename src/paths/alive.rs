@@ -40,6 +40,11 @@ impl Paths {
                 if at == 0 {
                     self.suspect(now);
                 }
+                // Its flows can't wait for the last try.
+                if self.spreads() && self.list[at].asked.as_ref().is_some_and(|a| a.tries.len() > SHARE_TRIES)
+                {
+                    self.lose(now, at);
+                }
             } else {
                 known.asked = None;
                 self.lose(now, at);
@@ -169,6 +174,8 @@ const PATIENCE_INSIDE: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(3);
 /// Tries after which a path without another is in doubt.
 const SUSPECT_TRIES: usize = 3;
+/// Tries after which flows leave a path, where they are shared out.
+const SHARE_TRIES: usize = 2;
 /// First wait for an answer; doubled for each further try.
 const ASK_SOON: Duration = Duration::from_millis(50);
 const ASK_BLIND: Duration = Duration::from_millis(250);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::balance::Load;
 use crate::path::Path;
 use crate::time::Time;
 use crate::wire::inband::PathStatus;
@@ -32,6 +33,7 @@ pub struct Known {
     pub(super) waiting: Option<Time>,
     pub(super) asked: Option<Asked>,
     pub(super) last_asked: Time,
+    pub(super) load: Load,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +70,7 @@ impl Known {
             waiting: None,
             asked: None,
             last_asked: now,
+            load: Load::default(),
         }
     }
 

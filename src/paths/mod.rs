@@ -17,6 +17,7 @@
 //! Both ends look whether a path that carries data still answers, where there is another to go over to.
 
 mod alive;
+mod balance;
 mod follow;
 mod known;
 mod lead;
@@ -25,6 +26,7 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use balance::Flows;
 use follow::{Bucket, NOMINATED_FOR, NOMINATIONS, Nomination};
 pub use known::Known;
 
@@ -100,6 +102,7 @@ pub struct Paths {
     sent: Time,
     said: VecDeque<Say>,
     events: VecDeque<PathEvent>,
+    flows: Flows,
 }
 
 impl Paths {
@@ -130,6 +133,7 @@ impl Paths {
             sent: Time::default(),
             said: VecDeque::new(),
             events: VecDeque::new(),
+            flows: Flows::default(),
         }
     }
 
@@ -195,13 +199,18 @@ impl Paths {
         let Some(at) = self.find(path.key()) else { return };
         match said {
             Some(InBand::PathStatus(status)) => self.hear_status(now, at, status),
+            Some(InBand::PathReport { packets, bytes }) => self.hear_report(now, at, packets, bytes),
             Some(InBand::PathResponse(nonce)) => self.hear_response(now, at, nonce),
             Some(InBand::PathChallenge(nonce)) => {
                 self.respond(at, nonce);
                 self.hear_elsewhere(now, at, newest);
             }
             Some(InBand::Rebind) if newest && self.role == Role::Server => self.hear_rebind(now, at),
-            _ => self.hear_elsewhere(now, at, newest),
+            Some(_) => self.hear_elsewhere(now, at, newest),
+            None => {
+                self.list[at].load.heard(len);
+                self.hear_elsewhere(now, at, newest);
+            }
         }
     }
 
@@ -245,6 +254,7 @@ impl Paths {
         self.decide(now);
         self.choose(now);
         self.refresh();
+        self.report(now);
     }
 
     /// When [`Paths::handle_timeout`] is to be called next.
@@ -254,7 +264,7 @@ impl Paths {
             false => n.grace.min(n.since + NOMINATED_FOR),
             true => n.since + NOMINATED_FOR,
         });
-        each.chain(nomination).min()
+        each.chain(nomination).chain(self.report_at()).min()
     }
 
     /// The next thing to send.

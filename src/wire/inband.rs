@@ -14,6 +14,13 @@ pub enum InBand {
     Keepalive,
     /// What the sender thinks of the path this came by.
     PathStatus(PathStatus),
+    /// What the sender has received on the path this goes by, ever: data packets and their datagrams' bytes.
+    PathReport {
+        /// Packets.
+        packets: u64,
+        /// Bytes.
+        bytes: u64,
+    },
     /// The session is over for this reason (a code of [`super::control::Reason`]).
     Close(u8),
 }
@@ -34,7 +41,7 @@ pub enum PathStatus {
 }
 
 /// The longest message.
-pub const MAX_LEN: usize = 9;
+pub const MAX_LEN: usize = 17;
 
 const PATH_CHALLENGE: u8 = 1;
 const PATH_RESPONSE: u8 = 2;
@@ -42,6 +49,7 @@ const REBIND: u8 = 3;
 const KEEPALIVE: u8 = 4;
 const PATH_STATUS: u8 = 5;
 const CLOSE: u8 = 6;
+const PATH_REPORT: u8 = 7;
 
 impl InBand {
     /// Reads a message; `None` for an unknown type or any other length than the type's.
@@ -60,6 +68,13 @@ impl InBand {
             (PATH_STATUS, [2]) => InBand::PathStatus(PathStatus::Dropped),
             (PATH_STATUS, [3]) => InBand::PathStatus(PathStatus::Copy),
             (PATH_STATUS, [4]) => InBand::PathStatus(PathStatus::Share),
+            (PATH_REPORT, body) => {
+                let (packets, bytes) = body.split_first_chunk()?;
+                InBand::PathReport {
+                    packets: u64::from_be_bytes(*packets),
+                    bytes: u64::from_be_bytes(bytes.try_into().ok()?),
+                }
+            }
             (CLOSE, [reason]) => InBand::Close(*reason),
             _ => return None,
         })
@@ -82,6 +97,12 @@ impl InBand {
             InBand::PathStatus(PathStatus::Dropped) => put(PATH_STATUS, &[2]),
             InBand::PathStatus(PathStatus::Copy) => put(PATH_STATUS, &[3]),
             InBand::PathStatus(PathStatus::Share) => put(PATH_STATUS, &[4]),
+            InBand::PathReport { packets, bytes } => {
+                let mut body = [0; 16];
+                body[..8].copy_from_slice(&packets.to_be_bytes());
+                body[8..].copy_from_slice(&bytes.to_be_bytes());
+                put(PATH_REPORT, &body)
+            }
             InBand::Close(reason) => put(CLOSE, &[*reason]),
         }
     }
@@ -93,7 +114,7 @@ mod tests {
 
     #[test]
     fn literal_bytes() {
-        let table: [(InBand, &[u8]); 10] = [
+        let table: [(InBand, &[u8]); 11] = [
             (InBand::PathChallenge([1, 2, 3, 4, 5, 6, 7, 8]), &[1, 1, 2, 3, 4, 5, 6, 7, 8]),
             (InBand::PathResponse([8, 7, 6, 5, 4, 3, 2, 1]), &[2, 8, 7, 6, 5, 4, 3, 2, 1]),
             (InBand::Rebind, &[3]),
@@ -104,6 +125,10 @@ mod tests {
             (InBand::PathStatus(PathStatus::Copy), &[5, 3]),
             (InBand::PathStatus(PathStatus::Share), &[5, 4]),
             (InBand::Close(3), &[6, 3]),
+            (
+                InBand::PathReport { packets: 0x0102, bytes: 0x0304_0506 },
+                &[7, 0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 3, 4, 5, 6],
+            ),
         ];
         for (message, bytes) in table {
             let mut out = [0; MAX_LEN];
@@ -120,7 +145,7 @@ mod tests {
             assert_eq!(InBand::parse(&bytes[..bytes.len() - 1]), None);
         }
         assert_eq!(InBand::parse(&[0]), None);
-        assert_eq!(InBand::parse(&[7, 0]), None);
+        assert_eq!(InBand::parse(&[8, 0]), None);
         assert_eq!(InBand::parse(&[5, 5]), None);
     }
 }
