@@ -121,6 +121,17 @@ cpu() {
 }
 # busy: seconds all cores together have been busy with anything, by whomever
 busy() { awk -v hz="$(getconf CLK_TCK)" '/^cpu / { print ($2 + $3 + $4 + $7 + $8) / hz }' /proc/stat; }
+# quiet TRIES: waits for half a second in which less than 0.3 cores are busy; prints how many were in the last
+quiet() {
+    local before others
+    for _ in $(seq "$1"); do
+        before=$(busy)
+        sleep 0.5
+        others=$(reckon "($(busy) - $before) / 0.5")
+        [ "$(reckon "$others < 0.3")" = 0 ] || break
+    done
+    echo "$others"
+}
 # pss PID...: bytes
 pss() {
     local pid

@@ -17,7 +17,7 @@ def main():
     results = json.loads((out / "results.json").read_text())
     moves = {}
     for run in results["runs"]:
-        if run["kind"] not in ("tcp", "start"):
+        if run["kind"] not in ("tcp", "start", "strangers"):
             moves.setdefault((run["kind"], run["way"]), {}).setdefault(run["peer"], []).append(run)
     for (kind, way), of in moves.items():
         rows = [(peer, typical(kind, of[peer])) for peer in results["order"] if peer in of]
@@ -88,6 +88,10 @@ def markdown(results, moves):
         lines += ["", "Not started: " + ", ".join(p for p in order if p in failed) + "."]
     lines += ["", "Arrivals around the middle one of each kind's moves:", ""]
     lines += [f"![{WHAT[kind]}, {WAYS[w]}]({kind}-{w}.svg)" for kind, w in moves]
+    paused = sum(r.get("sender_ms", 0) > 10 for of in moves.values() for runs in of.values() for r in runs)
+    busy = [r["cores"] for r in results["runs"] if r["kind"] == "strangers"]
+    lines += ["", f"Busy with something else before a turn: {min(busy):.2f} to {max(busy):.2f} cores. Around {paused} of the "
+              f"{sum(len(runs) for of in moves.values() for runs in of.values())} moves the sender paused for more than 10 ms."]
     lines += ["", "Peers: " + "; ".join(f"{k}: {v}" for k, v in results["peers"].items()) + "."]
     lines += ["", (Path(__file__).parent / "method.md").read_text().rstrip()]
     return "\n".join(lines) + "\n"
