@@ -13,11 +13,13 @@
 #                                                   drops, NATs       with --rtt a namespace between, which gives
 #           and 2001:db8:N::/64 of the same numbers                   every packet back later (tunguard-roam delay)
 #
+# Each carrier's network takes only packets from its own addresses, as real ones do (BCP 38).
+#
 # The client has a default route by each carrier, that of the one it prefers with the lower metric. Inside the VPN a
 # program sends 500 packets of 200 bytes per second one way, up (by the client) or down (to a client that sends nothing
 # itself). A move is one of:
 #
-#   address    the preferred carrier's address is replaced by another of its network
+#   address    the preferred carrier's address is replaced by another of its network, never by an earlier one
 #   carrier    the default route changes to the other carrier, then the first loses its addresses and goes down
 #   failover   the router drops all packets of the carrier in use, both ways; no link goes down
 #   rebind     the router's NAT forgets all UDP flows and gives out other ports from now on
@@ -192,7 +194,7 @@ route add 2001:db8::/32 via 2001:db8:90::1
 IP
 }
 
-# router_rules NAT: what is NATed: nothing, "udp" or "all". A new zone for the tracker is what makes the router forget:
+# router_rules NAT: what is NATed: nothing, "udp" or "all". A new zone of the tracker is what makes the router forget:
 # no packet finds the entries of the former one, whichever way it goes.
 router_rules() {
     local which zone="" source=""
@@ -214,6 +216,10 @@ table inet roam {
     chain between {
         type filter hook forward priority filter
         ct state established counter
+        iifname wlan0 ip saddr != 198.18.1.0/24 drop
+        iifname wlan0 ip6 saddr != 2001:db8:1::/64 drop
+        iifname eth0 ip saddr != 198.18.2.0/24 drop
+        iifname eth0 ip6 saddr != 2001:db8:2::/64 drop
         iifname @holed drop
         oifname @holed drop
     }
@@ -251,7 +257,7 @@ whole() { echo back >&"$orders"; }
 
 move_address() {
     local n=$preferred old=${host[preferred]}
-    host[n]=$((5 - old))
+    another_address "$n"
     begin
     {
         echo "addr del 198.18.$n.$old/24 dev ${carriers[n]}"
@@ -263,6 +269,8 @@ move_address() {
     whole
 }
 after_address() { :; }
+# One that the client never had, or long ago: whoever goes on with an old one gets no answer.
+another_address() { host[$1]=$((host[$1] % 250 + 2)); }
 
 move_carrier() {
     local old=$preferred
@@ -276,9 +284,10 @@ move_carrier() {
     } | ip -n "$NS_CLIENT" -batch -
     whole
 }
-# The new one has 100 from now on, the one that went comes back with 200.
+# The new one has 100 from now on, the one that went comes back with 200, and with another address.
 after_carrier() {
     local gone=$((3 - preferred))
+    another_address "$gone"
     default_route add "$preferred" 100 | ip -n "$NS_CLIENT" -batch -
     { default_route del "$preferred" 50; default_route del "$preferred" 200; } | ip -n "$NS_CLIENT" -batch -
     plug_in "$gone" 200
@@ -378,6 +387,8 @@ measure() {
     report='{"steady": false}'
     start_flow "$2"
     if read -rt 30 -u "$said" line && [ "$line" = steady ]; then
+        # So that it comes at any moment between two keepalives.
+        nap "$((RANDOM % 5)).$((RANDOM % 900 + 100))"
         "move_$1"
         read -rt $((limit + 10)) -u "$said" report || report='{"steady": false}'
     fi
