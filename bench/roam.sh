@@ -40,7 +40,7 @@ cd "$(dirname "$0")/.."
 command="bench/roam.sh $*"
 
 moves=10 rounds=2 outage=60 limit=20 rtt=0 family=4 tcp=yes out=target/roam
-peers="tunguard tunguard-failover tunguard-redundant openvpn ocserv wireguard-go"
+peers="tunguard tunguard-failover tunguard-redundant openvpn ocserv wireguard-go wireguard-go-hook"
 kinds="address:up address:down carrier:up carrier:down failover:up failover:down rebind:up rebind-all:up
     outage:up outage:down restart:up restart:down"
 while [ $# -gt 0 ]; do

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# WireGuard in userspace, as Debian packages it. MOBILE: with keepalives from the client.
+# WireGuard in userspace, as Debian packages it. MOBILE: with keepalives from the client; HOOK: and with one that names the
+# server's endpoint anew when an address changes.
 set -eu
 . "$(dirname "$0")/../lib.sh"
 dir=$WORK/peer
@@ -30,6 +31,10 @@ case $1 in
             peer "$(cat server.pub)" allowed-ips 10.7.0.0/24 endpoint "$OUTER_HOST:51820" "${mobile[@]}"
         ip -n "$NS_CLIENT" addr add 10.7.0.2/24 dev "$client"
         ip -n "$NS_CLIENT" link set "$client" mtu 1420 up
+        # shellcheck disable=SC2016 # for the shell inside
+        [ -z "${HOOK:-}" ] || background hook "$NS_CLIENT" \
+            bash -c 'ip monitor address | while read -r _; do wg set "$@"; done' hook \
+            "$client" peer "$(cat server.pub)" endpoint "$OUTER_HOST:51820"
         eventually 100 answers 10.7.0.1 || { cat server.log client.log >&2; exit 1; }
         echo 10.7.0.1
         ;;
