@@ -339,7 +339,7 @@ on $gate ping -D -n -i 0.01 -w 9 "$a4" >"$work/pings" 2>&1 &
 pings=$!
 on $alice timeout 20 iperf3 -c 10.9.0.1 -t 8 -b 300M -J >"$work/moving.json" 2>&1 &
 transfer=$!
-is_at() { status --json | grep -q "\"peer\":\"$1:"; }
+is_at() { status --json | grep -Eq "\"peer\": ?\"$1:"; }
 sleep 1.5
 # What happens where the Wi-Fi takes over from the cable, and the other way round.
 ip -n $alice link set eth0 down
@@ -350,6 +350,10 @@ ip -n $alice link set eth0 up
 ip -n $alice route replace default via 198.51.100.1
 ip -n $alice link set wlan0 down
 expect "and back to 198.51.100.2" eventually 10 is_at 198.51.100.2
+# The link took its IPv6 address and route along.
+ip -n $alice link del wlan0
+ip -n $alice addr add 2001:db8:a::2/64 dev eth0 nodad
+ip -n $alice -6 route add default via 2001:db8:a::1
 if wait "$transfer"; then
     pass "one TCP connection lived through both moves: $(awk -F '[:,]' '/"sum_received"/ { on = 1 } on && /"bytes"/ { printf "%d MB arrived", $2 / 1e6; exit }' "$work/moving.json")"
 else
