@@ -324,6 +324,28 @@ fn a_carrier_that_swallows_everything_is_left_within_three_round_trips() {
 }
 
 #[test]
+fn the_other_carrier_may_fail_before_the_first_is_trusted_again() {
+    for role in [Role::Client, Role::Server] {
+        let mut world = World::with_two(Mode::Failover);
+        world.stream(Some(role), 500 * MS);
+        for turn in 0..6 {
+            // Whichever is in use fails just when the other works again.
+            world.dead.clear();
+            world.stream(Some(role), 300 * MS);
+            let at = match role {
+                Role::Server => world.at(),
+                Role::Client => world.carriers[&world.client.path().expect("a path").path.carrier].clone(),
+            };
+            let cut = world.now;
+            world.dead.insert(at);
+            world.stream(Some(role), Duration::from_secs(4));
+            let gap = world.gap(role, cut);
+            assert!(gap <= RTT * 6 + 100 * MS, "{role:?}, turn {turn}: {gap:?} of silence");
+        }
+    }
+}
+
+#[test]
 fn redundant_carriers_lose_nothing_when_one_is_cut() {
     for role in [Role::Client, Role::Server] {
         let mut world = World::with_two(Mode::Redundant);

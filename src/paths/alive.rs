@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::known::{Asked, Lost};
+use super::known::{Asked, Known, Lost};
 use super::{Mode, PathEvent, Paths, REBIND_BYTES, Say};
 use crate::keys::Role;
 use crate::path::INSIDE;
@@ -65,10 +65,13 @@ impl Paths {
 
     /// How long data may be sent by a path without anything coming back.
     pub(super) fn patience(&self, at: usize) -> Option<Duration> {
-        let others = || (0..self.list.len()).filter(|other| *other != at && self.is_usable(*other));
+        // One that was lost a moment ago may be back when it is needed.
+        let hopeful = |known: &Known| known.lost.is_none_or(|lost| lost.wait <= LOST_ASK_FIRST * 8);
+        let other = |known: &Known| known.proven && known.path.carrier != INSIDE && hopeful(known);
+        let mut others = (0..self.list.len()).filter(|other| *other != at && self.is_other(*other));
         match self.role {
-            _ if others().any(|other| self.list[other].path.carrier != INSIDE) => Some(PATIENCE),
-            _ if others().count() > 0 => Some(PATIENCE_INSIDE),
+            _ if others.clone().any(|at| other(&self.list[at])) => Some(PATIENCE),
+            _ if others.any(|at| self.list[at].proven) => Some(PATIENCE_INSIDE),
             Role::Client => Some(SILENCE),
             Role::Server => None,
         }
@@ -81,7 +84,10 @@ impl Paths {
             self.events.push_back(PathEvent::Suspect);
         }
         for at in 1..self.list.len() {
-            if self.is_usable(at) && self.list[at].asked.is_none() {
+            // One that is lost may be asked too seldom for this.
+            let anew = tries == 2 || self.list[at].asked.is_none();
+            if self.list[at].proven && self.is_other(at) && anew {
+                self.list[at].asked = None;
                 self.ask(now, at, false);
             }
         }
@@ -93,7 +99,7 @@ impl Paths {
         known.waiting = None;
         let wait = LOST_ASK_FIRST;
         known.lost.get_or_insert(Lost { ask_at: now + wait, wait, back: None });
-        if at == 0 && !(1..self.list.len()).any(|other| self.is_usable(other)) {
+        if at == 0 && !(1..self.list.len()).any(|other| self.is_spare(other)) {
             self.list[0].lost = None;
             self.events.push_back(PathEvent::Unreachable);
         }
@@ -156,7 +162,7 @@ impl Paths {
         }
         if at == 0 {
             self.events.push_back(PathEvent::Proven { rtt: sample });
-        } else if self.list[0].asked.as_ref().is_some_and(|a| a.tries.len() > 1) && self.is_usable(at) {
+        } else if self.list[0].asked.as_ref().is_some_and(|a| a.tries.len() > 1) && self.is_spare(at) {
             // This one answers and the one in use doesn't.
             self.lose(now, 0);
         }

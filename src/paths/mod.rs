@@ -295,6 +295,12 @@ impl Paths {
         known.proven && known.lost.is_none() && (at == 0 || self.is_other(at))
     }
 
+    /// Better than nothing: it answers, if only since a moment ago.
+    fn is_spare(&self, at: usize) -> bool {
+        let known = &self.list[at];
+        known.proven && known.lost.is_none_or(|lost| lost.back.is_some()) && (at == 0 || self.is_other(at))
+    }
+
     /// Works out where data goes.
     fn refresh(&mut self) {
         self.targets.clear();
@@ -310,7 +316,8 @@ impl Paths {
         let suspect = self.list[0].asked.as_ref().is_some_and(|asked| asked.tries.len() > 1);
         let mut spare = suspect;
         for at in 1..self.list.len() {
-            if !self.is_usable(at) || self.targets.contains(&at) {
+            let wanted = self.is_usable(at) || spare && self.is_spare(at);
+            if !wanted || self.targets.contains(&at) {
                 continue;
             }
             let copy = match self.role {
