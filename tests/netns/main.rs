@@ -36,6 +36,7 @@ mod raw_client;
 mod traffic;
 
 // The tests, each file about one promise.
+mod carriers;
 mod churn;
 mod garbage;
 mod hardship;
