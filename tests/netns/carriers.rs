@@ -411,11 +411,11 @@ impl Talk {
     }
 }
 
-const UP: bool = true;
-const DOWN: bool = false;
+pub const UP: bool = true;
+pub const DOWN: bool = false;
 
 /// Where the server sees the client by each carrier.
-const FIRST: &str = "198.18.1.2:";
+pub const FIRST: &str = "198.18.1.2:";
 const SECOND: &str = "198.18.201.2:";
 const FIRST_CARRIER: [&str; 2] = ["iifname c1", "oifname c1"];
 const SECOND_CARRIER: [&str; 2] = ["iifname c1b", "oifname c1b"];

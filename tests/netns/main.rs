@@ -36,6 +36,7 @@ mod raw_client;
 mod traffic;
 
 // The tests, each file about one promise.
+mod attacks;
 mod carriers;
 mod churn;
 mod garbage;
