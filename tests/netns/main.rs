@@ -36,6 +36,8 @@ mod raw_client;
 mod traffic;
 
 // The tests, each file about one promise.
+mod attacks;
+mod carriers;
 mod churn;
 mod garbage;
 mod hardship;
