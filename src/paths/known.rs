@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::keep::Keep;
 use crate::path::Path;
 use crate::time::Time;
 use crate::wire::inband::PathStatus;
@@ -32,6 +33,7 @@ pub struct Known {
     pub(super) waiting: Option<Time>,
     pub(super) asked: Option<Asked>,
     pub(super) last_asked: Time,
+    pub(super) keep: Keep,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +70,7 @@ impl Known {
             waiting: None,
             asked: None,
             last_asked: now,
+            keep: Keep::new(now),
         }
     }
 
@@ -95,6 +98,7 @@ impl Known {
         self.path.local = path.local;
         self.heard = now;
         self.waiting = None;
+        self.keep.touch(now);
         self.credit = self.credit.saturating_add(len as u64 * AMPLIFICATION);
     }
 
