@@ -29,13 +29,14 @@ struct Nat {
     keeps_port: bool,
     /// What comes in counts as a sign of life, too.
     inbound: bool,
+    ip: &'static str,
     port: u16,
     used: Option<Time>,
 }
 
 impl Nat {
     fn new(expires: Duration) -> Nat {
-        Nat { expires, keeps_port: true, inbound: true, port: 4_000, used: None }
+        Nat { expires, keeps_port: true, inbound: true, ip: "203.0.113.1", port: 4_000, used: None }
     }
 
     fn is_open(&self, now: Time) -> bool {
@@ -48,12 +49,16 @@ impl Nat {
             self.port += 1;
         }
         self.used = Some(now);
-        format!("203.0.113.1:{}", self.port)
+        self.address()
+    }
+
+    fn address(&self) -> String {
+        format!("{}:{}", self.ip, self.port)
     }
 
     /// Whether one that comes to `address` gets in.
     fn lets_in(&mut self, now: Time, address: &str) -> bool {
-        let open = self.is_open(now) && address == format!("203.0.113.1:{}", self.port);
+        let open = self.is_open(now) && address == self.address();
         if open && self.inbound {
             self.used = Some(now);
         }
@@ -65,7 +70,8 @@ struct World {
     now: Time,
     client: Session,
     server: Session,
-    nat: Option<Nat>,
+    /// The NAT on the way of each carrier; a carrier without one isn't here.
+    nats: BTreeMap<u8, Nat>,
     /// Nothing passes.
     dead: bool,
     /// To the server or not, by and from which address.
@@ -92,13 +98,13 @@ impl World {
             dialled,
             vouched: None,
         };
-        let client = Session::new(start(Role::Client, Some(at("198.51.100.1:55555"))), now);
+        let client = Session::new(start(Role::Client, Some(server_by(0))), now);
         let server = Session::new(start(Role::Server, None), now);
         let mut world = World {
             now,
             client: client.expect("a session"),
             server: server.expect("a session"),
-            nat,
+            nats: nat.into_iter().map(|nat| (0, nat)).collect(),
             dead: false,
             air: BTreeMap::new(),
             number: 0,
@@ -116,7 +122,7 @@ impl World {
     }
 
     fn transmit(&mut self, from: Role, path: Path, datagram: Vec<u8>) {
-        let address = match (from, &mut self.nat) {
+        let address = match (from, self.nats.get_mut(&path.carrier)) {
             (Role::Client, Some(nat)) => nat.out(self.now),
             (Role::Client, None) => format!("{INSIDE}:5000"),
             (Role::Server, _) => path.remote.to_string(),
@@ -146,12 +152,21 @@ impl World {
         if self.dead {
         } else if to_server {
             let _ = self.server.open(now, at(&address), &mut datagram);
-        } else if self.nat.as_mut().is_none_or(|nat| nat.lets_in(now, &address)) {
+        } else if let Some(carrier) = self.gets_in(&address) {
             let inside: IpAddr = INSIDE.parse().expect("an address");
-            let path = Path { local: Some(inside), ..at("198.51.100.1:55555") };
+            let path = Path { local: Some(inside), ..server_by(carrier) };
             let opened = self.client.open(now, path, &mut datagram);
             self.arrived += u64::from(matches!(opened, Ok(Opened::Packet { .. })));
         }
+    }
+
+    /// The carrier by which a datagram to `address` gets in now.
+    fn gets_in(&mut self, address: &str) -> Option<u8> {
+        if address.starts_with(INSIDE) {
+            return Some(0);
+        }
+        let now = self.now;
+        self.nats.iter_mut().find_map(|(carrier, nat)| nat.lets_in(now, address).then_some(*carrier))
     }
 
     fn drain(&mut self) {
@@ -199,7 +214,7 @@ impl World {
     /// A packet from the server would get in, were it there now.
     fn is_reachable(&self) -> bool {
         let remote = self.server.path().expect("a path").path.remote.to_string();
-        self.nat.is_none_or(|mut nat| nat.lets_in(self.now, &remote))
+        remote.starts_with(INSIDE) || self.nats.values().any(|nat| nat.to_owned().lets_in(self.now, &remote))
     }
 
     /// Lets time pass, and says how long in all, and how often, the client wasn't reachable.
@@ -222,6 +237,10 @@ impl World {
 
 fn at(text: &str) -> Path {
     Path::new(text.parse().expect("an address"), None)
+}
+
+fn server_by(carrier: u8) -> Path {
+    at("198.51.100.1:55555").by(carrier)
 }
 
 /// Every kind of NAT that forgets after so many seconds.
@@ -315,6 +334,33 @@ fn traffic_is_as_good_as_a_keepalive() {
         assert!(world.datagrams <= data + 1, "{role:?}: {} datagrams", world.datagrams);
         assert_eq!(world.arrived, 200);
     }
+}
+
+#[test]
+fn a_way_that_is_only_kept_ready_is_kept_open() {
+    let first = Nat::new(SECOND * 100);
+    let mut world = World::new(Some(first), Keepalive::Auto);
+    world.nats.insert(1, Nat { ip: "203.0.113.2", expires: SECOND * 45, ..first });
+    let now = world.now;
+    world.client.set_ways(now, &[server_by(0), server_by(1)]);
+    world.drain();
+    world.run(HOUR + MINUTE);
+    assert_eq!(world.translated(), 2);
+    let mut closed = [0, 0];
+    for _ in 0..900 {
+        world.run(SECOND);
+        for (carrier, nat) in &world.nats {
+            closed[usize::from(*carrier)] += u32::from(!nat.is_open(world.now));
+        }
+    }
+    assert!(closed.iter().all(|seconds| *seconds <= 30), "closed for so many seconds of 900: {closed:?}");
+    // It takes over, and the one before is the one kept ready.
+    let now = world.now;
+    world.client.set_ways(now, &[server_by(1), server_by(0)]);
+    world.drain();
+    world.run(HOUR);
+    assert!(world.is_reachable());
+    assert!(!world.events.contains(&Event::Unreachable));
 }
 
 #[test]

@@ -162,8 +162,7 @@ impl Paths {
         if let Some(lost) = &mut known.lost {
             lost.back = Some(now);
         }
-        self.settle_doubt(now, at, number == 0);
-        self.hear_seen(at, seen);
+        self.settle_doubt(now, at, number == 0, seen);
         if at == 0 {
             self.events.push_back(PathEvent::Proven { rtt: sample });
         } else if self.list[0].asked.as_ref().is_some_and(|a| a.tries.len() > 1) && self.is_usable(at) {

@@ -51,6 +51,8 @@ pub(super) struct Keep {
     trial: Option<Trial>,
     /// The answer to a trial of this length is missing; a challenge says whether the path works at all.
     doubt: Option<Duration>,
+    /// A challenge was sent after this silence: is the mapping still the same?
+    silence: Option<Duration>,
     /// Datagrams so far, in both directions, and when the last one was.
     datagrams: u64,
     touched: Time,
@@ -79,6 +81,7 @@ impl Keep {
             limit: None,
             trial: None,
             doubt: None,
+            silence: None,
             datagrams: 0,
             touched: now,
             later: None,
@@ -93,7 +96,7 @@ impl Keep {
 
     /// The path itself failed, which says nothing of a NAT.
     pub(super) fn forget(&mut self) {
-        (self.trial, self.doubt) = (None, None);
+        (self.trial, self.doubt, self.silence) = (None, None, None);
     }
 
     /// What to try next.
@@ -110,8 +113,9 @@ impl Keep {
         (self.verified, self.failed) = (true, false);
     }
 
-    fn expired(&mut self, now: Time, length: Duration) {
-        if self.verified && length <= self.good && !std::mem::replace(&mut self.failed, true) {
+    /// A mapping didn't live through that: surely, or an answer is missing.
+    fn expired(&mut self, now: Time, length: Duration, surely: bool) {
+        if !surely && self.verified && length <= self.good && !std::mem::replace(&mut self.failed, true) {
             return;
         }
         self.limit = Some((length, now + LIMITED_FOR));
@@ -173,14 +177,15 @@ impl Paths {
                 continue;
             }
             let silent = known.keep.trial.take().filter(|trial| trial.datagrams == known.keep.datagrams);
-            match silent {
-                // A host that slept meanwhile learns nothing from that.
-                Some(trial) => {
-                    known.keep.doubt = (now.since(due) < ANSWER_WITHIN).then_some(trial.length);
-                    self.ask(now, at, false);
+            known.keep.forget();
+            // A host that slept meanwhile learns nothing from that.
+            if now.since(due) < ANSWER_WITHIN {
+                match silent {
+                    Some(trial) => known.keep.doubt = Some(trial.length),
+                    None => known.keep.silence = Some(known.keep.good),
                 }
-                None => self.try_silence(now, at),
             }
+            self.ask(now, at, false);
         }
     }
 
@@ -222,10 +227,17 @@ impl Paths {
     }
 
     /// The path works: it was the first try that was answered, or a later one.
-    pub(super) fn settle_doubt(&mut self, now: Time, at: usize, first: bool) {
+    pub(super) fn settle_doubt(&mut self, now: Time, at: usize, first: bool, seen: SocketAddr) {
         let keep = &mut self.list[at].keep;
-        if let Some(length) = keep.doubt.take().filter(|_| first) {
-            keep.expired(now, length);
+        let another = keep.seen.is_some_and(|before| before != seen);
+        let (doubt, silence) = (keep.doubt.take(), keep.silence.take());
+        self.hear_seen(at, seen);
+        let keep = &mut self.list[at].keep;
+        match (doubt, silence) {
+            (Some(length), _) if first || another => keep.expired(now, length, another),
+            (_, Some(length)) if another => keep.expired(now, length, true),
+            (_, Some(_)) => self.try_silence(now, at),
+            _ => {}
         }
     }
 
