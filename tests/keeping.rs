@@ -320,7 +320,7 @@ fn a_fixed_silence_is_kept_nat_or_not() {
 
 #[test]
 fn traffic_is_as_good_as_a_keepalive() {
-    for role in [Role::Client, Role::Server] {
+    for (role, extra) in [(Role::Client, 0), (Role::Server, 400)] {
         let mut world = World::new(Some(Nat::new(MINUTE * 5)), Keepalive::Auto);
         for _ in 0..200 {
             world.send(role);
@@ -331,7 +331,8 @@ fn traffic_is_as_good_as_a_keepalive() {
             world.run(SECOND * 19);
         }
         let data = if role == Role::Client { 200 } else { 0 };
-        assert!(world.datagrams <= data + 1, "{role:?}: {} datagrams", world.datagrams);
+        // What comes in alone keeps no mapping of some NATs.
+        assert!(world.datagrams <= data + extra, "{role:?}: {} datagrams", world.datagrams);
         assert_eq!(world.arrived, 200);
     }
 }

@@ -113,7 +113,7 @@ impl Paths {
         asked.rebind |= rebind;
         asked.tries.push((nonce, now));
         known.last_asked = now;
-        known.keep.touch(now);
+        known.keep.sent(now);
         let (path, rebind) = (known.path, asked.rebind);
         if rebind {
             self.said.push_back(Say { message: InBand::Rebind, path, pad: REBIND_BYTES });

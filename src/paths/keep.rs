@@ -1,8 +1,8 @@
 //! Keeping a way open that leads through a NAT, whose mappings expire in silence.
 //!
 //! The client knows a NAT by the server's answers: the address that they say a challenge came from isn't its own.
-//! Only there it speaks without anything to say. After some silence it sends a KEEPALIVE, which the server answers
-//! as much later as the client wants to know about:
+//! Only there it speaks without anything to say. After some silence it asks whether its address is still the same,
+//! and then sends KEEPALIVEs, which the server answers as much later as the client wants to know about:
 //!
 //! ```text
 //!   client  --KEEPALIVE(31 s)-->          --KEEPALIVE(39 s)-->              --PATH_CHALLENGE-->
@@ -10,7 +10,8 @@
 //!                  it lived through 31 s: try 39          39 s were too long, 31 weren't
 //! ```
 //!
-//! An answer at once wouldn't tell: most NATs give a new mapping the port that the old one had.
+//! Other traffic meanwhile keeps the mapping as well, and the trial says nothing. An answer at once wouldn't tell
+//! either: most NATs give a new mapping the port that the old one had.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -53,9 +54,11 @@ pub(super) struct Keep {
     doubt: Option<Duration>,
     /// A challenge was sent after this silence: is the mapping still the same?
     silence: Option<Duration>,
-    /// Datagrams so far, in both directions, and when the last one was.
+    /// Datagrams so far, in both directions.
     datagrams: u64,
-    touched: Time,
+    /// When we sent the last one. What comes in doesn't count: not every NAT takes that for a sign of life (RFC 4787,
+    /// REQ-6).
+    sent: Time,
     /// The server's: a challenge to be answered then.
     later: Option<(Time, [u8; 8])>,
 }
@@ -83,15 +86,20 @@ impl Keep {
             doubt: None,
             silence: None,
             datagrams: 0,
-            touched: now,
+            sent: now,
             later: None,
         }
     }
 
-    /// A datagram was sent or heard.
-    pub(super) fn touch(&mut self, now: Time) {
+    /// A datagram was sent.
+    pub(super) fn sent(&mut self, now: Time) {
         self.datagrams += 1;
-        self.touched = now;
+        self.sent = now;
+    }
+
+    /// A datagram came.
+    pub(super) fn heard(&mut self) {
+        self.datagrams += 1;
     }
 
     /// The path itself failed, which says nothing of a NAT.
@@ -149,11 +157,11 @@ impl Paths {
         }
         match self.keepalive {
             Keepalive::Off => None,
-            Keepalive::Every(silence) => Some(keep.touched + silence),
+            Keepalive::Every(silence) => Some(keep.sent + silence),
             Keepalive::Auto if !keep.nat => None,
             Keepalive::Auto => match keep.trial.filter(|trial| trial.datagrams == keep.datagrams) {
                 Some(trial) => Some(trial.until),
-                None => Some(keep.touched + keep.good),
+                None => Some(keep.sent + keep.good),
             },
         }
     }
@@ -195,7 +203,7 @@ impl Paths {
         let keep = &mut known.keep;
         let length = keep.length(now);
         let until = now + length + known.rtt.unwrap_or_default() * 2 + ANSWER_WITHIN;
-        keep.touch(now);
+        keep.sent(now);
         keep.trial = Some(Trial { nonce, length, datagrams: keep.datagrams, until });
         let message = InBand::Keepalive(nonce, length.as_millis() as u32);
         self.said.push_back(Say { message, path: known.path, pad: 0 });
@@ -219,7 +227,6 @@ impl Paths {
             keep.lived(trial.length);
         }
         self.hear_seen(at, seen);
-        // At once: not every NAT takes what comes in for a sign of life.
         if silent && self.keepalive == Keepalive::Auto && self.list[at].asked.is_none() {
             self.try_silence(now, at);
         }

@@ -98,7 +98,7 @@ impl Known {
         self.path.local = path.local;
         self.heard = now;
         self.waiting = None;
-        self.keep.touch(now);
+        self.keep.heard();
         self.credit = self.credit.saturating_add(len as u64 * AMPLIFICATION);
     }
 

@@ -174,7 +174,7 @@ impl Paths {
             return None;
         }
         known.waiting.get_or_insert(now);
-        known.keep.touch(now);
+        known.keep.sent(now);
         Some(known.path)
     }
 
