@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::drops::{DropReason, Drops};
 use crate::epochs::{Epochs, Limits};
 use crate::keys::{Role, Secret};
 use crate::path::Path;
-use crate::paths::{Known, Mode, PathEvent, Paths, REBIND_BYTES, Say};
+use crate::paths::{Keepalive, Known, Mode, PathEvent, Paths, REBIND_BYTES, Say};
 use crate::seal::SealError;
 use crate::segment::inner;
 use crate::time::Time;
@@ -144,6 +144,20 @@ pub enum Event {
     Settings(Settings),
     /// Text for the log, as the peer wrote it (to be escaped).
     Notice(String),
+    /// The server sees this client somewhere else than before, or for the first time.
+    Seen {
+        /// Where it saw it before.
+        before: Option<SocketAddr>,
+        /// Where it sees it.
+        seen: SocketAddr,
+    },
+    /// There is a NAT on the way to the server.
+    Translated {
+        /// Where the server sees this client.
+        seen: SocketAddr,
+        /// The client sends after so much silence, to begin with.
+        silence: Duration,
+    },
     /// A challenge is unanswered for a while, and there is no other path.
     Suspect,
     /// Challenges go unanswered: the path or the peer is gone.
@@ -274,6 +288,11 @@ impl Session {
     /// How the client uses several ways.
     pub fn set_mode(&mut self, now: Time, mode: Mode) {
         self.paths.set_mode(now, mode);
+    }
+
+    /// When the client sends only to keep a NAT's mapping.
+    pub fn set_keepalive(&mut self, keepalive: Keepalive) {
+        self.paths.set_keepalive(keepalive);
     }
 
     /// Inner packets and bytes so far.
@@ -489,6 +508,8 @@ impl Session {
         let path = self.paths.poll_event().map(|event| match event {
             PathEvent::Moved { old, new } => Event::Moved { old, new },
             PathEvent::Proven { rtt } => Event::Proven { rtt },
+            PathEvent::Seen { before, seen } => Event::Seen { before, seen },
+            PathEvent::Translated { seen, silence } => Event::Translated { seen, silence },
             PathEvent::Suspect => Event::Suspect,
             PathEvent::Unreachable => Event::Unreachable,
         });

@@ -1,5 +1,6 @@
 //! Looking whether a path is alive: challenges, and what their answers say.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::known::{Asked, Known, Lost};
@@ -97,6 +98,7 @@ impl Paths {
     pub(super) fn lose(&mut self, now: Time, at: usize) {
         let known = &mut self.list[at];
         known.waiting = None;
+        known.keep.forget();
         let wait = LOST_ASK_FIRST;
         known.lost.get_or_insert(Lost { ask_at: now + wait, wait, back: None });
         if at == 0 && !(1..self.list.len()).any(|other| self.is_spare(other)) {
@@ -106,9 +108,7 @@ impl Paths {
     }
 
     pub(super) fn ask(&mut self, now: Time, at: usize, rebind: bool) {
-        self.nonces.1 += 1;
-        let mut nonce = [0; 8];
-        nonce.copy_from_slice(&self.nonces.0.derive(&self.nonces.1.to_be_bytes())[..8]);
+        let nonce = self.nonce();
         let others = (0..self.list.len()).any(|other| other != at && self.is_usable(other));
         let announce = self.role == Role::Client && (self.list.len() > 1 || self.mode != Mode::Failover);
         let status = self.word_on(at);
@@ -124,6 +124,7 @@ impl Paths {
         asked.rebind |= rebind;
         asked.tries.push((nonce, now));
         known.last_asked = now;
+        known.keep.sent(now);
         let (path, rebind) = (known.path, asked.rebind);
         if rebind {
             self.said.push_back(Say { message: InBand::Rebind, path, pad: REBIND_BYTES });
@@ -133,6 +134,14 @@ impl Paths {
             self.said.push_back(Say { message: InBand::PathStatus(status), path, pad: 0 });
         }
         self.said.push_back(Say { message: InBand::PathChallenge(nonce), path, pad: 0 });
+    }
+
+    /// Bytes nobody can guess.
+    pub(super) fn nonce(&mut self) -> [u8; 8] {
+        self.nonces.1 += 1;
+        let mut nonce = [0; 8];
+        nonce.copy_from_slice(&self.nonces.0.derive(&self.nonces.1.to_be_bytes())[..8]);
+        nonce
     }
 
     /// What the client tells the server of a path.
@@ -147,10 +156,14 @@ impl Paths {
         }
     }
 
-    pub(super) fn hear_response(&mut self, now: Time, at: usize, nonce: [u8; 8]) {
+    pub(super) fn hear_response(&mut self, now: Time, at: usize, nonce: [u8; 8], seen: SocketAddr) {
+        if self.hear_later(now, at, nonce, seen) {
+            return;
+        }
         let known = &mut self.list[at];
-        let sent = known.asked.as_ref().and_then(|a| a.tries.iter().find(|(n, _)| *n == nonce));
-        let Some((_, sent)) = sent else { return };
+        let tries = known.asked.as_ref().map(|asked| asked.tries.iter().enumerate());
+        let found = tries.and_then(|mut tries| tries.find(|(_, (n, _))| *n == nonce));
+        let Some((number, (_, sent))) = found else { return };
         let sample = now.since(*sent);
         known.rtt = Some(known.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
         known.asked = None;
@@ -160,6 +173,7 @@ impl Paths {
         if let Some(lost) = &mut known.lost {
             lost.back = Some(now);
         }
+        self.settle_doubt(now, at, number == 0, seen);
         if at == 0 {
             self.events.push_back(PathEvent::Proven { rtt: sample });
         } else if self.list[0].asked.as_ref().is_some_and(|a| a.tries.len() > 1) && self.is_spare(at) {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::balance::Load;
+use super::keep::Keep;
 use crate::path::Path;
 use crate::time::Time;
 use crate::wire::inband::PathStatus;
@@ -34,6 +35,7 @@ pub struct Known {
     pub(super) asked: Option<Asked>,
     pub(super) last_asked: Time,
     pub(super) load: Load,
+    pub(super) keep: Keep,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -71,6 +73,7 @@ impl Known {
             asked: None,
             last_asked: now,
             load: Load::default(),
+            keep: Keep::new(now),
         }
     }
 
@@ -98,6 +101,7 @@ impl Known {
         self.path.local = path.local;
         self.heard = now;
         self.waiting = None;
+        self.keep.heard();
         self.credit = self.credit.saturating_add(len as u64 * AMPLIFICATION);
     }
 

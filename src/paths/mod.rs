@@ -19,15 +19,17 @@
 mod alive;
 mod balance;
 mod follow;
+mod keep;
 mod known;
 mod lead;
 
 use std::collections::VecDeque;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use balance::Flows;
 use follow::{Bucket, NOMINATED_FOR, NOMINATIONS, Nomination};
+pub use keep::Keepalive;
 pub use known::Known;
 
 use crate::keys::{Role, Secret};
@@ -76,6 +78,20 @@ pub enum PathEvent {
         /// Round trip.
         rtt: Duration,
     },
+    /// The server sees the client somewhere else than before, or for the first time.
+    Seen {
+        /// Where it saw it before.
+        before: Option<SocketAddr>,
+        /// Where it sees it.
+        seen: SocketAddr,
+    },
+    /// There is a NAT on a path of the client's.
+    Translated {
+        /// Where the server sees the client.
+        seen: SocketAddr,
+        /// The client sends after so much silence, to begin with.
+        silence: Duration,
+    },
     /// The path in use is slow to answer, and there is no other: is there none at all?
     Suspect,
     /// The path in use doesn't answer, and there is no other.
@@ -88,6 +104,7 @@ pub enum PathEvent {
 pub struct Paths {
     role: Role,
     mode: Mode,
+    keepalive: Keepalive,
     /// The one in use is first.
     list: Vec<Known>,
     /// Places in `list` that data is sent to.
@@ -124,6 +141,7 @@ impl Paths {
         Paths {
             role,
             mode: Mode::default(),
+            keepalive: Keepalive::default(),
             list: Vec::new(),
             targets: Vec::new(),
             nomination: None,
@@ -160,6 +178,7 @@ impl Paths {
             return None;
         }
         known.waiting.get_or_insert(now);
+        known.keep.sent(now);
         Some(known.path)
     }
 
@@ -200,9 +219,13 @@ impl Paths {
         match said {
             Some(InBand::PathStatus(status)) => self.hear_status(now, at, status),
             Some(InBand::PathReport { packets, bytes }) => self.hear_report(now, at, packets, bytes),
-            Some(InBand::PathResponse(nonce)) => self.hear_response(now, at, nonce),
+            Some(InBand::PathResponse(nonce, seen)) => self.hear_response(now, at, nonce, seen),
             Some(InBand::PathChallenge(nonce)) => {
                 self.respond(at, nonce);
+                self.hear_elsewhere(now, at, newest);
+            }
+            Some(InBand::Keepalive(nonce, millis)) => {
+                self.respond_later(now, at, nonce, millis);
                 self.hear_elsewhere(now, at, newest);
             }
             Some(InBand::Rebind) if newest && self.role == Role::Server => self.hear_rebind(now, at),
@@ -233,7 +256,8 @@ impl Paths {
             let status = self.word_on(at);
             self.said.push_back(Say { message: InBand::PathStatus(status), path, pad: 0 });
         }
-        self.said.push_back(Say { message: InBand::PathResponse(nonce), path, pad: 0 });
+        let seen = path.remote;
+        self.said.push_back(Say { message: InBand::PathResponse(nonce, seen), path, pad: 0 });
     }
 
     /// Asks on the path in use whether the peer is there.
@@ -248,6 +272,7 @@ impl Paths {
         for at in 0..self.list.len() {
             self.look_at(now, at);
         }
+        self.keep_up(now);
         if let Some(n) = &mut self.nomination {
             n.graced |= now >= n.grace;
         }
@@ -264,7 +289,7 @@ impl Paths {
             false => n.grace.min(n.since + NOMINATED_FOR),
             true => n.since + NOMINATED_FOR,
         });
-        each.chain(nomination).chain(self.report_at()).min()
+        each.chain(nomination).chain(self.report_at()).chain(self.keep_timeout()).min()
     }
 
     /// The next thing to send.
