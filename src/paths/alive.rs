@@ -95,9 +95,7 @@ impl Paths {
     }
 
     pub(super) fn ask(&mut self, now: Time, at: usize, rebind: bool) {
-        self.nonces.1 += 1;
-        let mut nonce = [0; 8];
-        nonce.copy_from_slice(&self.nonces.0.derive(&self.nonces.1.to_be_bytes())[..8]);
+        let nonce = self.nonce();
         let others = (0..self.list.len()).any(|other| other != at && self.is_usable(other));
         let announce = self.role == Role::Client && (self.list.len() > 1 || self.mode != Mode::Failover);
         let status = self.word_on(at);
@@ -124,6 +122,14 @@ impl Paths {
         self.said.push_back(Say { message: InBand::PathChallenge(nonce), path, pad: 0 });
     }
 
+    /// What nobody else can know.
+    pub(super) fn nonce(&mut self) -> [u8; 8] {
+        self.nonces.1 += 1;
+        let mut nonce = [0; 8];
+        nonce.copy_from_slice(&self.nonces.0.derive(&self.nonces.1.to_be_bytes())[..8]);
+        nonce
+    }
+
     /// What the client tells the server of a path.
     pub(super) fn word_on(&self, at: usize) -> PathStatus {
         let inside = self.list[at].path.carrier == INSIDE;
@@ -139,7 +145,7 @@ impl Paths {
     pub(super) fn hear_response(&mut self, now: Time, at: usize, nonce: [u8; 8]) {
         let known = &mut self.list[at];
         let sent = known.asked.as_ref().and_then(|a| a.tries.iter().find(|(n, _)| *n == nonce));
-        let Some((_, sent)) = sent else { return };
+        let Some((_, sent)) = sent else { return self.hear_size(now, at, nonce) };
         let sample = now.since(*sent);
         known.rtt = Some(known.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
         known.asked = None;

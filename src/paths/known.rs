@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::mtu::Sizing;
 use crate::path::Path;
 use crate::time::Time;
 use crate::wire::inband::PathStatus;
@@ -32,6 +33,8 @@ pub struct Known {
     pub(super) waiting: Option<Time>,
     pub(super) asked: Option<Asked>,
     pub(super) last_asked: Time,
+    /// How large datagrams may be.
+    pub(super) sizing: Option<Sizing>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +71,7 @@ impl Known {
             waiting: None,
             asked: None,
             last_asked: now,
+            sizing: None,
         }
     }
 

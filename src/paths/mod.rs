@@ -20,6 +20,7 @@ mod alive;
 mod follow;
 mod known;
 mod lead;
+mod mtu;
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -78,6 +79,11 @@ pub enum PathEvent {
     Suspect,
     /// The path in use doesn't answer, and there is no other.
     Unreachable,
+    /// So large packets go in one piece where data goes now.
+    Mtu {
+        /// Bytes, IP header included.
+        mtu: usize,
+    },
 }
 
 /// Where the peer is.
@@ -98,6 +104,11 @@ pub struct Paths {
     nonces: (Secret, u64),
     /// Data was last sent.
     sent: Time,
+    /// Of the device, where paths are to be measured.
+    inner_mtu: Option<usize>,
+    /// What [`Paths::mtu`] and [`Paths::narrow`] say.
+    mtu: Option<usize>,
+    narrow: Option<usize>,
     said: VecDeque<Say>,
     events: VecDeque<PathEvent>,
 }
@@ -128,6 +139,9 @@ impl Paths {
             vouched,
             nonces: (nonces, 0),
             sent: Time::default(),
+            inner_mtu: None,
+            mtu: None,
+            narrow: None,
             said: VecDeque::new(),
             events: VecDeque::new(),
         }
@@ -238,6 +252,7 @@ impl Paths {
     pub fn handle_timeout(&mut self, now: Time) {
         for at in 0..self.list.len() {
             self.look_at(now, at);
+            self.look_at_size(now, at);
         }
         if let Some(n) = &mut self.nomination {
             n.graced |= now >= n.grace;
@@ -254,7 +269,8 @@ impl Paths {
             false => n.grace.min(n.since + NOMINATED_FOR),
             true => n.since + NOMINATED_FOR,
         });
-        each.chain(nomination).min()
+        let sizes = (0..self.list.len()).filter_map(|at| self.size_due(at));
+        each.chain(sizes).chain(nomination).min()
     }
 
     /// The next thing to send.
@@ -311,6 +327,7 @@ impl Paths {
                 self.targets.push(at);
             }
         }
+        self.weigh();
     }
 }
 
