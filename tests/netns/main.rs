@@ -44,6 +44,7 @@ mod kill;
 mod many;
 mod matrix;
 mod moves;
+mod mtu;
 mod plaintext;
 mod resume;
 mod routing;
