@@ -152,12 +152,17 @@ impl Egress {
         mtu: usize,
     ) -> Result<(), DropReason> {
         let packet = &mut self.bytes[self.len + HEADER_LEN..][..segment.len];
-        clamp_mss(packet, segment.partial_csum, mtu);
+        let announced = session.announced_mtu();
+        if let Some(mtu) = announced {
+            clamp_mss(packet, segment.partial_csum, mtu);
+        }
         if segment.len <= mtu {
             return self.seal(session, carrier, segment);
         }
         let Some(fragments) = fragment(packet, segment.partial_csum, mtu) else {
-            self.tell(segment.len, mtu);
+            if let Some(mtu) = announced {
+                self.tell(segment.len, mtu);
+            }
             return self.seal(session, carrier, segment);
         };
         session.cut_further(fragments.len() as u64 - 1);

@@ -54,7 +54,7 @@ impl Ingress {
             match admit(session, role, received.ecn, &mut datagram[text.clone()]) {
                 Ok(()) => {
                     // So that what comes back fits, too.
-                    if let Some(mtu) = session.narrow() {
+                    if let Some(mtu) = session.announced_mtu() {
                         clamp_mss(&mut datagram[text.clone()], partial_csum, mtu);
                     }
                     self.opened.push(Place {

@@ -277,6 +277,11 @@ impl Session {
         self.paths.narrow()
     }
 
+    /// The same again, where senders may rely on it.
+    pub fn announced_mtu(&self) -> Option<usize> {
+        self.paths.announced()
+    }
+
     /// Datagrams with packets, of up to `size` bytes, were sent on every path that data goes to.
     pub fn handle_sent(&mut self, now: Time, size: usize) {
         self.paths.handle_sent(now, size);

@@ -109,6 +109,8 @@ pub struct Paths {
     /// What [`Paths::mtu`] and [`Paths::narrow`] say.
     mtu: Option<usize>,
     narrow: Option<usize>,
+    /// No search is under way.
+    settled: bool,
     said: VecDeque<Say>,
     events: VecDeque<PathEvent>,
 }
@@ -142,6 +144,7 @@ impl Paths {
             inner_mtu: None,
             mtu: None,
             narrow: None,
+            settled: false,
             said: VecDeque::new(),
             events: VecDeque::new(),
         }

@@ -39,6 +39,11 @@ impl Paths {
         self.narrow
     }
 
+    /// The same again, for senders to be told: they remember it for long, so that nothing provisional is said.
+    pub fn announced(&self) -> Option<usize> {
+        self.narrow.filter(|_| self.settled)
+    }
+
     /// Datagrams with data of up to `size` bytes were sent to all targets.
     pub fn handle_sent(&mut self, now: Time, size: usize) {
         let Some(inner_mtu) = self.inner_mtu else { return };
@@ -140,11 +145,12 @@ impl Paths {
     /// Works out what goes on every path that data is sent to.
     pub(super) fn weigh(&mut self) {
         let Some(inner_mtu) = self.inner_mtu else { return };
-        let sizes = self.targets.iter().filter_map(|at| {
-            let sizing = self.list.get(*at)?.sizing.as_ref()?;
-            sizing.known.then(|| (sizing.search.current() - OVERHEAD).min(inner_mtu))
-        });
-        let mtu = sizes.min();
+        let sizings = || {
+            let targets = self.targets.iter().filter_map(|at| self.list.get(*at)?.sizing.as_ref());
+            targets.filter(|sizing| sizing.known)
+        };
+        let mtu = sizings().map(|sizing| (sizing.search.current() - OVERHEAD).min(inner_mtu)).min();
+        self.settled = sizings().all(|sizing| sizing.search.state() == State::SearchComplete);
         self.narrow = mtu.filter(|mtu| *mtu < inner_mtu);
         if mtu.is_some() && mtu != self.mtu {
             self.events.extend(mtu.map(|mtu| PathEvent::Mtu { mtu }));

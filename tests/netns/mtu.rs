@@ -34,6 +34,20 @@ fn nothing_is_fragmented_on_a_narrow_path_over_ipv6() {
 }
 
 #[test]
+fn a_device_far_wider_than_the_path_carries_everything() {
+    let Some(lab) = Lab::new("widetun", 1) else { return };
+    let _server = lab.start_server(&lab.server().set("mtu", 9000));
+    let _client = lab.start_client(1, &lab.client(1));
+    fits(&lab, 1_432..=1_440);
+    for (client, server) in [(ip(INNER_V4), lab.inner_v4(1)), (ip(INNER_V6), lab.inner_v6(1))] {
+        for size in [1_400, 8_000, 60_000] {
+            assert!(lab.c(1).pings(client, size, 3), "{size} bytes to {client}");
+            assert!(lab.srv().pings(server, size, 3), "{size} bytes to {server}");
+        }
+    }
+}
+
+#[test]
 fn a_transfer_outlives_a_path_that_shrinks_over_ipv4() {
     let Some(lab) = Lab::new("shrink4", 1) else { return };
     let _server = lab.start_server(&lab.server());
