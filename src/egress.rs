@@ -5,11 +5,15 @@
 //! 2. seal each in place ([`Session::seal`])
 //! 3. append it to the run, or send the run first where it doesn't fit
 
+use std::collections::VecDeque;
+use std::time::Duration;
+
 use crate::drops::DropReason;
 use crate::path::Path;
-use crate::segment::{Segments, ecn};
-use crate::session::Session;
-use crate::sys::udp::{Carrier, Unsent};
+use crate::paths::Say;
+use crate::segment::{Segment, Segments, addresses, clamp_mss, ecn, fragment, too_big};
+use crate::session::{IN_BAND_LEN, Session};
+use crate::sys::udp::{self, Carrier, Unsent};
 use crate::time::Time;
 use crate::wire::data::{HEADER_LEN, OVERHEAD, PARTIAL_CSUM, TAG_LEN};
 use crate::wire::vnet::VnetHeader;
@@ -19,6 +23,9 @@ pub trait Outlet {
     /// Sends `datagrams`, each `stride` bytes but the last, which may be shorter, on `path`.
     fn send(&self, path: &Path, ecn: u8, datagrams: &[u8], stride: usize) -> Result<(), Unsent>;
 
+    /// Sends one datagram that arrives whole or not at all; [`DropReason::TooBig`] where our own link can't carry it.
+    fn send_whole(&self, path: &Path, datagram: &[u8]) -> Result<(), DropReason>;
+
     /// Datagrams one call can send.
     fn max_segments(&self) -> usize;
 }
@@ -26,6 +33,10 @@ pub trait Outlet {
 impl Outlet for Carrier {
     fn send(&self, path: &Path, ecn: u8, datagrams: &[u8], stride: usize) -> Result<(), Unsent> {
         Carrier::send(self, path, ecn, datagrams, stride)
+    }
+
+    fn send_whole(&self, path: &Path, datagram: &[u8]) -> Result<(), DropReason> {
+        Carrier::send_whole(self, path, datagram).map_err(|error| udp::reason(&error))
     }
 
     fn max_segments(&self) -> usize {
@@ -49,6 +60,10 @@ pub struct Egress {
     now: Time,
     /// Where it goes, if flows are spread over several paths.
     lane: Option<Path>,
+    /// For inner senders whose packets are too large.
+    told: VecDeque<Vec<u8>>,
+    /// How many more there may be for now, and since when.
+    allowance: (u32, Time),
 }
 
 impl Default for Egress {
@@ -63,6 +78,8 @@ impl Default for Egress {
             ecn: 0,
             now: Time::default(),
             lane: None,
+            told: VecDeque::new(),
+            allowance: (TOLD_AT_ONCE, Time::default()),
         }
     }
 }
@@ -78,7 +95,8 @@ impl Egress {
         vnet: VnetHeader,
         packet: &[u8],
     ) {
-        let mut segments = match Segments::new(vnet, packet) {
+        let narrow = session.narrow();
+        let mut segments = match Segments::within(vnet, packet, narrow.unwrap_or(usize::MAX)) {
             Ok(segments) => segments,
             Err(_) => return Egress::refuse(session),
         };
@@ -99,23 +117,99 @@ impl Egress {
             self.ecn = ecn;
         }
         while let Some(segment) = segments.next_into(&mut self.bytes[self.len + HEADER_LEN..]) {
-            let size = HEADER_LEN + segment.len + TAG_LEN;
-            if !self.fits(size, carrier) {
-                let at = self.len;
-                self.flush(session, carrier);
-                self.bytes.copy_within(at + HEADER_LEN..at + HEADER_LEN + segment.len, HEADER_LEN);
-            }
-            let flags = if segment.partial_csum { PARTIAL_CSUM } else { 0 };
-            match session.seal(now, flags, &mut self.bytes[self.len..self.len + size]) {
-                Ok(()) => self.append(size),
-                Err(reason) => {
-                    session.drops.add(reason, 1 + segments.count() as u64);
-                    return;
-                }
+            let sealed = match narrow {
+                None => self.seal(session, carrier, segment),
+                Some(mtu) => self.seal_narrow(session, carrier, segment, mtu),
+            };
+            if let Err(reason) = sealed {
+                session.drops.add(reason, 1 + segments.count() as u64);
+                return;
             }
         }
         // None is left, unless its checksum could not be completed.
         session.drops.add(DropReason::BadSuperPacket, segments.count() as u64);
+    }
+
+    /// Seals the packet that lies behind the run, and appends it or begins the next run with it.
+    fn seal(
+        &mut self,
+        session: &mut Session,
+        carrier: &impl Outlet,
+        segment: Segment,
+    ) -> Result<(), DropReason> {
+        let size = HEADER_LEN + segment.len + TAG_LEN;
+        if !self.fits(size, carrier) {
+            let at = self.len;
+            self.flush(session, carrier);
+            self.bytes.copy_within(at + HEADER_LEN..at + HEADER_LEN + segment.len, HEADER_LEN);
+        }
+        let flags = if segment.partial_csum { PARTIAL_CSUM } else { 0 };
+        session.seal(self.now, flags, &mut self.bytes[self.len..self.len + size])?;
+        self.append(size);
+        Ok(())
+    }
+
+    /// The same where the path carries packets of `mtu` bytes, less than the device sends. What is larger and may be
+    /// is fragmented. Of the rest the sender is told, and it goes all the same, in outer fragments: the news may
+    /// never reach it.
+    fn seal_narrow(
+        &mut self,
+        session: &mut Session,
+        carrier: &impl Outlet,
+        segment: Segment,
+        mtu: usize,
+    ) -> Result<(), DropReason> {
+        let packet = &mut self.bytes[self.len + HEADER_LEN..][..segment.len];
+        let announced = session.announced_mtu();
+        if let Some(mtu) = announced {
+            clamp_mss(packet, segment.partial_csum, mtu);
+        }
+        if segment.len <= mtu {
+            return self.seal(session, carrier, segment);
+        }
+        let Some(fragments) = fragment(packet, segment.partial_csum, mtu) else {
+            if let Some(mtu) = announced {
+                self.tell(segment.len, mtu);
+            }
+            return self.seal(session, carrier, segment);
+        };
+        session.cut_further(fragments.len() as u64 - 1);
+        let mut left = fragments.len() as u64;
+        for fragment in fragments {
+            left -= 1;
+            self.bytes[self.len + HEADER_LEN..][..fragment.len()].copy_from_slice(&fragment);
+            let one = Segment { len: fragment.len(), partial_csum: false };
+            if let Err(reason) = self.seal(session, carrier, one) {
+                // The caller counts one.
+                session.drops.add(reason, left);
+                return Err(reason);
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the sender of the packet that lies behind the run, as if its destination did: that address is the one
+    /// of which the device's host expects packets from there.
+    fn tell(&mut self, len: usize, mtu: usize) {
+        let packet = &self.bytes[self.len + HEADER_LEN..][..len];
+        let Some(message) = addresses(packet).and_then(|(_, from)| too_big(packet, mtu, from)) else {
+            return;
+        };
+        let (left, since) = &mut self.allowance;
+        let earned = self.now.since(*since).as_millis() / TOLD_EVERY.as_millis();
+        if earned > 0 {
+            *left = left.saturating_add(earned.min(TOLD_AT_ONCE.into()) as u32).min(TOLD_AT_ONCE);
+            *since = self.now;
+        }
+        if *left > 0 {
+            *left -= 1;
+            self.told.push_back(message);
+        }
+    }
+
+    /// The next packet to be written to the device: news for one of its senders.
+    pub fn poll_told(&mut self) -> Option<Vec<u8>> {
+        self.told.pop_front()
     }
 
     /// Counts what came to be sent and makes no sense.
@@ -139,6 +233,9 @@ impl Egress {
                     Ok(()) => sent += 1,
                     Err(failed) => unsent = unsent.or(Some(failed)),
                 }
+            }
+            if sent > 0 {
+                session.handle_sent(self.now, self.stride);
             }
             if sent > 1 {
                 session.copied(self.datagrams as u64 * (sent - 1));
@@ -170,6 +267,25 @@ impl Egress {
     }
 }
 
+/// Seals an in-band message and sends it on its path; what becomes of nothing is counted in the session's drops.
+pub fn say(session: &mut Session, carrier: &impl Outlet, now: Time, say: &Say) {
+    let mut datagram = vec![0; IN_BAND_LEN.max(say.pad)];
+    let sent = session.seal_in_band(now, say, &mut datagram).and_then(|len| {
+        if say.is_probe() {
+            return carrier.send_whole(&say.path, &datagram[..len]);
+        }
+        carrier.send(&say.path, 0, &datagram[..len], len).map_err(|unsent| unsent.reason)
+    });
+    match sent {
+        Ok(()) => {}
+        Err(DropReason::TooBig) if say.is_probe() => session.handle_refused(now, say),
+        Err(reason) => session.drops.count(reason),
+    }
+}
+
+/// News for inner senders: a few at once, then ten a second.
+const TOLD_AT_ONCE: u32 = 20;
+const TOLD_EVERY: Duration = Duration::from_millis(100);
 /// UDP_MAX_SEGMENTS of kernels before 6.9 (net/ipv4/udp.c).
 const RUN_DATAGRAMS: usize = 64;
 /// Bytes of a run: below what one IP packet holds, as the kernel builds the run as one (udp_send_skb()).

@@ -9,7 +9,7 @@ use std::io::{self, IoSlice};
 
 use crate::drops::DropReason;
 use crate::keys::Role;
-use crate::segment::{Inner, MAX_RUN, ecn, inner, next_run};
+use crate::segment::{Inner, MAX_RUN, clamp_mss, ecn, inner, next_run};
 use crate::session::{Opened, Session};
 use crate::sys::udp::{ReceiveBuffers, Received};
 use crate::time::Time;
@@ -52,12 +52,18 @@ impl Ingress {
                 }
             };
             match admit(session, role, received.ecn, &mut datagram[text.clone()]) {
-                Ok(()) => self.opened.push(Place {
-                    buffer: received.buffer,
-                    start: base + text.start,
-                    end: base + text.end,
-                    partial_csum,
-                }),
+                Ok(()) => {
+                    // So that what comes back fits, too.
+                    if let Some(mtu) = session.announced_mtu() {
+                        clamp_mss(&mut datagram[text.clone()], partial_csum, mtu);
+                    }
+                    self.opened.push(Place {
+                        buffer: received.buffer,
+                        start: base + text.start,
+                        end: base + text.end,
+                        partial_csum,
+                    });
+                }
                 Err(reason) => session.drops.count(reason),
             }
         }

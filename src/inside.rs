@@ -66,6 +66,14 @@ impl<O: Outlet> Outlet for WithInside<O> {
         Ok(())
     }
 
+    fn send_whole(&self, path: &Path, datagram: &[u8]) -> Result<(), DropReason> {
+        match path.carrier {
+            // Nothing there is cut.
+            INSIDE => self.send(path, 0, datagram, datagram.len()).map_err(|unsent| unsent.reason),
+            _ => self.udp.send_whole(path, datagram),
+        }
+    }
+
     fn max_segments(&self) -> usize {
         self.udp.max_segments()
     }

@@ -130,6 +130,8 @@ pub struct Report {
     pub peer: Option<SocketAddr>,
     /// Round trip in microseconds, where it was measured.
     pub rtt_us: Option<u64>,
+    /// The largest inner packet that goes in one piece, where it was measured.
+    pub path_mtu: Option<usize>,
     /// Milliseconds since the client was last heard.
     pub silent_ms: u64,
 }

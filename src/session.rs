@@ -162,6 +162,11 @@ pub enum Event {
     Suspect,
     /// Challenges go unanswered: the path or the peer is gone.
     Unreachable,
+    /// So large packets go in one piece where data goes now.
+    PathMtu {
+        /// Bytes, IP header included.
+        mtu: usize,
+    },
     /// The session is over: nothing more will come of it.
     Ended {
         /// Why.
@@ -285,6 +290,37 @@ impl Session {
         self.paths.rebind(now);
     }
 
+    /// The ends' devices have this MTU: from now on it is found out whether paths carry it.
+    pub fn set_mtu(&mut self, mtu: u16) {
+        self.paths.set_mtu(mtu.into());
+    }
+
+    /// The largest packet that goes in one piece where data goes now, where that is known.
+    pub fn mtu(&self) -> Option<usize> {
+        self.paths.mtu()
+    }
+
+    /// The same, where the device's packets may be larger.
+    pub fn narrow(&self) -> Option<usize> {
+        self.paths.narrow()
+    }
+
+    /// The same again, where senders may rely on it.
+    pub fn announced_mtu(&self) -> Option<usize> {
+        self.paths.announced()
+    }
+
+    /// Datagrams with packets, of up to `size` bytes, were sent on every path that data goes to.
+    pub fn handle_sent(&mut self, now: Time, size: usize) {
+        self.paths.handle_sent(now, size);
+    }
+
+    /// The kernel refused a sealed probe of the path's MTU as too large.
+    pub fn handle_refused(&mut self, now: Time, probe: &Say) {
+        self.traffic.sent_in_band -= 1;
+        self.paths.handle_refused(now, probe);
+    }
+
     /// How the client uses several ways.
     pub fn set_mode(&mut self, now: Time, mode: Mode) {
         self.paths.set_mode(now, mode);
@@ -313,6 +349,11 @@ impl Session {
     /// Counts a packet or super-packet that was taken in to be sent, as `packets` of the path's size.
     pub fn taken(&mut self, packets: u64) {
         self.traffic.read_packets += 1;
+        self.traffic.cut_packets += packets;
+    }
+
+    /// Counts `packets` more that one of those taken in became.
+    pub fn cut_further(&mut self, packets: u64) {
         self.traffic.cut_packets += packets;
     }
 
@@ -482,20 +523,16 @@ impl Session {
         self.paths.poll_say().or_else(|| self.in_band.pop_front())
     }
 
-    /// Seals an in-band message into `datagram` and says how long it is.
-    pub fn seal_in_band(
-        &mut self,
-        now: Time,
-        say: &Say,
-        datagram: &mut [u8; IN_BAND_LEN],
-    ) -> Result<usize, DropReason> {
+    /// Seals an in-band message into `datagram` and says how long it is: at most [`IN_BAND_LEN`], or what it asks for.
+    pub fn seal_in_band(&mut self, now: Time, say: &Say, datagram: &mut [u8]) -> Result<usize, DropReason> {
         let mut bytes = [0; MAX_LEN];
         let text_len = say.message.emit(&mut bytes);
         let text = &bytes[..text_len];
-        let len = (HEADER_LEN + text.len() + TAG_LEN).max(say.pad).min(IN_BAND_LEN);
+        let len = (HEADER_LEN + text.len() + TAG_LEN).max(say.pad);
+        let datagram = datagram.get_mut(..len).ok_or(DropReason::TooBig)?;
         datagram.fill(0);
         datagram[HEADER_LEN..][..text.len()].copy_from_slice(text);
-        self.epochs.seal(now, data::CONTROL, &mut datagram[..len])?;
+        self.epochs.seal(now, data::CONTROL, datagram)?;
         self.traffic.sent_in_band += 1;
         match self.paths.spend(say.path, len) {
             true => Ok(len),
@@ -512,6 +549,7 @@ impl Session {
             PathEvent::Translated { seen, silence } => Event::Translated { seen, silence },
             PathEvent::Suspect => Event::Suspect,
             PathEvent::Unreachable => Event::Unreachable,
+            PathEvent::Mtu { mtu } => Event::PathMtu { mtu },
         });
         path.or_else(|| self.events.pop_front())
     }
@@ -560,7 +598,7 @@ impl Session {
     }
 }
 
-/// The longest in-band datagram.
+/// The longest in-band datagram but for probes of a path's MTU, which are as long as their `pad` says.
 pub const IN_BAND_LEN: usize = REBIND_BYTES;
 
 /// Queued answers to a peer that asks faster than we can send; more are not queued.

@@ -267,6 +267,7 @@ fn session_status(session: &Session, worker: &Worker, now: Time) -> Value {
         "age_s": now.since(session.since).as_secs(),
         "silent_ms": report.silent_ms,
         "rtt_us": report.rtt_us,
+        "path_mtu": report.path_mtu,
         "queued_packets": session.queued_packets,
         "read_packets": report.traffic.read_packets,
         "cut_packets": report.traffic.cut_packets,

@@ -151,6 +151,11 @@ impl Outlet for Carriers {
         }
     }
 
+    fn send_whole(&self, path: &Path, datagram: &[u8]) -> Result<(), DropReason> {
+        let one = self.find(path.carrier).ok_or(DropReason::SendRefused)?;
+        Outlet::send_whole(&one.carrier, path, datagram)
+    }
+
     fn max_segments(&self) -> usize {
         self.list.iter().map(|one| one.carrier.max_segments()).min().unwrap_or(1)
     }

@@ -6,7 +6,7 @@
 //!
 //! Control messages in between. What the session has to say is handed out as [`Word`]s.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::carriers::Carriers;
 use super::ipc::CarrierName;
 use crate::channel::{Broken, ControlChannel};
 use crate::drops::DropReason;
-use crate::egress::{Egress, Outlet};
+use crate::egress::{self, Egress};
 use crate::exit::{Failure, Outcome};
 use crate::ingress::{Ingress, tun_refused};
 use crate::inside::{self, WithInside};
@@ -24,7 +24,7 @@ use crate::keys::Role;
 use crate::path::{INSIDE, Path};
 use crate::paths::{Keepalive, Mode};
 use crate::resume::ResumeSecret;
-use crate::session::{Event, IN_BAND_LEN, Session};
+use crate::session::{Event, Session};
 use crate::sys::clock;
 use crate::sys::poller::Poller;
 use crate::sys::tun::Tun;
@@ -128,13 +128,14 @@ impl Buffers {
 impl Link {
     /// A session as `welcome` made it.
     pub fn new(
-        session: Session,
+        mut session: Session,
         control: ControlChannel,
         (carriers, mode, keepalive): (Carriers, Mode, Keepalive),
         (host, address): (String, SocketAddr),
         welcome: Welcome,
         now: Time,
     ) -> Link {
+        session.set_mtu(welcome.mtu);
         Link {
             session,
             control: Some(control),
@@ -252,6 +253,11 @@ impl Link {
         }
         egress.flush(&mut self.session, &self.net);
         self.flush_inside();
+        while let Some(packet) = egress.poll_told() {
+            let vnet = VnetHeader::default().emit();
+            // The next packet that is too large brings the next one.
+            let _ = tun.write(&[IoSlice::new(&vnet), IoSlice::new(&packet)]);
+        }
         Ok(())
     }
 
@@ -385,13 +391,7 @@ impl Link {
         self.talked = false;
         self.note_events();
         while let Some(say) = self.session.poll_in_band() {
-            let mut datagram = [0; IN_BAND_LEN];
-            let sent = self.session.seal_in_band(now, &say, &mut datagram).and_then(|len| {
-                self.net.send(&say.path, 0, &datagram[..len], len).map_err(|unsent| unsent.reason)
-            });
-            if let Err(reason) = sent {
-                self.session.drops.count(reason);
-            }
+            egress::say(&mut self.session, &self.net, now, &say);
         }
         let mut spoke = false;
         while let Some(message) = self.session.poll_message() {
@@ -425,6 +425,7 @@ impl Link {
                 }
                 self.proven = true;
             }
+            Event::PathMtu { mtu } => log::debug!("the path carries packets of {mtu} bytes"),
             Event::Rekeyed { epoch } => log::debug!("new keys, epoch {epoch}"),
             Event::Notice(text) => log::info!("the server says {:?}", super::connect::shorten(&text)),
             Event::Settings(settings) => {

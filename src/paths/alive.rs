@@ -163,7 +163,7 @@ impl Paths {
         let known = &mut self.list[at];
         let tries = known.asked.as_ref().map(|asked| asked.tries.iter().enumerate());
         let found = tries.and_then(|mut tries| tries.find(|(_, (n, _))| *n == nonce));
-        let Some((number, (_, sent))) = found else { return };
+        let Some((number, (_, sent))) = found else { return self.hear_size(now, at, nonce) };
         let sample = now.since(*sent);
         known.rtt = Some(known.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
         known.asked = None;

@@ -114,7 +114,7 @@ impl Paths {
     }
 
     /// Places of the paths that share the flows.
-    fn shared(&self) -> impl Iterator<Item = usize> {
+    pub(super) fn shared(&self) -> impl Iterator<Item = usize> {
         let share = move |at: &usize| {
             let known = &self.list[*at];
             let meant = match self.role {

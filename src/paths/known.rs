@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::balance::Load;
 use super::keep::Keep;
+use super::mtu::Sizing;
 use crate::path::Path;
 use crate::time::Time;
 use crate::wire::inband::PathStatus;
@@ -36,6 +37,8 @@ pub struct Known {
     pub(super) last_asked: Time,
     pub(super) load: Load,
     pub(super) keep: Keep,
+    /// How large datagrams may be.
+    pub(super) sizing: Option<Sizing>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +77,7 @@ impl Known {
             last_asked: now,
             load: Load::default(),
             keep: Keep::new(now),
+            sizing: None,
         }
     }
 

@@ -22,6 +22,7 @@ mod follow;
 mod keep;
 mod known;
 mod lead;
+mod mtu;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -96,6 +97,11 @@ pub enum PathEvent {
     Suspect,
     /// The path in use doesn't answer, and there is no other.
     Unreachable,
+    /// So large packets go in one piece where data goes now.
+    Mtu {
+        /// Bytes, IP header included.
+        mtu: usize,
+    },
 }
 
 /// Where the peer is.
@@ -117,6 +123,13 @@ pub struct Paths {
     nonces: (Secret, u64),
     /// Data was last sent.
     sent: Time,
+    /// Of the device, where paths are to be measured.
+    inner_mtu: Option<usize>,
+    /// What [`Paths::mtu`] and [`Paths::narrow`] say.
+    mtu: Option<usize>,
+    narrow: Option<usize>,
+    /// No search is under way.
+    settled: bool,
     said: VecDeque<Say>,
     events: VecDeque<PathEvent>,
     flows: Flows,
@@ -149,6 +162,10 @@ impl Paths {
             vouched,
             nonces: (nonces, 0),
             sent: Time::default(),
+            inner_mtu: None,
+            mtu: None,
+            narrow: None,
+            settled: false,
             said: VecDeque::new(),
             events: VecDeque::new(),
             flows: Flows::default(),
@@ -271,6 +288,7 @@ impl Paths {
     pub fn handle_timeout(&mut self, now: Time) {
         for at in 0..self.list.len() {
             self.look_at(now, at);
+            self.look_at_size(now, at);
         }
         self.keep_up(now);
         if let Some(n) = &mut self.nomination {
@@ -289,7 +307,9 @@ impl Paths {
             false => n.grace.min(n.since + NOMINATED_FOR),
             true => n.since + NOMINATED_FOR,
         });
-        each.chain(nomination).chain(self.report_at()).chain(self.keep_timeout()).min()
+        let sizes = (0..self.list.len()).filter_map(|at| self.size_due(at));
+        let others = nomination.into_iter().chain(self.report_at()).chain(self.keep_timeout());
+        each.chain(sizes).chain(others).min()
     }
 
     /// The next thing to send.
@@ -353,6 +373,7 @@ impl Paths {
                 self.targets.push(at);
             }
         }
+        self.weigh();
     }
 }
 

@@ -284,7 +284,8 @@ fn multicast(ip: &IpAddr) -> bool {
     ip.is_multicast() || matches!(ip, IpAddr::V4(v4) if v4.is_broadcast())
 }
 
-fn reason(error: &io::Error) -> DropReason {
+/// What a failed call to send is counted as.
+pub fn reason(error: &io::Error) -> DropReason {
     match error.raw_os_error() {
         Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => DropReason::SocketFull,
         Some(libc::EMSGSIZE) => DropReason::TooBig,

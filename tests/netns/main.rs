@@ -46,6 +46,7 @@ mod kill;
 mod many;
 mod matrix;
 mod moves;
+mod mtu;
 mod nat;
 mod plaintext;
 mod resume;

@@ -5,6 +5,7 @@
 //!    the network, control messages and orders in between, until the session ends
 //! 3. the client is told, and the guard learns why from the last word and the exit code
 
+use std::io::IoSlice;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -12,20 +13,21 @@ use std::time::Duration;
 use tunguard::batch::BatchReader;
 use tunguard::channel::{Broken, ControlChannel};
 use tunguard::drops::DropReason;
-use tunguard::egress::{Egress, Outlet};
+use tunguard::egress::{self, Egress};
 use tunguard::exit::{Failure, Outcome};
 use tunguard::ingress::Ingress;
 use tunguard::inside::{self, WithInside};
 use tunguard::ipc::{DRAIN_SECONDS, Reply, Report, Request, Setup, WorkerEnd};
 use tunguard::keys::Role;
 use tunguard::path::INSIDE;
-use tunguard::session::{Event, IN_BAND_LEN, Session};
+use tunguard::session::{Event, Session};
 use tunguard::sys::clock;
 use tunguard::sys::poller::{Interest, Poller};
 use tunguard::sys::seqpacket::Incoming;
 use tunguard::sys::udp::{Carrier, RECEIVE_BUFFERS, ReceiveBuffers, Received};
 use tunguard::time::Time;
 use tunguard::wire::control::{Message, Reason};
+use tunguard::wire::vnet::VnetHeader;
 
 use crate::admission::{Admitted, TunExit, admit};
 use crate::downlink::Downlink;
@@ -66,7 +68,7 @@ struct Data {
 }
 
 impl<'a> Carrying<'a> {
-    fn new(setup: &Setup, guard: &'a WorkerEnd, admitted: Admitted) -> Outcome<Carrying<'a>> {
+    fn new(setup: &Setup, guard: &'a WorkerEnd, mut admitted: Admitted) -> Outcome<Carrying<'a>> {
         let poller = Poller::new(EVENTS).map_err(|e| Failure::system("make an epoll set", e))?;
         let add = |fd: std::os::fd::BorrowedFd<'_>, token, interest| {
             poller.add(fd, token, interest).map_err(|e| Failure::system("fill the epoll set", e))
@@ -75,6 +77,7 @@ impl<'a> Carrying<'a> {
         add(admitted.control.as_fd(), CONTROL, admitted.control.interest())?;
         add(admitted.carrier.as_fd(), UDP, Interest::Read)?;
         add(admitted.downlink.as_fd(), DOWNLINK, Interest::Read)?;
+        admitted.session.set_mtu(setup.mtu);
         Ok(Carrying {
             guard,
             session: admitted.session,
@@ -150,7 +153,26 @@ impl<'a> Carrying<'a> {
             }
             self.egress.flush(&mut self.session, &data.net);
         }
+        self.tell_senders();
         Ok(())
+    }
+
+    /// News for those behind the device whose packets are too large. The next such packet brings the next one, so
+    /// that a loss needn't be counted.
+    fn tell_senders(&mut self) {
+        while let Some(packet) = self.egress.poll_told() {
+            let vnet = VnetHeader::default().emit();
+            match &mut self.data.exit {
+                TunExit::Device(tun) => {
+                    let _ = tun.write(&[IoSlice::new(&vnet), IoSlice::new(&packet)]);
+                }
+                TunExit::Guard(uplink) => {
+                    let parts = [IoSlice::new(&vnet), IoSlice::new(&[]), IoSlice::new(&packet)];
+                    let _ = uplink.worker_to_guard(&parts);
+                    uplink.flush();
+                }
+            }
+        }
     }
 
     /// Network to device, or to the guard that writes to it.
@@ -295,13 +317,7 @@ impl<'a> Carrying<'a> {
         let now = clock::now();
         self.note_events();
         while let Some(say) = self.session.poll_in_band() {
-            let mut datagram = [0; IN_BAND_LEN];
-            let sent = self.session.seal_in_band(now, &say, &mut datagram).and_then(|len| {
-                self.data.net.send(&say.path, 0, &datagram[..len], len).map_err(|unsent| unsent.reason)
-            });
-            if let Err(reason) = sent {
-                self.session.drops.count(reason);
-            }
+            egress::say(&mut self.session, &self.data.net, now, &say);
         }
         while let Some(message) = self.session.poll_message() {
             let sent = self.control.as_mut().map_or(Ok(()), |control| control.send(&message));
@@ -334,6 +350,7 @@ impl<'a> Carrying<'a> {
                 let _ = self.guard.send(&Request::Moved { new: new.remote }, &[]);
             }
             Event::Proven { rtt } => log::debug!("{name}: round trip {rtt:?}"),
+            Event::PathMtu { mtu } => log::debug!("{name}: the path carries packets of {mtu} bytes"),
             Event::Rekeyed { epoch } => log::info!("{name}: new keys, epoch {epoch}"),
             // The client's.
             Event::Suspect | Event::Seen { .. } | Event::Translated { .. } => {}
@@ -378,6 +395,7 @@ impl<'a> Carrying<'a> {
             suite: Some(self.session.suite()),
             peer: active.map(|a| a.path.remote),
             rtt_us: active.and_then(|a| a.rtt).map(|rtt| rtt.as_micros() as u64),
+            path_mtu: self.session.mtu(),
             silent_ms: now.since(self.session.last_heard()).as_millis() as u64,
         }
     }
