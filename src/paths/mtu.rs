@@ -151,7 +151,8 @@ impl Paths {
             targets.filter(|sizing| sizing.known)
         };
         let mtu = sizings().map(|sizing| (sizing.search.current() - OVERHEAD).min(inner_mtu)).min();
-        self.settled = sizings().all(|sizing| sizing.search.state() == State::SearchComplete);
+        let settled = sizings().all(|sizing| sizing.search.state() == State::SearchComplete);
+        self.settled = settled;
         self.narrow = mtu.filter(|mtu| *mtu < inner_mtu);
         if mtu.is_some() && mtu != self.mtu {
             self.events.extend(mtu.map(|mtu| PathEvent::Mtu { mtu }));
