@@ -136,7 +136,7 @@ impl Paths {
         self.said.push_back(Say { message: InBand::PathChallenge(nonce), path, pad: 0 });
     }
 
-    /// Bytes nobody can guess.
+    /// What nobody else can know.
     pub(super) fn nonce(&mut self) -> [u8; 8] {
         self.nonces.1 += 1;
         let mut nonce = [0; 8];

@@ -12,6 +12,8 @@ impl Paths {
     pub fn rebind(&mut self, now: Time) {
         if !self.list.is_empty() {
             self.list[0].asked = None;
+            // If the server sees us elsewhere now, it isn't for the silence.
+            self.list[0].keep.forget();
             self.ask(now, 0, true);
         }
     }
