@@ -255,7 +255,6 @@ fn tcp(segments: usize) -> (VnetHeader, Vec<u8>) {
         gso_size: (INNER - 40) as u16,
         csum_start: 20,
         csum_offset: 16,
-        ..VnetHeader::default()
     };
     (vnet, packet)
 }
