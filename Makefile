@@ -12,7 +12,7 @@ RELEASE := $(TARGET)/release
 PROGRAMS := tunguard tunguard-guard tunguard-worker
 
 .DEFAULT_GOAL := help
-.PHONY: help build run-server run-client client certs demo test check soak bench bench-micro install clean
+.PHONY: help build run-server run-client client certs demo test check soak bench bench-roam bench-micro install clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -53,6 +53,9 @@ soak: build ## Mixed traffic over a lossy network, every packet accounted for (r
 
 bench: build ## Measures tunguard beside the bare link, OpenVPN, ocserv and wireguard-go (root; ARGS="--rounds 1 ...")
 	@BIN=$(RELEASE) bench/run.sh --scale $(ARGS)
+
+bench-roam: build ## Measures how long VPNs are silent when their client moves (root; ARGS="--moves 2 --outage 5 ...")
+	@BIN=$(RELEASE) bench/roam.sh $(ARGS)
 
 bench-micro: ## Times each step of the data path, without a network (ARGS="--quick seal")
 	@scripts/packages.sh build

@@ -1,7 +1,11 @@
-# What run.sh, scale.sh and the peers share; sourced. Needs $NS_SERVER, $NS_CLIENT and $WORK.
+# What run.sh, scale.sh, roam.sh and the peers share; sourced. Needs $NS_SERVER, $NS_CLIENT and $WORK.
 
-readonly OUTER_SERVER=10.83.0.1 OUTER_CLIENT=10.83.0.2
-export OUTER_SERVER OUTER_CLIENT
+export OUTER_SERVER=${OUTER_SERVER:-10.83.0.1} OUTER_CLIENT=${OUTER_CLIENT:-10.83.0.2}
+# As it stands in URLs, and before a port.
+case $OUTER_SERVER in
+    *:*) readonly OUTER_HOST="[$OUTER_SERVER]" ;;
+    *) readonly OUTER_HOST=$OUTER_SERVER ;;
+esac
 
 say() { echo "$*" >&2; }
 in_server() { ip netns exec "$NS_SERVER" "$@"; }
@@ -25,7 +29,7 @@ make_namespaces() {
 # Also ends what is left in them; nobody else's processes are there.
 drop_namespaces() {
     local ns pid
-    for ns in "$NS_SERVER" "$NS_CLIENT"; do
+    for ns in "$NS_SERVER" "$NS_CLIENT" ${NS_BETWEEN:-}; do
         for pid in $(ip netns pids "$ns" 2>/dev/null); do kill -9 "$pid" 2>/dev/null || true; done
         ip netns del "$ns" 2>/dev/null || true
     done
@@ -41,6 +45,16 @@ eventually() {
     done
     return 1
 }
+# promptly COMMAND...: every 10 ms, for 10 s
+promptly() {
+    for _ in $(seq 1000); do
+        "$@" >/dev/null 2>&1 && return 0
+        sleep 0.01
+    done
+    return 1
+}
+# listens u|t PORT: the server has it open
+listens() { in_server ss -Hln"$1" "sport = :$2" | grep -q .; }
 answers() { in_client ping -n -c 1 -W 1 "$1"; }
 
 # background NAME NAMESPACE COMMAND...: output in $dir/NAME.log, process ID in $dir/NAME.pid
@@ -85,6 +99,20 @@ trees_of() {
     [ ! -e "${files[0]}" ] || tree "$(cat "${files[@]}" | tr '\n' ' ')"
 }
 
+# end_server DIR: without a word
+end_server() {
+    local pids
+    pids=$(trees_of "$1" server)
+    # shellcheck disable=SC2086 # a list of numbers
+    kill -9 $pids
+    rm -f "$1/server.pid"
+    for _ in $(seq 500); do
+        # shellcheck disable=SC2086
+        kill -0 $pids 2>/dev/null || return 0
+        sleep 0.01
+    done
+}
+
 # cpu PID...: utime + stime of all, in seconds
 cpu() {
     local pid
@@ -93,6 +121,17 @@ cpu() {
 }
 # busy: seconds all cores together have been busy with anything, by whomever
 busy() { awk -v hz="$(getconf CLK_TCK)" '/^cpu / { print ($2 + $3 + $4 + $7 + $8) / hz }' /proc/stat; }
+# quiet TRIES: waits for half a second in which less than 0.3 cores are busy; prints how many were in the last
+quiet() {
+    local before others
+    for _ in $(seq "$1"); do
+        before=$(busy)
+        sleep 0.5
+        others=$(reckon "($(busy) - $before) / 0.5")
+        [ "$(reckon "$others < 0.3")" = 0 ] || break
+    done
+    echo "$others"
+}
 # pss PID...: bytes
 pss() {
     local pid

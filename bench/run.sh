@@ -91,22 +91,9 @@ measured() {
     [ -n "$2" ] && [ "$2" != null ] || say "  $peer: no $1"
 }
 
-# Cores that were busy for half a second.
-strangers() {
-    local before after
-    before=$(busy)
-    sleep 0.5
-    after=$(busy)
-    reckon "($after - $before) / 0.5"
-}
-
 turn() {
-    local direction pids cpu0 busy0 cpu1 busy1 pings bytes options others
-    for _ in $(seq 40); do
-        others=$(strangers)
-        [ "$(reckon "$others < 0.3")" = 0 ] || break
-    done
-    measured strangers "$others"
+    local direction pids cpu0 busy0 cpu1 busy1 pings bytes options
+    measured strangers "$(quiet 40)"
     make_namespaces
     if ! inner=$(bash "bench/peers/$peer.sh" start); then
         say "  $peer doesn't start"

@@ -328,6 +328,44 @@ expect "with the same addresses" [ "$(inner $alice inet) $(inner $bob inet6)" = 
 expect "alice -> bob $b4" ping_ok $alice "$b4"
 expect "bob   -> alice $a6" ping_ok $bob "$a6"
 
+# -- moving
+
+heading "Alice moves to another network and back, in the middle of a transfer"
+wire $alice wlan0 198.51.101.2/24 2001:db8:d::2/64 $net alicew 198.51.101.1/24 2001:db8:d::1/64
+eventually 5 ping_ok $alice 198.51.101.1 || fail "alice's second network"
+[ -n "$(on $gate ss -Hltn sport = :5201)" ] || start iperf $gate iperf3 -s -B 10.9.0.1
+eventually 5 sh -c "ip netns exec $gate ss -Hltn sport = :5201 | grep -q ."
+on $gate ping -D -n -i 0.01 -w 9 "$a4" >"$work/pings" 2>&1 &
+pings=$!
+on $alice timeout 20 iperf3 -c 10.9.0.1 -t 8 -b 300M -J >"$work/moving.json" 2>&1 &
+transfer=$!
+is_at() { status --json | grep -Eq "\"peer\": ?\"$1:"; }
+sleep 1.5
+# What happens where the Wi-Fi takes over from the cable, and the other way round.
+ip -n $alice link set eth0 down
+ip -n $alice route add default via 198.51.101.1
+expect "the server follows her to 198.51.101.2" eventually 10 is_at 198.51.101.2
+sleep 1.5
+ip -n $alice link set eth0 up
+ip -n $alice route replace default via 198.51.100.1
+ip -n $alice link set wlan0 down
+expect "and back to 198.51.100.2" eventually 10 is_at 198.51.100.2
+# The link took its IPv6 address and route along.
+ip -n $alice link del wlan0
+ip -n $alice addr add 2001:db8:a::2/64 dev eth0 nodad
+ip -n $alice -6 route add default via 2001:db8:a::1
+if wait "$transfer"; then
+    pass "one TCP connection lived through both moves: $(awk -F '[:,]' '/"sum_received"/ { on = 1 } on && /"bytes"/ { printf "%d MB arrived", $2 / 1e6; exit }' "$work/moving.json")"
+else
+    fail "the transfer did not live through the moves"
+fi
+wait "$pings"
+# Answers come every 10 ms.
+gap=$(awk -F '[][]' '/bytes from/ { if (last && $2 - last > most) most = $2 - last; last = $2 } END { printf "%d", most * 1000 }' "$work/pings")
+lost=$(sed -n 's/.* \([0-9]*\) packets transmitted, \([0-9]*\) received.*/\1 \2/p; s/^\([0-9]*\) packets transmitted, \([0-9]*\) received.*/\1 \2/p' "$work/pings" | awk '{ print $1 - $2; exit }')
+say "gate pinged her 100 times a second meanwhile: $lost pings lost, the longest silence was $gap ms"
+expect "no silence was longer than a second" [ "$gap" -lt 1000 ]
+
 # -- down
 
 heading "Leaving"

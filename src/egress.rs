@@ -58,6 +58,8 @@ pub struct Egress {
     ecn: u8,
     /// When the last of it came.
     now: Time,
+    /// Where it goes, if flows are spread over several paths.
+    lane: Option<Path>,
     /// For inner senders whose packets are too large.
     told: VecDeque<Vec<u8>>,
     /// How many more there may be for now, and since when.
@@ -75,6 +77,7 @@ impl Default for Egress {
             closed: false,
             ecn: 0,
             now: Time::default(),
+            lane: None,
             told: VecDeque::new(),
             allowance: (TOLD_AT_ONCE, Time::default()),
         }
@@ -102,6 +105,11 @@ impl Egress {
             return session.drops.add(DropReason::NoPath, segments.count() as u64);
         }
         self.now = now;
+        let lane = session.lane(now, packet);
+        if self.lane != lane {
+            self.flush(session, carrier);
+            self.lane = lane;
+        }
         // RFC 6040 section 4.1: the outer header takes the inner's bits.
         let ecn = ecn::ecn_of(packet).unwrap_or(0);
         if self.ecn != ecn {
@@ -214,8 +222,13 @@ impl Egress {
     pub fn flush(&mut self, session: &mut Session, carrier: &impl Outlet) {
         if self.datagrams > 0 {
             let (mut unsent, mut sent) = (None, 0);
-            for n in 0..session.targets() {
-                let Some(path) = session.target(self.now, n, self.len) else { continue };
+            let targets = if self.lane.is_some() { 1 } else { session.targets() };
+            for n in 0..targets {
+                let path = match self.lane {
+                    Some(lane) => session.lane_target(self.now, lane, self.datagrams, self.len),
+                    None => session.target(self.now, n, self.len),
+                };
+                let Some(path) = path else { continue };
                 match carrier.send(&path, self.ecn, &self.bytes[..self.len], self.stride) {
                     Ok(()) => sent += 1,
                     Err(failed) => unsent = unsent.or(Some(failed)),

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -14,8 +14,9 @@ use crate::drops::{DropReason, Drops};
 use crate::epochs::{Epochs, Limits};
 use crate::keys::{Role, Secret};
 use crate::path::Path;
-use crate::paths::{Known, Mode, PathEvent, Paths, REBIND_BYTES, Say};
+use crate::paths::{Keepalive, Known, Mode, PathEvent, Paths, REBIND_BYTES, Say};
 use crate::seal::SealError;
+use crate::segment::inner;
 use crate::time::Time;
 use crate::wire::control::{Message, Reason, Settings};
 use crate::wire::data::{self, HEADER_LEN, Header, SessionId, TAG_LEN};
@@ -143,6 +144,20 @@ pub enum Event {
     Settings(Settings),
     /// Text for the log, as the peer wrote it (to be escaped).
     Notice(String),
+    /// The server sees this client somewhere else than before, or for the first time.
+    Seen {
+        /// Where it saw it before.
+        before: Option<SocketAddr>,
+        /// Where it sees it.
+        seen: SocketAddr,
+    },
+    /// There is a NAT on the way to the server.
+    Translated {
+        /// Where the server sees this client.
+        seen: SocketAddr,
+        /// The client sends after so much silence, to begin with.
+        silence: Duration,
+    },
     /// A challenge is unanswered for a while, and there is no other path.
     Suspect,
     /// Challenges go unanswered: the path or the peer is gone.
@@ -247,6 +262,19 @@ impl Session {
         self.paths.target(now, n, bytes)
     }
 
+    /// Where a packet goes, if inner flows are spread over several paths.
+    pub fn lane(&mut self, now: Time, packet: &[u8]) -> Option<Path> {
+        if !self.paths.spreads() {
+            return None;
+        }
+        self.paths.lane(now, inner::flow(packet))
+    }
+
+    /// Takes `datagrams` of `bytes` in all as sent there.
+    pub fn lane_target(&mut self, now: Time, lane: Path, datagrams: usize, bytes: usize) -> Option<Path> {
+        self.paths.lane_target(now, lane, datagrams, bytes)
+    }
+
     /// Counts datagrams that were sent on a further path.
     pub fn copied(&mut self, datagrams: u64) {
         self.traffic.copies += datagrams;
@@ -296,6 +324,11 @@ impl Session {
     /// How the client uses several ways.
     pub fn set_mode(&mut self, now: Time, mode: Mode) {
         self.paths.set_mode(now, mode);
+    }
+
+    /// When the client sends only to keep a NAT's mapping.
+    pub fn set_keepalive(&mut self, keepalive: Keepalive) {
+        self.paths.set_keepalive(keepalive);
     }
 
     /// Inner packets and bytes so far.
@@ -512,6 +545,8 @@ impl Session {
         let path = self.paths.poll_event().map(|event| match event {
             PathEvent::Moved { old, new } => Event::Moved { old, new },
             PathEvent::Proven { rtt } => Event::Proven { rtt },
+            PathEvent::Seen { before, seen } => Event::Seen { before, seen },
+            PathEvent::Translated { seen, silence } => Event::Translated { seen, silence },
             PathEvent::Suspect => Event::Suspect,
             PathEvent::Unreachable => Event::Unreachable,
             PathEvent::Mtu { mtu } => Event::PathMtu { mtu },

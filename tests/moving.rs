@@ -324,6 +324,28 @@ fn a_carrier_that_swallows_everything_is_left_within_three_round_trips() {
 }
 
 #[test]
+fn the_other_carrier_may_fail_before_the_first_is_trusted_again() {
+    for role in [Role::Client, Role::Server] {
+        let mut world = World::with_two(Mode::Failover);
+        world.stream(Some(role), 500 * MS);
+        for turn in 0..6 {
+            // Whichever is in use fails just when the other works again.
+            world.dead.clear();
+            world.stream(Some(role), 300 * MS);
+            let at = match role {
+                Role::Server => world.at(),
+                Role::Client => world.carriers[&world.client.path().expect("a path").path.carrier].clone(),
+            };
+            let cut = world.now;
+            world.dead.insert(at);
+            world.stream(Some(role), Duration::from_secs(4));
+            let gap = world.gap(role, cut);
+            assert!(gap <= RTT * 6 + 100 * MS, "{role:?}, turn {turn}: {gap:?} of silence");
+        }
+    }
+}
+
+#[test]
 fn redundant_carriers_lose_nothing_when_one_is_cut() {
     for role in [Role::Client, Role::Server] {
         let mut world = World::with_two(Mode::Redundant);
@@ -338,6 +360,48 @@ fn redundant_carriers_lose_nothing_when_one_is_cut() {
         world.stream(Some(role), Duration::from_secs(1));
         assert_eq!(world.copies, copies);
     }
+}
+
+#[test]
+fn flows_are_shared_out_and_leave_a_path_that_dies() {
+    for role in [Role::Client, Role::Server] {
+        let mut world = World::with_two(Mode::Balance);
+        let now = world.now;
+        let lane = |world: &mut World, flow: u8| {
+            let now = world.now;
+            let packet = inner_udp(flow);
+            let only = world.end(role).path().expect("a path").path;
+            world.end(role).lane(now, &packet).unwrap_or(only)
+        };
+        let lanes: Vec<Path> = (0..40).map(|flow| lane(&mut world, flow)).collect();
+        assert!(lanes.iter().any(|path| *path != lanes[0]), "one path takes them all");
+        assert_eq!(lanes, (0..40).map(|flow| lane(&mut world, flow)).collect::<Vec<_>>(), "they stay");
+        // Datagrams by each, so that it's seen which one is silent.
+        world.dead.insert("192.0.2.1:4000".to_owned());
+        while world.now < now + Duration::from_secs(3) {
+            for flow in 0..40 {
+                let path = lane(&mut world, flow);
+                let now = world.now;
+                let mut datagram = vec![0; HEADER_LEN + 132 + TAG_LEN];
+                world.end(role).seal(now, 0, &mut datagram).expect("seals");
+                world.end(role).lane_target(now, path, 1, datagram.len()).expect("a path");
+                world.send_by(role, path, datagram);
+            }
+            world.run(5 * MS);
+        }
+        // One path is no choice.
+        assert_eq!(world.end(role).lane(now, &inner_udp(0)), None);
+        let by_second: usize = world.to.get("203.0.113.5:6000").copied().unwrap_or_default();
+        assert!(role == Role::Client || by_second > 40 * 100 * 100, "{by_second} bytes by the other");
+        assert!(!world.end(role).path().expect("a path").is_lost());
+    }
+}
+
+/// A UDP packet of the flow with this number.
+fn inner_udp(flow: u8) -> Vec<u8> {
+    let mut packet = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 9, 0, 2, 10, 9, 0, 1];
+    packet.extend([0x40, flow, 0, 53, 0, 8, 0, 0]);
+    packet
 }
 
 #[test]

@@ -186,9 +186,12 @@ fn messages() -> Vec<(&'static str, Message)> {
 fn in_band() -> [(&'static str, InBand); 8] {
     [
         ("path_challenge", InBand::PathChallenge([1, 2, 3, 4, 5, 6, 7, 8])),
-        ("path_response", InBand::PathResponse([1, 2, 3, 4, 5, 6, 7, 8])),
+        (
+            "path_response",
+            InBand::PathResponse([1, 2, 3, 4, 5, 6, 7, 8], "192.0.2.1:4660".parse().expect("an address")),
+        ),
         ("rebind", InBand::Rebind),
-        ("keepalive", InBand::Keepalive),
+        ("keepalive", InBand::Keepalive([1, 2, 3, 4, 5, 6, 7, 8], 25_000)),
         ("path_status.preferred", InBand::PathStatus(PathStatus::Preferred)),
         ("path_status.standby", InBand::PathStatus(PathStatus::Standby)),
         ("path_status.dropped", InBand::PathStatus(PathStatus::Dropped)),

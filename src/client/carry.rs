@@ -22,7 +22,7 @@ use crate::ingress::{Ingress, tun_refused};
 use crate::inside::{self, WithInside};
 use crate::keys::Role;
 use crate::path::{INSIDE, Path};
-use crate::paths::Mode;
+use crate::paths::{Keepalive, Mode};
 use crate::resume::ResumeSecret;
 use crate::session::{Event, Session};
 use crate::sys::clock;
@@ -66,6 +66,7 @@ pub struct Link {
     /// UDP may not get through: the control connection is a way, too.
     inside: bool,
     mode: Mode,
+    keepalive: Keepalive,
     /// Datagrams that came inside the control connection, to be opened with the next turn.
     came_inside: Vec<Vec<u8>>,
 }
@@ -129,7 +130,7 @@ impl Link {
     pub fn new(
         mut session: Session,
         control: ControlChannel,
-        (carriers, mode): (Carriers, Mode),
+        (carriers, mode, keepalive): (Carriers, Mode, Keepalive),
         (host, address): (String, SocketAddr),
         welcome: Welcome,
         now: Time,
@@ -154,6 +155,7 @@ impl Link {
             talked: false,
             inside: false,
             mode,
+            keepalive,
             came_inside: Vec::new(),
         }
     }
@@ -194,6 +196,7 @@ impl Link {
         }
         let now = clock::now();
         self.session.set_mode(now, self.mode);
+        self.session.set_keepalive(self.keepalive);
         self.session.set_ways(now, &self.ways());
         // Messages behind the welcome may have been read together with it.
         self.talk_to_server(poller);
@@ -431,6 +434,15 @@ impl Link {
             }
             Event::Unreachable => self.words.push(Word::Unreachable),
             Event::Ended { reason, by_peer } => self.words.push(Word::Ended { reason, by_peer }),
+            Event::Seen { before: None, seen } => log::debug!("the server sees this host at {seen}"),
+            Event::Seen { before: Some(before), seen } => {
+                log::debug!("the server sees this host at {seen}, not at {before} any more");
+            }
+            Event::Translated { seen, silence } => log::info!(
+                "this network translates addresses (the server sees {seen}): a packet every {} s of silence keeps \
+                 the way open",
+                silence.as_secs_f64()
+            ),
             Event::Suspect => self.set_inside(true),
             Event::Moved { new, .. } => match new.carrier {
                 INSIDE => log::warn!(

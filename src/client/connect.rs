@@ -179,7 +179,8 @@ impl Connecting {
             Failure::new(Exit::MacLength, format!("the cipher library refuses {}", welcome.suite))
         })?;
         let carriers = Carriers::new(take_over(self.carriers)?);
-        Ok(Link::new(session, self.control, (carriers, setup.mode), (self.host, self.address), welcome, now))
+        let ways = (carriers, setup.mode, setup.keepalive);
+        Ok(Link::new(session, self.control, ways, (self.host, self.address), welcome, now))
     }
 
     /// Tells the server that nothing comes of it.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::common::Suite;
 use crate::exit::{Exit, Failure};
-use crate::paths::Mode;
+use crate::paths::{Keepalive, Mode};
 use crate::sys::seqpacket::Channel;
 use crate::time::Time;
 use crate::tls::Credentials;
@@ -176,6 +176,8 @@ pub struct Setup {
     pub rekey_packets: u64,
     /// What is done with several carriers.
     pub mode: Mode,
+    /// When something is sent only to keep a NAT's mapping.
+    pub keepalive: Keepalive,
     /// UDP super-packets may be written to the device.
     pub uso: bool,
     /// A tunnel process before this one had a session: don't give up.

@@ -333,6 +333,7 @@ impl<'a> Supervisor<'a> {
             rekey_ms: config.data.rekey.as_millis() as u64,
             rekey_packets: config.data.rekey_packets,
             mode: config.mobility.mode,
+            keepalive: config.mobility.keepalive,
             uso: self.offloads.uso,
             established: self.established,
             want: self.want.clone(),

@@ -510,6 +510,8 @@ impl<'a> Tunnel<'a> {
         let in_use = self.link.as_mut().filter(|link| link.address == server);
         let has_session = in_use.is_some();
         if let Some(link) = in_use {
+            // What has come by those that go now is still of use.
+            link.server_to_tun(&self.tun, &mut self.buffers)?;
             link.take_carriers(&self.poller, take_over(carriers)?)?;
         }
         if reachable && self.attempt.is_none() && (self.retry_at.is_some() || control_gone && has_session) {

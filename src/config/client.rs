@@ -4,13 +4,14 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::common::{DEFAULT_PORT, Data, DeviceName, Pem, from_word, quoted};
+use super::common::{DEFAULT_PORT, Data, DeviceName, Pem, from_word, parse_duration, quoted};
 use super::reader::{self, Document, Value, Word};
 use crate::exit::{Failure, Outcome};
-use crate::paths::Mode;
+use crate::paths::{Keepalive, Mode};
 
 /// One `remote`: `HOST`, `HOST:PORT`, an address, or `[v6]:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -52,6 +53,8 @@ pub struct Mobility {
     pub carriers: Option<Vec<DeviceName>>,
     /// What is done with several of them.
     pub mode: Mode,
+    /// When something is sent only to keep a NAT's mapping.
+    pub keepalive: Keepalive,
 }
 
 /// `client.toml`, whole and valid.
@@ -129,6 +132,7 @@ impl ClientConfig {
         let own_device = device.clone().unwrap_or_default();
         let carriers = section.value("carriers").map(|v| read_carriers(&v, &own_device));
         let mode = section.value("mode").and_then(|v| v.choice(MODES));
+        let keepalive = section.value("keepalive").and_then(|v| read_keepalive(&v));
         section.end();
         root.end();
 
@@ -140,7 +144,11 @@ impl ClientConfig {
             accept_dns: accept_dns.unwrap_or(true),
             tls: ClientTls { ca: ca?, cert: cert?, key: key?, server_name: server_name.map(|host| host.0) },
             data,
-            mobility: Mobility { carriers, mode: mode.unwrap_or_default() },
+            mobility: Mobility {
+                carriers,
+                mode: mode.unwrap_or_default(),
+                keepalive: keepalive.unwrap_or_default(),
+            },
             user: user.unwrap_or_else(|| "nobody".to_owned()),
             state_dir: state_dir.unwrap_or_else(|| PathBuf::from("/run/tunguard")),
         })
@@ -185,6 +193,21 @@ fn read_carriers(value: &Value<'_>, own_device: &DeviceName) -> Vec<DeviceName> 
         element.fault("is the tunnel's own device");
     }
     carriers.into_iter().map(|(device, _)| device).collect()
+}
+
+/// `keepalive`: a word or a duration.
+fn read_keepalive(value: &Value<'_>) -> Option<Keepalive> {
+    let why = match value.text(KEEPALIVE_WANTED)? {
+        "auto" => return Some(Keepalive::Auto),
+        "off" => return Some(Keepalive::Off),
+        text => match parse_duration(text) {
+            Ok(silence) if silence >= LEAST_KEEPALIVE => return Some(Keepalive::Every(silence)),
+            Ok(_) => format!("is too short: at least {}s, or \"off\"", LEAST_KEEPALIVE.as_secs()),
+            Err(_) => format!("is not accepted: {KEEPALIVE_WANTED}"),
+        },
+    };
+    value.fault(why);
+    None
 }
 
 /// `user`: a name or a number.
@@ -337,6 +360,9 @@ impl Word for User {
 /// What `mode` may be.
 const MODES: &[(&str, Mode)] =
     &[("failover", Mode::Failover), ("redundant", Mode::Redundant), ("balance", Mode::Balance)];
+/// What `keepalive` may be.
+const KEEPALIVE_WANTED: &str = r#""auto", "off", or a duration, as in "25s""#;
+const LEAST_KEEPALIVE: Duration = Duration::from_secs(1);
 /// What `routes` may be.
 const ROUTES_WANTED: &str = r#""pushed", "none" or a list of networks"#;
 /// Why root is refused.
@@ -371,7 +397,7 @@ mod tests {
             accept_dns: true,
             tls: ClientTls { ca: file("ca"), cert: file("cert"), key: file("key"), server_name: None },
             data: Data::default(),
-            mobility: Mobility { carriers: None, mode: Mode::Failover },
+            mobility: Mobility { carriers: None, mode: Mode::Failover, keepalive: Keepalive::Auto },
             user: "nobody".to_owned(),
             state_dir: "/run/tunguard".into(),
         };
@@ -399,6 +425,7 @@ mod tests {
             [mobility]
             carriers = ["wlan0", "eth0"]
             mode = "redundant"
+            keepalive = "45s"
         "#;
         let config = parse(text).expect("valid");
         let remotes =
@@ -415,7 +442,8 @@ mod tests {
         assert_eq!(config.data.suites.len(), 1);
         assert_eq!((config.data.rekey.as_secs(), config.data.rekey_packets), (5400, 5000));
         let carriers = ["wlan0", "eth0"].map(|name| name.parse().expect("a name")).to_vec();
-        assert_eq!(config.mobility, Mobility { carriers: Some(carriers), mode: Mode::Redundant });
+        let keepalive = Keepalive::Every(Duration::from_secs(45));
+        assert_eq!(config.mobility, Mobility { carriers: Some(carriers), mode: Mode::Redundant, keepalive });
     }
 
     #[test]
@@ -552,7 +580,19 @@ mod tests {
                 "mobility.mode = 'both'",
                 r#"mobility.mode = "both" is not accepted: "failover" or "redundant" or "balance""#,
             ),
-            ("mobility.link = 'eth0'", r#"unknown key "mobility.link" (known here: carriers, mode)"#),
+            (
+                "mobility.keepalive = 'often'",
+                r#"mobility.keepalive = "often" is not accepted: "auto", "off", or a duration, as in "25s""#,
+            ),
+            ("mobility.keepalive = '0s'", r#"mobility.keepalive = "0s" is too short: at least 1s, or "off""#),
+            (
+                "mobility.keepalive = 25",
+                r#"mobility.keepalive = 25 is an integer, not "auto", "off", or a duration, as in "25s""#,
+            ),
+            (
+                "mobility.link = 'eth0'",
+                r#"unknown key "mobility.link" (known here: carriers, mode, keepalive)"#,
+            ),
             ("on_demand = {}", &format!(r#"unknown key "on_demand" (known here: {known})"#)),
             ("route = []", r#"unknown key "route" (did you mean "routes"?)"#),
             (

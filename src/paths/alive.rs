@@ -1,8 +1,9 @@
 //! Looking whether a path is alive: challenges, and what their answers say.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::known::{Asked, Lost};
+use super::known::{Asked, Known, Lost};
 use super::{Mode, PathEvent, Paths, REBIND_BYTES, Say};
 use crate::keys::Role;
 use crate::path::INSIDE;
@@ -40,6 +41,11 @@ impl Paths {
                 if at == 0 {
                     self.suspect(now);
                 }
+                // Its flows can't wait for the last try.
+                if self.spreads() && self.list[at].asked.as_ref().is_some_and(|a| a.tries.len() > SHARE_TRIES)
+                {
+                    self.lose(now, at);
+                }
             } else {
                 known.asked = None;
                 self.lose(now, at);
@@ -60,10 +66,13 @@ impl Paths {
 
     /// How long data may be sent by a path without anything coming back.
     pub(super) fn patience(&self, at: usize) -> Option<Duration> {
-        let others = || (0..self.list.len()).filter(|other| *other != at && self.is_usable(*other));
+        // One that was lost a moment ago may be back when it is needed.
+        let hopeful = |known: &Known| known.lost.is_none_or(|lost| lost.wait <= LOST_ASK_FIRST * 8);
+        let other = |known: &Known| known.proven && known.path.carrier != INSIDE && hopeful(known);
+        let mut others = (0..self.list.len()).filter(|other| *other != at && self.is_other(*other));
         match self.role {
-            _ if others().any(|other| self.list[other].path.carrier != INSIDE) => Some(PATIENCE),
-            _ if others().count() > 0 => Some(PATIENCE_INSIDE),
+            _ if others.clone().any(|at| other(&self.list[at])) => Some(PATIENCE),
+            _ if others.any(|at| self.list[at].proven) => Some(PATIENCE_INSIDE),
             Role::Client => Some(SILENCE),
             Role::Server => None,
         }
@@ -76,7 +85,10 @@ impl Paths {
             self.events.push_back(PathEvent::Suspect);
         }
         for at in 1..self.list.len() {
-            if self.is_usable(at) && self.list[at].asked.is_none() {
+            // One that is lost may be asked too seldom for this.
+            let anew = tries == 2 || self.list[at].asked.is_none();
+            if self.list[at].proven && self.is_other(at) && anew {
+                self.list[at].asked = None;
                 self.ask(now, at, false);
             }
         }
@@ -86,9 +98,10 @@ impl Paths {
     pub(super) fn lose(&mut self, now: Time, at: usize) {
         let known = &mut self.list[at];
         known.waiting = None;
+        known.keep.forget();
         let wait = LOST_ASK_FIRST;
         known.lost.get_or_insert(Lost { ask_at: now + wait, wait, back: None });
-        if at == 0 && !(1..self.list.len()).any(|other| self.is_usable(other)) {
+        if at == 0 && !(1..self.list.len()).any(|other| self.is_spare(other)) {
             self.list[0].lost = None;
             self.events.push_back(PathEvent::Unreachable);
         }
@@ -111,6 +124,7 @@ impl Paths {
         asked.rebind |= rebind;
         asked.tries.push((nonce, now));
         known.last_asked = now;
+        known.keep.sent(now);
         let (path, rebind) = (known.path, asked.rebind);
         if rebind {
             self.said.push_back(Say { message: InBand::Rebind, path, pad: REBIND_BYTES });
@@ -122,7 +136,7 @@ impl Paths {
         self.said.push_back(Say { message: InBand::PathChallenge(nonce), path, pad: 0 });
     }
 
-    /// What nobody else can know.
+    /// Bytes nobody can guess.
     pub(super) fn nonce(&mut self) -> [u8; 8] {
         self.nonces.1 += 1;
         let mut nonce = [0; 8];
@@ -142,10 +156,14 @@ impl Paths {
         }
     }
 
-    pub(super) fn hear_response(&mut self, now: Time, at: usize, nonce: [u8; 8]) {
+    pub(super) fn hear_response(&mut self, now: Time, at: usize, nonce: [u8; 8], seen: SocketAddr) {
+        if self.hear_later(now, at, nonce, seen) {
+            return;
+        }
         let known = &mut self.list[at];
-        let sent = known.asked.as_ref().and_then(|a| a.tries.iter().find(|(n, _)| *n == nonce));
-        let Some((_, sent)) = sent else { return self.hear_size(now, at, nonce) };
+        let tries = known.asked.as_ref().map(|asked| asked.tries.iter().enumerate());
+        let found = tries.and_then(|mut tries| tries.find(|(_, (n, _))| *n == nonce));
+        let Some((number, (_, sent))) = found else { return self.hear_size(now, at, nonce) };
         let sample = now.since(*sent);
         known.rtt = Some(known.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8));
         known.asked = None;
@@ -155,9 +173,10 @@ impl Paths {
         if let Some(lost) = &mut known.lost {
             lost.back = Some(now);
         }
+        self.settle_doubt(now, at, number == 0, seen);
         if at == 0 {
             self.events.push_back(PathEvent::Proven { rtt: sample });
-        } else if self.list[0].asked.as_ref().is_some_and(|a| a.tries.len() > 1) && self.is_usable(at) {
+        } else if self.list[0].asked.as_ref().is_some_and(|a| a.tries.len() > 1) && self.is_spare(at) {
             // This one answers and the one in use doesn't.
             self.lose(now, 0);
         }
@@ -175,6 +194,8 @@ const PATIENCE_INSIDE: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(3);
 /// Tries after which a path without another is in doubt.
 const SUSPECT_TRIES: usize = 3;
+/// Tries after which flows leave a path, where they are shared out.
+const SHARE_TRIES: usize = 2;
 /// First wait for an answer; doubled for each further try.
 const ASK_SOON: Duration = Duration::from_millis(50);
 const ASK_BLIND: Duration = Duration::from_millis(250);

@@ -135,6 +135,7 @@ impl Paths {
         }
         self.list.swap(0, at);
         self.list[0].since = now;
+        self.list[0].lost.take_if(|lost| lost.back.is_some());
         (self.list[at].waiting, self.list[at].asked) = (None, None);
         self.events.push_back(PathEvent::Moved { old: Some(old), new: self.list[0].path });
         self.refresh();

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::balance::Load;
+use super::keep::Keep;
 use super::mtu::Sizing;
 use crate::path::Path;
 use crate::time::Time;
@@ -33,6 +35,8 @@ pub struct Known {
     pub(super) waiting: Option<Time>,
     pub(super) asked: Option<Asked>,
     pub(super) last_asked: Time,
+    pub(super) load: Load,
+    pub(super) keep: Keep,
     /// How large datagrams may be.
     pub(super) sizing: Option<Sizing>,
 }
@@ -71,6 +75,8 @@ impl Known {
             waiting: None,
             asked: None,
             last_asked: now,
+            load: Load::default(),
+            keep: Keep::new(now),
             sizing: None,
         }
     }
@@ -99,6 +105,7 @@ impl Known {
         self.path.local = path.local;
         self.heard = now;
         self.waiting = None;
+        self.keep.heard();
         self.credit = self.credit.saturating_add(len as u64 * AMPLIFICATION);
     }
 

@@ -60,7 +60,8 @@ impl Paths {
     pub(super) fn best(&self) -> usize {
         let order = |at: &usize| {
             let known = &self.list[*at];
-            (known.lost.is_some(), !known.proven, known.rank)
+            let silent = known.lost.is_some_and(|lost| lost.back.is_none());
+            (silent, known.lost.is_some(), !known.proven, known.rank)
         };
         (0..self.list.len()).min_by_key(order).unwrap_or(0)
     }
@@ -71,9 +72,12 @@ impl Paths {
             Role::Server => {
                 let Some(active) = self.list.first() else { return };
                 let usable = || (1..self.list.len()).filter(|at| self.is_usable(*at));
+                let spare = || (1..self.list.len()).filter(|at| self.is_spare(*at));
                 let preferred = |at: &usize| self.list[*at].status == Some(PathStatus::Preferred);
                 let other = match active.lost {
-                    Some(_) => usable().find(preferred).or_else(|| usable().next()),
+                    Some(_) => {
+                        usable().find(preferred).or_else(|| usable().next()).or_else(|| spare().next())
+                    }
                     // What the client wants, where that was only lost for a while.
                     None if active.is_further() => usable().find(preferred),
                     None => None,
@@ -106,6 +110,7 @@ impl Paths {
     /// The first way is the one in use from now on.
     pub(super) fn use_first(&mut self, now: Time, before: Option<Path>) {
         self.list[0].since = now;
+        self.list[0].lost.take_if(|lost| lost.back.is_some());
         self.list[0].asked = None;
         self.events.push_back(PathEvent::Moved { old: before, new: self.list[0].path });
         self.refresh();

@@ -17,16 +17,20 @@
 //! Both ends look whether a path that carries data still answers, where there is another to go over to.
 
 mod alive;
+mod balance;
 mod follow;
+mod keep;
 mod known;
 mod lead;
 mod mtu;
 
 use std::collections::VecDeque;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use balance::Flows;
 use follow::{Bucket, NOMINATED_FOR, NOMINATIONS, Nomination};
+pub use keep::Keepalive;
 pub use known::Known;
 
 use crate::keys::{Role, Secret};
@@ -75,6 +79,20 @@ pub enum PathEvent {
         /// Round trip.
         rtt: Duration,
     },
+    /// The server sees the client somewhere else than before, or for the first time.
+    Seen {
+        /// Where it saw it before.
+        before: Option<SocketAddr>,
+        /// Where it sees it.
+        seen: SocketAddr,
+    },
+    /// There is a NAT on a path of the client's.
+    Translated {
+        /// Where the server sees the client.
+        seen: SocketAddr,
+        /// The client sends after so much silence, to begin with.
+        silence: Duration,
+    },
     /// The path in use is slow to answer, and there is no other: is there none at all?
     Suspect,
     /// The path in use doesn't answer, and there is no other.
@@ -92,6 +110,7 @@ pub enum PathEvent {
 pub struct Paths {
     role: Role,
     mode: Mode,
+    keepalive: Keepalive,
     /// The one in use is first.
     list: Vec<Known>,
     /// Places in `list` that data is sent to.
@@ -113,6 +132,7 @@ pub struct Paths {
     settled: bool,
     said: VecDeque<Say>,
     events: VecDeque<PathEvent>,
+    flows: Flows,
 }
 
 impl Paths {
@@ -134,6 +154,7 @@ impl Paths {
         Paths {
             role,
             mode: Mode::default(),
+            keepalive: Keepalive::default(),
             list: Vec::new(),
             targets: Vec::new(),
             nomination: None,
@@ -147,6 +168,7 @@ impl Paths {
             settled: false,
             said: VecDeque::new(),
             events: VecDeque::new(),
+            flows: Flows::default(),
         }
     }
 
@@ -173,6 +195,7 @@ impl Paths {
             return None;
         }
         known.waiting.get_or_insert(now);
+        known.keep.sent(now);
         Some(known.path)
     }
 
@@ -212,13 +235,22 @@ impl Paths {
         let Some(at) = self.find(path.key()) else { return };
         match said {
             Some(InBand::PathStatus(status)) => self.hear_status(now, at, status),
-            Some(InBand::PathResponse(nonce)) => self.hear_response(now, at, nonce),
+            Some(InBand::PathReport { packets, bytes }) => self.hear_report(now, at, packets, bytes),
+            Some(InBand::PathResponse(nonce, seen)) => self.hear_response(now, at, nonce, seen),
             Some(InBand::PathChallenge(nonce)) => {
                 self.respond(at, nonce);
                 self.hear_elsewhere(now, at, newest);
             }
+            Some(InBand::Keepalive(nonce, millis)) => {
+                self.respond_later(now, at, nonce, millis);
+                self.hear_elsewhere(now, at, newest);
+            }
             Some(InBand::Rebind) if newest && self.role == Role::Server => self.hear_rebind(now, at),
-            _ => self.hear_elsewhere(now, at, newest),
+            Some(_) => self.hear_elsewhere(now, at, newest),
+            None => {
+                self.list[at].load.heard(len);
+                self.hear_elsewhere(now, at, newest);
+            }
         }
     }
 
@@ -241,7 +273,8 @@ impl Paths {
             let status = self.word_on(at);
             self.said.push_back(Say { message: InBand::PathStatus(status), path, pad: 0 });
         }
-        self.said.push_back(Say { message: InBand::PathResponse(nonce), path, pad: 0 });
+        let seen = path.remote;
+        self.said.push_back(Say { message: InBand::PathResponse(nonce, seen), path, pad: 0 });
     }
 
     /// Asks on the path in use whether the peer is there.
@@ -257,12 +290,14 @@ impl Paths {
             self.look_at(now, at);
             self.look_at_size(now, at);
         }
+        self.keep_up(now);
         if let Some(n) = &mut self.nomination {
             n.graced |= now >= n.grace;
         }
         self.decide(now);
         self.choose(now);
         self.refresh();
+        self.report(now);
     }
 
     /// When [`Paths::handle_timeout`] is to be called next.
@@ -273,7 +308,8 @@ impl Paths {
             true => n.since + NOMINATED_FOR,
         });
         let sizes = (0..self.list.len()).filter_map(|at| self.size_due(at));
-        each.chain(sizes).chain(nomination).min()
+        let others = nomination.into_iter().chain(self.report_at()).chain(self.keep_timeout());
+        each.chain(sizes).chain(others).min()
     }
 
     /// The next thing to send.
@@ -304,6 +340,12 @@ impl Paths {
         known.proven && known.lost.is_none() && (at == 0 || self.is_other(at))
     }
 
+    /// Better than nothing: it answers, if only since a moment ago.
+    fn is_spare(&self, at: usize) -> bool {
+        let known = &self.list[at];
+        known.proven && known.lost.is_none_or(|lost| lost.back.is_some()) && (at == 0 || self.is_other(at))
+    }
+
     /// Works out where data goes.
     fn refresh(&mut self) {
         self.targets.clear();
@@ -319,7 +361,8 @@ impl Paths {
         let suspect = self.list[0].asked.as_ref().is_some_and(|asked| asked.tries.len() > 1);
         let mut spare = suspect;
         for at in 1..self.list.len() {
-            if !self.is_usable(at) || self.targets.contains(&at) {
+            let wanted = self.is_usable(at) || spare && self.is_spare(at);
+            if !wanted || self.targets.contains(&at) {
                 continue;
             }
             let copy = match self.role {

@@ -153,11 +153,13 @@ impl Paths {
     pub(super) fn weigh(&mut self) {
         let Some(inner_mtu) = self.inner_mtu else { return };
         let sizings = || {
-            let targets = self.targets.iter().filter_map(|at| self.list.get(*at)?.sizing.as_ref());
+            let places = self.targets.iter().copied().chain(self.shared());
+            let targets = places.filter_map(|at| self.list.get(at)?.sizing.as_ref());
             targets.filter(|sizing| sizing.known)
         };
         let mtu = sizings().map(|sizing| (sizing.search.current() - OVERHEAD).min(inner_mtu)).min();
-        self.settled = sizings().all(|sizing| sizing.search.state() == State::SearchComplete);
+        let settled = sizings().all(|sizing| sizing.search.state() == State::SearchComplete);
+        self.settled = settled;
         self.narrow = mtu.filter(|mtu| *mtu < inner_mtu);
         if mtu.is_some() && mtu != self.mtu {
             self.events.extend(mtu.map(|mtu| PathEvent::Mtu { mtu }));

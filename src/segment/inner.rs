@@ -23,6 +23,16 @@ pub fn addresses(packet: &[u8]) -> Option<(IpAddr, IpAddr)> {
     })
 }
 
+/// A number that is the same for all packets of a flow: by addresses, and by ports where there are any. FNV-1a.
+pub fn flow(packet: &[u8]) -> u32 {
+    let Ok(ip) = ip(packet) else { return 0 };
+    // Of fragments only the first would have ports.
+    let ports = parse(packet).ok().and_then(|layout| packet.get(layout.transport_at..)?.first_chunk::<4>());
+    let addresses = packet.get(ip.family.addresses()).unwrap_or_default();
+    let bytes = addresses.iter().chain(ports.into_iter().flatten());
+    bytes.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
+}
+
 /// Where the headers of a whole, unfragmented TCP or UDP packet are. Offsets in bytes from its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {

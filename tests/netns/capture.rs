@@ -7,6 +7,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{
     AddressFamily, LinkAddr, SockFlag, SockProtocol, SockType, recvfrom, setsockopt, socket, sockopt,
@@ -159,7 +160,13 @@ pub const ICMP_V6: u8 = 58;
 fn capture(fd: &OwnedFd, index: usize, stop: &AtomicBool) -> Vec<Captured> {
     let mut packets = Vec::new();
     let mut buffer = vec![0; 70_000];
+    let mut last = false;
     loop {
+        if !last && stop.load(Ordering::Relaxed) {
+            // What is in the buffer, however much more comes meanwhile.
+            fcntl(fd, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("a socket that doesn't wait");
+            last = true;
+        }
         match recvfrom::<LinkAddr>(fd.as_fd().as_raw_fd(), &mut buffer) {
             Ok((n, Some(from))) if from.ifindex() == index => {
                 packets.push(Captured {
@@ -168,7 +175,7 @@ fn capture(fd: &OwnedFd, index: usize, stop: &AtomicBool) -> Vec<Captured> {
                 });
             }
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) if stop.load(Ordering::Relaxed) => return packets,
+            Err(Errno::EAGAIN) if last => return packets,
             Err(Errno::EAGAIN) => {}
             Err(errno) => panic!("capture: {errno}"),
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 use nix::unistd::Pid;
 use serde_json::Value;
 
@@ -255,6 +257,36 @@ impl Lab {
         eventually(&format!("{n} sessions at the server"), || (self.sessions().len() == n).then_some(()));
     }
 
+    /// Waits until the server knows the client `c1` by an address that starts so.
+    pub fn wait_for_peer(&self, start: &str) {
+        eventually(&format!("a session with the peer {start}"), || {
+            let session = self.session("c1")?;
+            session["peer"].as_str().is_some_and(|peer| peer.starts_with(start)).then_some(())
+        });
+    }
+
+    /// Gives client 1 a second link to the network, eth1, without a route by it.
+    pub fn second_link(&self) {
+        let client = self.c(1);
+        self.net().ip(&["link", "add", "c1b", "type", "veth", "peer", "name", "eth1", "netns", &client.0]);
+        self.net().ip(&["addr", "add", "198.18.201.1/24", "dev", "c1b"]);
+        self.net().ip(&["link", "set", "c1b", "up"]);
+        client.ip(&["addr", "add", "198.18.201.2/24", "dev", "eth1"]);
+        client.ip(&["link", "set", "eth1", "up"]);
+    }
+
+    /// The router drops, without a word, what it forwards and one of these matches (nft).
+    pub fn swallow(&self, matches: &[&str]) {
+        let chain = "type filter hook forward priority 0;";
+        let rules: String = matches.iter().map(|m| format!("{m} counter drop; ")).collect();
+        self.net().must(&["nft", &format!("table inet hole {{ chain passing {{ {chain} {rules} }}; }}")]);
+    }
+
+    /// It does so no more.
+    pub fn swallow_no_more(&self) {
+        self.net().must(&["nft", "delete table inet hole"]);
+    }
+
     /// Sets the MTU of every wire between clients and server.
     pub fn set_outer_mtu(&self, mtu: u32) {
         let mtu = mtu.to_string();
@@ -378,6 +410,28 @@ impl Namespace {
             });
             worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
+    }
+
+    /// The kernel here forgets the connections it tracks, and how it translated their addresses.
+    pub fn forget_connections(&self) {
+        let fd = self.within(|| {
+            socket(
+                AddressFamily::Netlink,
+                SockType::Raw,
+                SockFlag::SOCK_CLOEXEC,
+                SockProtocol::NetlinkNetFilter,
+            )
+        });
+        let fd = fd.expect("a netlink socket");
+        // nlmsghdr: 20 bytes, IPCTNL_MSG_CT_DELETE of NFNL_SUBSYS_CTNETLINK, NLM_F_REQUEST and _ACK, number 1;
+        // nfgenmsg: any family. Without a tuple it means all of them.
+        let mut message = 20u32.to_ne_bytes().to_vec();
+        message.extend([(1u16 << 8 | 2).to_ne_bytes(), 5u16.to_ne_bytes()].concat());
+        message.extend([1u32.to_ne_bytes(), [0; 4], [0; 4]].concat());
+        send(fd.as_raw_fd(), &message, MsgFlags::empty()).expect("ask for it");
+        let mut answer = [0; 64];
+        let len = recv(fd.as_raw_fd(), &mut answer, MsgFlags::empty()).expect("an answer");
+        assert!(len >= 20 && answer[16..20] == [0; 4], "nlmsgerr: {:?}", &answer[..len]);
     }
 
     /// Runs a program that ends by itself, at the latest after a minute.

@@ -36,6 +36,8 @@ mod raw_client;
 mod traffic;
 
 // The tests, each file about one promise.
+mod attacks;
+mod carriers;
 mod churn;
 mod garbage;
 mod hardship;
@@ -45,6 +47,7 @@ mod many;
 mod matrix;
 mod moves;
 mod mtu;
+mod nat;
 mod plaintext;
 mod resume;
 mod routing;

@@ -244,7 +244,8 @@ pub struct Stream {
 }
 
 impl Stream {
-    fn new(number: usize, up: bool, (from, to): (&Namespace, &Namespace), address: IpAddr) -> Stream {
+    /// From one namespace to `address` in the other.
+    pub fn new(number: usize, up: bool, (from, to): (&Namespace, &Namespace), address: IpAddr) -> Stream {
         let receiver = to.within(|| UdpSocket::bind((address, 0))).expect("bind");
         receiver.set_nonblocking(true).expect("a socket that doesn't wait");
         let sender = udp_to(from, receiver.local_addr().expect("an address")).expect("a socket");
@@ -271,7 +272,8 @@ impl Stream {
         drops_of(&self.receiving, socket_inode(std::process::id() as i32, self.receiver.as_raw_fd()))
     }
 
-    fn send(&mut self) {
+    /// Sends the next one.
+    pub fn send(&mut self) {
         let size = SIZES[(self.sent % SIZES.len() as u64) as usize];
         let mut datagram = vec![0; size];
         datagram[..4].copy_from_slice(&self.number.to_be_bytes());

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   c1 [eth0] 198.18.1.2   ---- 198.18.1.1   net ---- srv
-//!      [eth1] 198.18.201.2 ---- 198.18.201.1          (in some tests, made by `second_link`)
+//!      [eth1] 198.18.201.2 ---- 198.18.201.1          (in some tests, made by `Lab::second_link`)
 //! ```
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +23,7 @@ fn another_address_costs_no_connection() {
         thread::sleep(Duration::from_millis(300));
         lab.c(1).ip(&["addr", "add", "198.18.1.77/24", "dev", "eth0"]);
         lab.c(1).ip(&["route", "add", "default", "via", "198.18.1.1"]);
-        wait_for_peer(&lab, "198.18.1.77:");
+        lab.wait_for_peer("198.18.1.77:");
     });
     // TCP can't move: another control connection is made at once.
     client.wait_for_log("a new control connection is made at once");
@@ -45,7 +45,7 @@ fn another_ipv6_address_costs_no_connection() {
         thread::sleep(Duration::from_millis(300));
         // Tentative for a second or two: the router on the wire has to be asked first.
         lab.c(1).ip(&["addr", "add", "2001:db8:1::77/64", "dev", "eth0"]);
-        wait_for_peer(&lab, "[2001:db8:1::77]:");
+        lab.wait_for_peer("[2001:db8:1::77]:");
     });
     assert_eq!(client.stop(), 0);
     assert!(host_routes(&lab).is_empty(), "{:?}", host_routes(&lab));
@@ -54,12 +54,12 @@ fn another_ipv6_address_costs_no_connection() {
 #[test]
 fn another_link_takes_over() {
     let Some(lab) = Lab::new("link", 1) else { return };
-    second_link(&lab);
+    lab.second_link();
     let _server = lab.start_server(&everything(&lab));
     let mut client = lab.start_client(1, &lab.client(1));
     while_talking(&lab, || {
         lab.c(1).ip(&["route", "replace", "default", "via", "198.18.201.1"]);
-        wait_for_peer(&lab, "198.18.201.2:");
+        lab.wait_for_peer("198.18.201.2:");
     });
     client.wait_for_log("a new control connection is made at once");
     let routes = host_routes(&lab);
@@ -69,7 +69,7 @@ fn another_link_takes_over() {
     while_talking(&lab, || {
         lab.c(1).ip(&["link", "del", "eth1"]);
         lab.c(1).ip(&["route", "add", "default", "via", "198.18.1.1"]);
-        wait_for_peer(&lab, "198.18.1.2:");
+        lab.wait_for_peer("198.18.1.2:");
     });
     assert_eq!(client.stop(), 0);
     assert!(host_routes(&lab).is_empty(), "{:?}", host_routes(&lab));
@@ -136,11 +136,11 @@ fn the_route_to_the_server_follows_its_gateway() {
 #[test]
 fn of_two_links_the_one_with_a_carrier_is_used() {
     let Some(lab) = Lab::new("twolinks", 1) else { return };
-    second_link(&lab);
+    lab.second_link();
     lab.c(1).ip(&["route", "add", "default", "via", "198.18.201.1", "metric", "100"]);
     let _server = lab.start_server(&everything(&lab));
     let mut client = lab.start_client(1, &lab.client(1));
-    wait_for_peer(&lab, "198.18.1.2:");
+    lab.wait_for_peer("198.18.1.2:");
     let routes = host_routes(&lab);
     for way in ["via 198.18.1.1 dev eth0", "via 198.18.201.1 dev eth1"] {
         assert!(routes.iter().any(|r| r.starts_with(&format!("198.18.100.2 {way}"))), "{routes:?}");
@@ -148,11 +148,11 @@ fn of_two_links_the_one_with_a_carrier_is_used() {
     while_talking(&lab, || {
         // The cable is pulled: no address and no route of the client changes.
         lab.net().ip(&["link", "set", "c1", "down"]);
-        wait_for_peer(&lab, "198.18.201.2:");
+        lab.wait_for_peer("198.18.201.2:");
     });
     while_talking(&lab, || {
         lab.net().ip(&["link", "set", "c1", "up"]);
-        wait_for_peer(&lab, "198.18.1.2:");
+        lab.wait_for_peer("198.18.1.2:");
     });
     assert_eq!(client.stop(), 0);
     assert!(host_routes(&lab).is_empty(), "{:?}", host_routes(&lab));
@@ -161,7 +161,7 @@ fn of_two_links_the_one_with_a_carrier_is_used() {
 #[test]
 fn configured_carriers_come_before_the_routes_order() {
     let Some(lab) = Lab::new("carriers", 1) else { return };
-    second_link(&lab);
+    lab.second_link();
     lab.c(1).ip(&["route", "add", "default", "via", "198.18.201.1", "metric", "100"]);
     let _server = lab.start_server(&everything(&lab));
     for (carriers, peer, warned) in [
@@ -171,7 +171,7 @@ fn configured_carriers_come_before_the_routes_order() {
         ("['nothere']", "198.18.1.2:", true),
     ] {
         let mut client = lab.start_client(1, &lab.client(1).set("mobility.carriers", carriers));
-        wait_for_peer(&lab, peer);
+        lab.wait_for_peer(peer);
         assert_eq!(client.log().contains("none of the carriers leads to"), warned, "{}", client.log());
         transfer(&lab.c(1), &lab.lan(), ip(LAN_V4), 1 << 20);
         assert_eq!(client.stop(), 0);
@@ -179,22 +179,12 @@ fn configured_carriers_come_before_the_routes_order() {
 }
 
 /// A server through which everything goes.
-fn everything(lab: &Lab) -> Config {
+pub fn everything(lab: &Lab) -> Config {
     lab.server().set("push.routes", "['0.0.0.0/0', '::/0']").set("nat", true)
 }
 
-/// Gives client 1 a second link to the network, without a route by it.
-fn second_link(lab: &Lab) {
-    let client = lab.c(1);
-    lab.net().ip(&["link", "add", "c1b", "type", "veth", "peer", "name", "eth1", "netns", &client.0]);
-    lab.net().ip(&["addr", "add", "198.18.201.1/24", "dev", "c1b"]);
-    lab.net().ip(&["link", "set", "c1b", "up"]);
-    client.ip(&["addr", "add", "198.18.201.2/24", "dev", "eth1"]);
-    client.ip(&["link", "set", "eth1", "up"]);
-}
-
 /// Connections through the tunnel in both directions, that never stop talking before, during and after `moves`.
-fn while_talking(lab: &Lab, moves: impl FnOnce()) {
+pub fn while_talking(lab: &Lab, moves: impl FnOnce()) {
     let mut talks = [
         Conversation::start(&lab.c(1), &lab.srv(), ip(INNER_V4)),
         Conversation::start(&lab.c(1), &lab.srv(), ip(INNER_V6)),
@@ -220,14 +210,6 @@ fn while_talking(lab: &Lab, moves: impl FnOnce()) {
         if let Err(panic) = moved {
             std::panic::resume_unwind(panic);
         }
-    });
-}
-
-/// Waits until the server knows the client by an address that starts so.
-fn wait_for_peer(lab: &Lab, start: &str) {
-    eventually(&format!("a session with the peer {start}"), || {
-        let session = lab.session("c1")?;
-        session["peer"].as_str().is_some_and(|peer| peer.starts_with(start)).then_some(())
     });
 }
 

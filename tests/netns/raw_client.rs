@@ -122,10 +122,14 @@ impl Dialler {
 
     /// The session of a Welcome.
     pub fn established(&self, (control, answer): (ControlChannel, Result<Message, Broken>)) -> RawClient {
-        let welcome = match answer {
-            Ok(Message::Welcome(welcome)) => welcome,
+        match answer {
+            Ok(Message::Welcome(welcome)) => self.welcomed(control, welcome),
             other => panic!("no welcome: {other:?}"),
-        };
+        }
+    }
+
+    /// The session that was welcomed.
+    pub fn welcomed(&self, control: ControlChannel, welcome: Welcome) -> RawClient {
         let secret = tls::export_secret(control.ssl(), &welcome.session.0).expect("the exporter");
         let udp = udp_to(&self.namespace, self.server).expect("a UDP socket");
         udp.set_read_timeout(Some(Duration::from_millis(200))).expect("a timeout");
@@ -196,14 +200,27 @@ impl RawClient {
                 packets.push(buffer[text].to_vec());
             }
             // Challenges are answered.
-            while let Some(say) = self.session.poll_in_band() {
-                let mut datagram = [0; IN_BAND_LEN];
-                if let Ok(len) = self.session.seal_in_band(clock::now(), &say, &mut datagram) {
-                    self.send(&datagram[..len]);
-                }
-            }
+            self.in_band().iter().for_each(|datagram| self.send(datagram));
         }
         packets
+    }
+
+    /// The datagrams of what the session has to say.
+    pub fn in_band(&mut self) -> Vec<Vec<u8>> {
+        let mut datagrams = Vec::new();
+        while let Some(say) = self.session.poll_in_band() {
+            let mut datagram = [0; IN_BAND_LEN];
+            if let Ok(len) = self.session.seal_in_band(clock::now(), &say, &mut datagram) {
+                datagrams.push(datagram[..len].to_vec());
+            }
+        }
+        datagrams
+    }
+
+    /// A REBIND, and the challenge that goes with it.
+    pub fn rebind(&mut self) -> Vec<Vec<u8>> {
+        self.session.rebind(clock::now());
+        self.in_band()
     }
 
     /// Pings the server's inner address with the number `sequence`, once; says how many answers came.

@@ -352,7 +352,8 @@ impl<'a> Carrying<'a> {
             Event::Proven { rtt } => log::debug!("{name}: round trip {rtt:?}"),
             Event::PathMtu { mtu } => log::debug!("{name}: the path carries packets of {mtu} bytes"),
             Event::Rekeyed { epoch } => log::info!("{name}: new keys, epoch {epoch}"),
-            Event::Suspect => {}
+            // The client's.
+            Event::Suspect | Event::Seen { .. } | Event::Translated { .. } => {}
             Event::Unreachable => log::debug!("{name}: no answer on the path"),
             // A server takes no settings from a client: Session refuses them.
             Event::Settings(_) | Event::Notice(_) => {}

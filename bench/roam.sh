@@ -1,0 +1,503 @@
+#!/usr/bin/env bash
+# How long a VPN is silent when its client moves: tunguard beside the VPNs a user could pick instead, in one run, in
+# turns, medians.
+#
+#   bench/roam.sh [--moves N] [--rounds N] [--peers "tunguard ..."] [--kinds "address:up ..."] [--outage S]
+#                 [--limit S] [--rtt MS] [--family 4|6] [--no-tcp] [--out DIR]
+#
+# A peer is a script in bench/peers/ (bench/peers/README.md). For each turn network namespaces are made, the peer is
+# started between them, moved, stopped, and the namespaces are removed.
+#
+#   client  wlan0 198.18.1.2 ---- 198.18.1.1 wlan0  router            without --rtt:
+#           eth0  198.18.2.2 ---- 198.18.2.1 eth0   forwards,         wan 198.18.100.1 --- 198.18.100.2 eth0  server
+#                                                   drops, NATs       with --rtt a namespace between, which gives
+#           and 2001:db8:N::/64 of the same numbers                   every packet back later (tunguard-roam delay)
+#
+# Each carrier's network takes only packets from its own addresses, as real ones do (BCP 38).
+#
+# The client has a default route by each carrier, that of the one it prefers with the lower metric. Inside the VPN a
+# program sends 500 packets of 200 bytes per second one way, up (by the client) or down (to a client that sends nothing
+# itself). A move is one of:
+#
+#   address    the preferred carrier's address is replaced by another of its network, never by an earlier one
+#   carrier    the default route changes to the other carrier, then the first loses its addresses and goes down
+#   failover   the router drops all packets of the carrier in use, both ways; no link goes down
+#   rebind     the router's NAT forgets all UDP flows and gives out other ports from now on
+#   rebind-all the same for TCP, too
+#   outage     the router drops all packets of all carriers for --outage seconds (60)
+#   restart    the server's processes are killed, and it is started again
+#
+# What counts is the longest time without arrivals from the move on; for outage and restart it is the time from when the
+# router drops nothing any more, or the server listens, to the first packet. At most --limit (20) seconds; a VPN that
+# needs longer on the first three moves of a kind isn't asked again. A move around which the sender itself paused for more
+# than 10 ms, because others used the machine, is repeated up to twice. --moves (10) of each kind in --rounds (2) turns.
+# Then bytes go over one TCP connection while addresses and carriers change in turn, with their SHA-256 at both ends.
+#
+# Writes results.json, README.md and timelines to DIR (target/roam), see bench/roam/report.py. BIN is the directory of
+# the programs (target/release), COMMIT what they were built from (HEAD), NOTE a sentence for the report.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+command="bench/roam.sh $*"
+
+moves=10 rounds=2 outage=60 limit=20 rtt=0 family=4 tcp=yes out=target/roam
+peers="tunguard tunguard-failover tunguard-redundant openvpn ocserv wireguard-go wireguard-go-hook"
+kinds="address:up address:down carrier:up carrier:down failover:up failover:down rebind:up rebind-all:up
+    outage:up outage:down restart:up restart:down"
+while [ $# -gt 0 ]; do
+    case $1 in
+        --moves) moves=$2; shift 2 ;;
+        --rounds) rounds=$2; shift 2 ;;
+        --peers) peers=$2; shift 2 ;;
+        --kinds) kinds=$2; shift 2 ;;
+        --outage) outage=$2; shift 2 ;;
+        --limit) limit=$2; shift 2 ;;
+        --rtt) rtt=$2; shift 2 ;;
+        --family) family=$2; shift 2 ;;
+        --no-tcp) tcp=''; shift ;;
+        --out) out=$2; shift 2 ;;
+        *) echo "bench/roam.sh: unknown option $1: see the top of the script" >&2; exit 2 ;;
+    esac
+done
+for each in $kinds; do
+    case $each in
+        address:* | carrier:* | failover:* | rebind:* | rebind-all:* | outage:* | restart:*) ;;
+        *) echo "bench/roam.sh: no such kind of move: $each" >&2; exit 2 ;;
+    esac
+    case $each in
+        *:up | *:down) ;;
+        *) echo "bench/roam.sh: neither up nor down: $each" >&2; exit 2 ;;
+    esac
+done
+if [ "$(id -u)" != 0 ]; then
+    echo "bench/roam.sh: makes network namespaces: run it as root" >&2
+    exit 1
+fi
+scripts/packages.sh run lab bench >&2
+BIN=$(cd "${BIN:-target/release}" && pwd)
+export BIN PEERS="$PWD/bench/peers" NS_SERVER="tgr$$-s" NS_CLIENT="tgr$$-c" NS_BETWEEN="tgr$$-r tgr$$-w" WORK MOBILE=yes
+readonly ROUTER="tgr$$-r" WIRE="tgr$$-w" roam="$BIN/tunguard-roam"
+case $family in
+    4) OUTER_SERVER=198.18.100.2 OUTER_CLIENT=198.18.1.2 ;;
+    6) OUTER_SERVER=2001:db8:100::2 OUTER_CLIENT=2001:db8:1::2 ;;
+    *) echo "bench/roam.sh: --family 4 or 6" >&2; exit 2 ;;
+esac
+WORK=$(mktemp -d)
+chmod 755 "$WORK"
+. bench/lib.sh
+
+lines=$WORK/results.jsonl
+peer=''
+touch "$lines"
+
+end_turn() {
+    end_flow
+    [ -z "$peer" ] || bash "bench/peers/$peer.sh" stop || true
+    [ -z "$wire" ] || kill "$wire" || true
+    drop_namespaces
+    wait
+    rm -rf "$WORK/peer"
+    peer='' wire=''
+} 2>/dev/null
+end_flow() {
+    [ -z "$flow" ] || kill $flow || true
+    [ -z "$flow" ] || wait $flow || true
+    flow=''
+} 2>/dev/null
+flow='' wire=''
+trap 'end_turn; rm -rf "$WORK"' EXIT
+trap 'exit 130' INT TERM HUP
+# A flow that ended early is noticed where it is read.
+trap : PIPE
+# nap SECONDS: that a signal ends, unlike sleep
+exec {never}<> <(:)
+nap() { read -rt "$1" -u "$never" || true; }
+
+# -- the network
+
+# 1 is wlan0, 2 is eth0
+carriers=([1]=wlan0 [2]=eth0)
+
+build_network() {
+    local ns n device
+    for ns in "$NS_CLIENT" "$ROUTER" "$WIRE" "$NS_SERVER"; do
+        ip netns add "$ns"
+        ip -n "$ns" link set lo up
+        ip netns exec "$ns" sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0
+    done
+    for ns in "$ROUTER" "$WIRE"; do
+        ip netns exec "$ns" sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
+    done
+    for n in 1 2; do
+        device=${carriers[n]}
+        ip link add "$device" netns "$ROUTER" type veth peer name "$device" netns "$NS_CLIENT"
+        plug "$ROUTER" "$device" "$n" 1
+    done
+    host=([1]=2 [2]=2) preferred=1
+    for n in 1 2; do plug_in "$n" $((n * 100)); done
+    if [ "$rtt" = 0 ]; then
+        ip link add wan netns "$ROUTER" type veth peer name eth0 netns "$NS_SERVER"
+        plug "$ROUTER" wan 100 1
+    else
+        ip link add wan netns "$ROUTER" type veth peer name r netns "$WIRE"
+        ip link add s netns "$WIRE" type veth peer name eth0 netns "$NS_SERVER"
+        plug "$ROUTER" wan 90 1
+        plug "$WIRE" r 90 2
+        plug "$WIRE" s 100 1
+        lead_through_tun
+        ip -n "$ROUTER" -batch - <<'IP'
+route add default via 198.18.90.2
+route add default via 2001:db8:90::2
+IP
+    fi
+    plug "$NS_SERVER" eth0 100 2
+    ip -n "$NS_SERVER" -batch - <<'IP'
+route add default via 198.18.100.1
+route add default via 2001:db8:100::1
+IP
+    nat=0 natted=none
+    router_rules ''
+}
+# plug NAMESPACE DEVICE NETWORK HOST
+plug() {
+    ip -n "$1" -batch - <<IP
+addr add 198.18.$3.$4/24 dev $2
+addr add 2001:db8:$3::$4/64 dev $2 nodad
+link set $2 up
+IP
+}
+# plug_in CARRIER METRIC: at the client
+plug_in() {
+    plug "$NS_CLIENT" "${carriers[$1]}" "$1" "${host[$1]}"
+    default_route add "$1" "$2" | ip -n "$NS_CLIENT" -batch -
+}
+# default_route VERB CARRIER METRIC: for ip -batch
+default_route() {
+    echo "route $1 default via 198.18.$2.1 dev ${carriers[$2]} metric $3"
+    echo "route $1 default via 2001:db8:$2::1 dev ${carriers[$2]} metric $3"
+}
+lead_through_tun() {
+    ip netns exec "$WIRE" "$roam" delay --device far --ms "$(reckon "$rtt / 2")" &
+    wire=$!
+    promptly ip -n "$WIRE" link show far
+    ip -n "$WIRE" -batch - <<'IP'
+link set far up txqueuelen 10000
+route add default dev far table 100
+rule add iif r lookup 100
+rule add iif s lookup 100
+route add 198.18.0.0/16 via 198.18.90.1
+IP
+    ip -6 -n "$WIRE" -batch - <<'IP'
+route add default dev far table 100
+rule add iif r lookup 100
+rule add iif s lookup 100
+route add 2001:db8::/32 via 2001:db8:90::1
+IP
+}
+
+# router_rules NAT: what is NATed: nothing, "udp" or "all". A new zone of the tracker is what makes the router forget:
+# no packet finds the entries of the former one, whichever way it goes.
+router_rules() {
+    local which zone="" source=""
+    case $1 in
+        udp) which='meta l4proto udp' ;;
+        all) which='meta l4proto { tcp, udp }' ;;
+    esac
+    if [ -n "$1" ]; then
+        nat=$((nat + 1))
+        zone="$which ct zone set $nat"
+        source="oifname wan $which masquerade to :$((20000 + nat * 100))-$((20099 + nat * 100))"
+    fi
+    ip netns exec "$ROUTER" nft -f - <<NFT
+table inet roam
+delete table inet roam
+table inet roam {
+    set holed { type ifname; }
+    chain first { type filter hook prerouting priority raw; $zone; }
+    chain between {
+        type filter hook forward priority filter
+        ct state established counter
+        iifname wlan0 ip saddr != 198.18.1.0/24 drop
+        iifname wlan0 ip6 saddr != 2001:db8:1::/64 drop
+        iifname eth0 ip saddr != 198.18.2.0/24 drop
+        iifname eth0 ip6 saddr != 2001:db8:2::/64 drop
+        iifname @holed drop
+        oifname @holed drop
+    }
+    chain last { type nat hook postrouting priority srcnat; $source; }
+}
+NFT
+}
+# hole add|delete CARRIER...
+hole() {
+    local verb=$1 devices
+    shift
+    devices=$(for n in "$@"; do echo "\"${carriers[n]}\""; done | paste -sd ,)
+    ip netns exec "$ROUTER" nft "$verb element inet roam holed { $devices }"
+}
+# The carrier that carries packets; where both do it is the preferred one.
+in_use() {
+    local n before=() after=()
+    for n in 1 2; do before[n]=$(packets "$n"); done
+    nap 0.3
+    for n in 1 2; do after[n]=$(packets "$n"); done
+    local other=$((3 - preferred))
+    if [ $((after[other] - before[other])) -gt $((2 * (after[preferred] - before[preferred]))) ]; then
+        echo $other
+    else
+        echo $preferred
+    fi
+}
+packets() { ip -n "$ROUTER" -s -j link show "${carriers[$1]}" | jq '.[0].stats64 | .rx.packets + .tx.packets'; }
+
+# -- moves: each says `begin` just before, and `whole` when the network is as good as it gets. after_* makes it ready for
+# the next one.
+
+begin() { echo move >&"$orders"; }
+whole() { echo back >&"$orders"; }
+
+move_address() {
+    local n=$preferred old=${host[preferred]}
+    another_address "$n"
+    begin
+    {
+        echo "addr del 198.18.$n.$old/24 dev ${carriers[n]}"
+        echo "addr del 2001:db8:$n::$old/64 dev ${carriers[n]}"
+        echo "addr add 198.18.$n.${host[n]}/24 dev ${carriers[n]}"
+        echo "addr add 2001:db8:$n::${host[n]}/64 dev ${carriers[n]} nodad"
+        default_route replace "$n" 100
+    } | ip -n "$NS_CLIENT" -batch -
+    whole
+}
+after_address() { :; }
+# One that the client never had, or long ago: whoever goes on with an old one gets no answer.
+another_address() { host[$1]=$((host[$1] % 250 + 2)); }
+
+move_carrier() {
+    local old=$preferred
+    preferred=$((3 - old))
+    begin
+    {
+        default_route add "$preferred" 50
+        echo "addr del 198.18.$old.${host[old]}/24 dev ${carriers[old]}"
+        echo "addr del 2001:db8:$old::${host[old]}/64 dev ${carriers[old]}"
+        echo "link set ${carriers[old]} down"
+    } | ip -n "$NS_CLIENT" -batch -
+    whole
+}
+# The new one has 100 from now on, the one that went comes back with 200, and with another address.
+after_carrier() {
+    local gone=$((3 - preferred))
+    another_address "$gone"
+    default_route add "$preferred" 100 | ip -n "$NS_CLIENT" -batch -
+    { default_route del "$preferred" 50; default_route del "$preferred" 200; } | ip -n "$NS_CLIENT" -batch -
+    plug_in "$gone" 200
+}
+
+move_failover() {
+    local active
+    active=$(in_use)
+    begin
+    hole add "$active"
+    whole
+}
+after_failover() { ip netns exec "$ROUTER" nft flush set inet roam holed; }
+
+move_rebind() {
+    begin
+    router_rules udp
+    whole
+}
+after_rebind() { :; }
+
+move_rebind-all() {
+    begin
+    router_rules all
+    whole
+}
+after_rebind-all() { :; }
+
+move_outage() {
+    begin
+    hole add 1 2
+    nap "$outage"
+    hole delete 1 2
+    whole
+}
+after_outage() { :; }
+
+move_restart() {
+    begin
+    bash "bench/peers/$peer.sh" crash
+    bash "bench/peers/$peer.sh" again || say "  $peer: the server doesn't listen again"
+    whole
+}
+after_restart() { :; }
+
+# The router NATs for the sake of rebind and rebind-all only.
+before() {
+    local wanted=''
+    case $1 in
+        rebind) wanted=udp ;;
+        rebind-all) wanted=all ;;
+    esac
+    [ "$natted" != "$wanted" ] || return 0
+    natted=$wanted
+    router_rules "$wanted"
+}
+
+# -- measuring
+
+# start_peer: the network, and the VPN in it
+start_peer() {
+    build_network
+    inner=$(bash "bench/peers/$peer.sh" start) || return 1
+    inner_client=$(in_client ip -j route get "$inner" | jq -r '.[0].prefsrc')
+}
+renew() {
+    local this=$peer
+    say "  $peer is started anew"
+    end_turn
+    peer=$this
+    start_peer
+}
+# A VPN that lost its way may find it again before the next move, with packets from the client.
+revive() {
+    for _ in $(seq 30); do
+        ! answers "$inner" >/dev/null 2>&1 || return 0
+    done
+    renew
+}
+
+# start_flow WAY
+start_flow() {
+    local from=$NS_CLIENT to=$NS_SERVER address=$inner
+    [ "$1" = up ] || from=$NS_SERVER to=$NS_CLIENT address=$inner_client
+    # Never the port of the flow before, of which packets may still be under way.
+    port=$((port % 1000 + 6001))
+    coproc RECEIVER { exec ip netns exec "$to" "$roam" receive --port "$port" --limit "$limit"; }
+    exec {said}<&"${RECEIVER[0]}" {orders}>&"${RECEIVER[1]}"
+    ip netns exec "$from" "$roam" send --to "$address:$port" &
+    flow="$! $RECEIVER_PID"
+}
+port=0
+
+# measure KIND WAY: its report in $report
+measure() {
+    local line=''
+    report='{"steady": false}'
+    start_flow "$2"
+    if read -rt 30 -u "$said" line && [ "$line" = steady ]; then
+        # So that it comes at any moment between two keepalives.
+        nap "$((RANDOM % 5)).$((RANDOM % 900 + 100))"
+        "move_$1"
+        read -rt $((limit + 10)) -u "$said" report || report='{"steady": false}'
+    fi
+    end_flow
+    exec {said}<&- {orders}>&-
+    [ "$line" != steady ] || "after_$1"
+}
+
+declare -A tried recovered
+# moved KIND WAY: one move of the kind, recorded
+moved() {
+    local key="$peer $1 $2"
+    if [ "${tried[$key]:-0}" -ge 3 ] && [ "${recovered[$key]:-0}" = 0 ]; then return 0; fi
+    before "$1"
+    for _ in 1 2 3; do
+        measure "$1" "$2"
+        if ! jq -e .steady <<<"$report" >/dev/null; then
+            say "  $peer: no even flow $2 before $1"
+            revive || return 1
+            before "$1"
+        elif jq -e '.recovered and .sender_ms > 10 and .silence_ms < 1000' <<<"$report" >/dev/null; then
+            say "  $peer: $1 $2 once more: the sender itself paused for $(jq .sender_ms <<<"$report") ms"
+        else
+            break
+        fi
+    done
+    tried[$key]=$((${tried[$key]:-0} + 1))
+    jq -c --arg p "$peer" --arg k "$1" --arg w "$2" --argjson n "$round" \
+        '{peer: $p, kind: $k, way: $w, round: $n} + .' <<<"$report" >>"$lines"
+    say "  round $round  $peer: $1 $2: $(jq -r --arg k "$1" '
+        if .steady and .recovered then
+            if $k == "outage" or $k == "restart" then "first packet after \(.first_ms) ms" else "silent for \(.silence_ms) ms" end
+            + ", lost \(.lost), twice \(.duplicated), late \(.reordered)"
+        elif .steady then "not in time" else "no even flow" end' <<<"$report")"
+    if jq -e .recovered <<<"$report" >/dev/null; then
+        recovered[$key]=$((${recovered[$key]:-0} + 1))
+    else
+        revive
+    fi
+}
+
+# transfer WAY: TCP meanwhile
+transfer() {
+    local from=$NS_CLIENT to=$NS_SERVER address=$inner n=0 result sender
+    [ "$1" = up ] || from=$NS_SERVER to=$NS_CLIENT address=$inner_client
+    before none
+    revive || return 1
+    port=$((port % 1000 + 6001))
+    exec {orders}>/dev/null
+    ip netns exec "$to" "$roam" tcp receive --port "$port" &
+    flow=$!
+    promptly ip netns exec "$to" sh -c "ss -Hltn sport = :$port | grep -q ."
+    ip netns exec "$from" timeout 120 "$roam" tcp send --to "$address:$port" --bytes 30000000 >"$WORK/tcp.json" &
+    sender=$!
+    flow="$flow $sender"
+    nap 2
+    while kill -0 "$sender" 2>/dev/null; do
+        if [ $((n % 2)) = 0 ]; then move_address; else move_carrier; nap 1; after_carrier; fi
+        n=$((n + 1))
+        nap 3
+    done
+    result=$(jq -c . "$WORK/tcp.json" 2>/dev/null) || true
+    end_flow
+    exec {orders}>&-
+    jq -cn --arg p "$peer" --arg w "$1" --argjson n "$round" --argjson m "$n" --argjson r "${result:-null}" \
+        '{peer: $p, kind: "tcp", way: $w, round: $n, moves: $m, intact: false} + ($r // {})' >>"$lines"
+    say "  round $round  $peer: TCP $1 over $n moves: ${result:-failed}"
+}
+
+turn() {
+    local each
+    jq -cn --arg p "$peer" --argjson n "$round" --argjson s "$(quiet 40)" \
+        '{peer: $p, kind: "strangers", way: "", round: $n, cores: $s}' >>"$lines"
+    if ! start_peer; then
+        say "  $peer doesn't start"
+        jq -cn --arg p "$peer" --argjson n "$round" '{peer: $p, kind: "start", way: "", round: $n}' >>"$lines"
+        return
+    fi
+    for each in $kinds; do
+        for _ in $(seq $((moves * (round - 1) / rounds + 1)) $((moves * round / rounds))); do
+            moved "${each%:*}" "${each#*:}" || return 0
+        done
+    done
+    if [ -n "$tcp" ]; then
+        transfer up || return 0
+        transfer down || return 0
+    fi
+}
+
+load=$(cut -d ' ' -f 1-3 /proc/loadavg)
+jq -n --arg command "$command" --arg machine "$(machine)" --arg load "$load" --arg date "$(date -u +%F)" \
+    --arg note "${NOTE:-}" --arg commit "${COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || true)}" \
+    --argjson moves "$moves" --argjson rounds "$rounds" --argjson outage "$outage" --argjson limit "$limit" \
+    --argjson rtt "$rtt" --argjson family "$family" --arg kinds "$kinds" --arg peers "$peers" \
+    '{command: $command, note: $note, machine: $machine, load_before: $load, date: $date, commit: $commit,
+      moves: $moves, rounds: $rounds, outage: $outage, limit: $limit, rtt: $rtt, family: $family,
+      kinds: ($kinds | [splits("\\s+")]), order: ($peers | [splits("\\s+")])}' >"$WORK/about.json"
+for each in $peers; do
+    jq -cn --arg p "$each" --arg a "$(bash "bench/peers/$each.sh" about 2>/dev/null || echo missing)" '{key: $p, value: $a}'
+done | jq -s from_entries >"$WORK/peers.json"
+for round in $(seq "$rounds"); do
+    for each in $peers; do
+        peer=$each
+        turn
+        end_turn
+    done
+done
+
+mkdir -p "$out"
+jq -s --slurpfile about "$WORK/about.json" --slurpfile peers "$WORK/peers.json" \
+    --arg after "$(cut -d ' ' -f 1-3 /proc/loadavg)" '$about[0] + {load_after: $after, peers: $peers[0], runs: .}' "$lines" >"$out/results.json"
+python3 bench/roam/report.py "$out"

@@ -1,0 +1,227 @@
+//! Balancing: each inner flow goes by one path, so that its packets stay in order, and new flows go where there is most
+//! room. What a path carries is measured by the peer's reports of what arrived.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::{Key, Mode, Paths, Say};
+use crate::keys::Role;
+use crate::path::{INSIDE, Path};
+use crate::time::Time;
+use crate::wire::inband::{InBand, PathStatus};
+
+/// Which flow goes by which path.
+#[derive(Debug, Default)]
+pub(super) struct Flows {
+    pinned: HashMap<u32, (Key, Time)>,
+}
+
+/// What a path carries, from this end and to it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Load {
+    /// Packets and bytes sent ever.
+    sent: (u64, u64),
+    /// The same when the last report came.
+    sent_then: (u64, u64),
+    /// What the last report said, and when it came.
+    reported: (u64, u64),
+    reported_at: Option<Time>,
+    /// Bytes per second sent, between the last two reports.
+    rate: f64,
+    /// Bytes per second that get through; 0 as long as nothing is known.
+    capacity: f64,
+    /// Flows pinned to it of late, of which nothing is measured yet.
+    fresh: f64,
+    /// Packets and bytes received ever.
+    received: (u64, u64),
+    /// What was last reported of it, and when.
+    told: (u64, u64),
+    told_at: Time,
+}
+
+impl Load {
+    /// A data packet came.
+    pub(super) fn heard(&mut self, bytes: usize) {
+        self.received = (self.received.0 + 1, self.received.1 + bytes as u64);
+    }
+
+    /// The peer has received so much in all.
+    fn reported(&mut self, now: Time, packets: u64, bytes: u64) {
+        if packets < self.reported.0 || bytes < self.reported.1 {
+            // An older report that was overtaken.
+            return;
+        }
+        if let Some(before) = self.reported_at {
+            let seconds = now.since(before).as_secs_f64();
+            if seconds < REPORT_EVERY.as_secs_f64() / 4.0 {
+                return;
+            }
+            let arrived = (packets - self.reported.0) as f64;
+            let sent = self.sent.0.saturating_sub(self.sent_then.0) as f64;
+            let through = (bytes - self.reported.1) as f64 / seconds;
+            self.rate = self.sent.1.saturating_sub(self.sent_then.1) as f64 / seconds;
+            let full = arrived < sent * (1.0 - LOSS_OF_A_FULL_PATH);
+            self.capacity = if full { (self.capacity + through) / 2.0 } else { self.capacity.max(through) };
+        }
+        self.fresh /= 2.0;
+        self.reported_at = Some(now);
+        self.reported = (packets, bytes);
+        self.sent_then = self.sent;
+    }
+
+    /// How full it is; `most` is the capacity of the best path, which one that was never measured may have, too.
+    fn fullness(&self, now: Time, most: f64) -> f64 {
+        let stale = self.reported_at.is_none_or(|at| now.since(at) > RATE_FOR);
+        // Nothing is reported where nothing arrives: what was sent since counts as well.
+        let since = self.sent.1.saturating_sub(self.sent_then.1) as f64;
+        let rate = if stale { 0.0 } else { self.rate };
+        let capacity = if self.capacity > 0.0 { self.capacity } else { most };
+        (rate.max(since) + 1.0 + self.fresh * GUESS) / capacity.max(1.0)
+    }
+}
+
+impl Paths {
+    /// Flows are spread over several paths.
+    pub fn spreads(&self) -> bool {
+        self.shared().nth(1).is_some()
+    }
+
+    /// The path of a flow.
+    pub fn lane(&mut self, now: Time, flow: u32) -> Option<Path> {
+        let pinned = self.flows.pinned.get(&flow).filter(|(_, last)| now.since(*last) < IDLE_FLOW).copied();
+        let still = pinned.and_then(|(key, _)| self.shared().find(|at| self.list[*at].path.key() == key));
+        let at = still.or_else(|| self.emptiest(now))?;
+        self.list[at].load.fresh += if still.is_none() { 1.0 } else { 0.0 };
+        let path = self.list[at].path;
+        if self.flows.pinned.len() >= MOST_FLOWS {
+            self.flows.pinned.retain(|_, (_, last)| now.since(*last) < IDLE_FLOW);
+            if self.flows.pinned.len() >= MOST_FLOWS {
+                self.flows.pinned.clear();
+            }
+        }
+        self.flows.pinned.insert(flow, (path.key(), now));
+        Some(path)
+    }
+
+    /// Takes `datagrams` of `bytes` in all as sent by the path of a flow.
+    pub fn lane_target(&mut self, now: Time, path: Path, datagrams: usize, bytes: usize) -> Option<Path> {
+        self.sent = now;
+        let at = self.find(path.key())?;
+        let known = &mut self.list[at];
+        known.waiting.get_or_insert(now);
+        known.load.sent = (known.load.sent.0 + datagrams as u64, known.load.sent.1 + bytes as u64);
+        Some(known.path)
+    }
+
+    /// Places of the paths that share the flows.
+    pub(super) fn shared(&self) -> impl Iterator<Item = usize> {
+        let share = move |at: &usize| {
+            let known = &self.list[*at];
+            let meant = match self.role {
+                Role::Client => self.mode == Mode::Balance,
+                Role::Server => known.status() == Some(PathStatus::Share),
+            };
+            meant && known.path.carrier != INSIDE && self.is_usable(*at)
+        };
+        (0..self.list.len()).filter(share)
+    }
+
+    fn emptiest(&self, now: Time) -> Option<usize> {
+        let most = self.shared().map(|at| self.list[at].load.capacity).fold(0.0, f64::max);
+        let fullness = |at: &usize| self.list[*at].load.fullness(now, most);
+        self.shared().min_by(|a, b| fullness(a).total_cmp(&fullness(b)))
+    }
+
+    pub(super) fn hear_report(&mut self, now: Time, at: usize, packets: u64, bytes: u64) {
+        self.list[at].load.reported(now, packets, bytes);
+    }
+
+    /// Tells the peer what came, now and then.
+    pub(super) fn report(&mut self, now: Time) {
+        if !self.spreads() {
+            return;
+        }
+        for known in &mut self.list {
+            let load = &mut known.load;
+            if load.received != load.told && now.since(load.told_at) >= REPORT_EVERY {
+                (load.told, load.told_at) = (load.received, now);
+                let message = InBand::PathReport { packets: load.received.0, bytes: load.received.1 };
+                self.said.push_back(Say { message, path: known.path, pad: 0 });
+            }
+        }
+    }
+
+    /// When [`Paths::report`] is due.
+    pub(super) fn report_at(&self) -> Option<Time> {
+        if !self.spreads() {
+            return None;
+        }
+        let untold = self.list.iter().map(|known| &known.load).filter(|load| load.received != load.told);
+        untold.map(|load| load.told_at + REPORT_EVERY).min()
+    }
+}
+
+/// Between two reports.
+const REPORT_EVERY: Duration = Duration::from_millis(250);
+/// A path that loses more than this carries as much as it can.
+const LOSS_OF_A_FULL_PATH: f64 = 0.02;
+/// Bytes per second of a flow that has just begun.
+const GUESS: f64 = 100_000.0;
+/// What is known of a rate is true for so long.
+const RATE_FOR: Duration = Duration::from_secs(1);
+/// A flow that was silent for so long may go by another path.
+const IDLE_FLOW: Duration = Duration::from_secs(10);
+const MOST_FLOWS: usize = 4_096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A second of sending `bytes` a millisecond by a path that carries `capacity` of them.
+    fn second(load: &mut Load, now: &mut Time, bytes: u64, capacity: u64) {
+        for ms in 0..1_000u64 {
+            *now = *now + Duration::from_millis(1);
+            load.sent = (load.sent.0 + bytes / 100, load.sent.1 + bytes);
+            let through = bytes.min(capacity);
+            load.received = (load.received.0 + through / 100, load.received.1 + through);
+            if ms % 250 == 0 {
+                let (packets, bytes) = load.received;
+                load.reported(*now, packets, bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn capacity_is_what_gets_through_when_more_is_sent() {
+        let (mut load, mut now) = (Load::default(), Time::default());
+        second(&mut load, &mut now, 1_000, 4_000);
+        assert!((load.capacity / 1e6 - 1.0).abs() < 0.1, "at least {}", load.capacity);
+        for _ in 0..3 {
+            second(&mut load, &mut now, 10_000, 4_000);
+        }
+        assert!((load.capacity / 4e6 - 1.0).abs() < 0.1, "{}", load.capacity);
+        // It became narrower.
+        for _ in 0..5 {
+            second(&mut load, &mut now, 10_000, 2_000);
+        }
+        assert!((load.capacity / 2e6 - 1.0).abs() < 0.1, "{}", load.capacity);
+        // Less is sent: that says nothing against it.
+        second(&mut load, &mut now, 500, 2_000);
+        assert!((load.capacity / 2e6 - 1.0).abs() < 0.1, "{}", load.capacity);
+        assert!(load.fullness(now, 0.0) < 0.5);
+    }
+
+    #[test]
+    fn reports_that_were_overtaken_or_come_too_fast_count_for_nothing() {
+        let mut load = Load::default();
+        let at = |ms| Time::default() + Duration::from_millis(ms);
+        load.sent = (100, 10_000);
+        load.reported(at(0), 0, 0);
+        load.reported(at(250), 100, 10_000);
+        let capacity = load.capacity;
+        load.reported(at(251), 101, 10_100);
+        load.reported(at(600), 50, 5_000);
+        assert_eq!(load.capacity, capacity);
+        assert_eq!(load.reported, (100, 10_000));
+    }
+}
