@@ -85,7 +85,7 @@ impl Paths {
             let (_, size, _) = sizing.probes.swap_remove(probe);
             sizing.search.handle_refused(now, size);
             sizing.due = true;
-            self.ask_size(now, at);
+            self.know_size(now, at);
         }
     }
 
@@ -95,7 +95,7 @@ impl Paths {
         if let Some(probe) = sizing.probes.iter().position(|(n, ..)| *n == nonce) {
             let (_, size, sent) = sizing.probes.swap_remove(probe);
             sizing.search.handle_answer(now, size, now.since(sent));
-            self.ask_size(now, at);
+            self.know_size(now, at);
         }
     }
 
@@ -110,8 +110,17 @@ impl Paths {
             && let Some(sizing) = &mut self.list[at].sizing
         {
             sizing.search.handle_timeout(now);
-            self.ask_size(now, at);
+            self.know_size(now, at);
         }
+    }
+
+    /// The search went on: takes in what it says, and goes on.
+    fn know_size(&mut self, now: Time, at: usize) {
+        if let Some(sizing) = &mut self.list[at].sizing {
+            sizing.known |= matches!(sizing.search.state(), State::SearchComplete | State::Error);
+        }
+        self.weigh();
+        self.ask_size(now, at);
     }
 
     /// Sends the probes that are due.
@@ -127,7 +136,6 @@ impl Paths {
             probes.push(size);
         }
         sizing.due &= probes.is_empty();
-        sizing.known |= matches!(sizing.search.state(), State::SearchComplete | State::Error);
         let path = known.path;
         for size in probes {
             let nonce = self.nonce();
@@ -139,7 +147,6 @@ impl Paths {
             }
             self.said.push_back(Say { message: InBand::PathChallenge(nonce), path, pad: size });
         }
-        self.weigh();
     }
 
     /// Works out what goes on every path that data is sent to.
