@@ -237,6 +237,14 @@ impl Egress {
             if sent > 0 {
                 session.handle_sent(self.now, self.stride);
             }
+            // The link is gone, and nobody has said so yet.
+            if sent == 0
+                && unsent.is_some_and(|failed| failed.reason == DropReason::SendRefused)
+                && let Some(path) = session.way_out(self.now)
+                && carrier.send(&path, self.ecn, &self.bytes[..self.len], self.stride).is_ok()
+            {
+                sent = 1;
+            }
             if sent > 1 {
                 session.copied(self.datagrams as u64 * (sent - 1));
             } else if sent == 0 {

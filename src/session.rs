@@ -275,6 +275,11 @@ impl Session {
         self.paths.lane_target(now, lane, datagrams, bytes)
     }
 
+    /// Another path, for data that no socket of the [`Session::targets`] took.
+    pub fn way_out(&mut self, now: Time) -> Option<Path> {
+        self.paths.way_out(now)
+    }
+
     /// Counts datagrams that were sent on a further path.
     pub fn copied(&mut self, datagrams: u64) {
         self.traffic.copies += datagrams;

@@ -72,6 +72,8 @@ impl Paths {
             Nomination { key, before: None, rebind, since: now, grace: now + grace, graced: false };
         if self.list[at].proven && !self.list[at].is_lost() {
             nomination.before = Some(old.path.key());
+            // Data goes to both, so there is time for an answer that queues behind it.
+            nomination.grace = now + GRACE_BEFORE;
             self.switch(now, at);
         }
         self.nomination = Some(nomination);
@@ -101,8 +103,10 @@ impl Paths {
         if let Some(before) = n.before {
             if new_answers {
                 self.nomination = None;
-            } else if n.graced && !n.rebind && self.answered_since(before, n.since) {
+            } else if n.graced && !n.rebind && self.answered_since(before, n.since) && !self.left(before) {
                 self.nomination = None;
+                // It has to answer first next time.
+                self.list[0].proven = false;
                 if let Some(back) = self.find(before) {
                     self.switch(now, back);
                 }
@@ -112,7 +116,7 @@ impl Paths {
             return;
         }
         let old = &self.list[0];
-        let left = matches!(old.status, Some(PathStatus::Dropped | PathStatus::Standby));
+        let left = self.left(old.path.key());
         let old_answers = old.answered.is_some_and(|answered| answered >= n.since) && !left;
         if old_answers && !n.rebind {
             // It is where it was: somebody else sent that.
@@ -125,6 +129,12 @@ impl Paths {
             self.nomination = None;
             self.forget_strangers();
         }
+    }
+
+    /// Its client has said that it is somewhere else, too.
+    fn left(&self, key: Key) -> bool {
+        let status = self.find(key).and_then(|at| self.list[at].status);
+        status.is_some_and(|status| status != PathStatus::Preferred)
     }
 
     pub(super) fn switch(&mut self, now: Time, at: usize) {
@@ -165,15 +175,20 @@ impl Paths {
 
 /// How many nominations there may be: a few at once, then one a second.
 pub(super) struct Bucket {
-    pub(super) left: u32,
-    pub(super) since: Time,
+    left: u32,
+    most: u32,
+    since: Time,
 }
 
 impl Bucket {
+    pub(super) fn new(most: u32) -> Bucket {
+        Bucket { left: most, most, since: Time::default() }
+    }
+
     pub(super) fn take(&mut self, now: Time) -> bool {
         let earned = now.since(self.since).as_millis() / NOMINATION_EVERY.as_millis();
         if earned > 0 {
-            self.left = self.left.saturating_add(earned.min(NOMINATIONS.into()) as u32).min(NOMINATIONS);
+            self.left = self.left.saturating_add(earned.min(self.most.into()) as u32).min(self.most);
             self.since = now;
         }
         let any = self.left > 0;
@@ -185,9 +200,13 @@ impl Bucket {
 /// Paths remembered.
 const MOST_KNOWN: usize = 8;
 pub(super) const NOMINATIONS: u32 = 4;
+/// The client's own word has a bucket of its own, that no copies of packets can empty.
+pub(super) const REBINDS: u32 = 16;
 const NOMINATION_EVERY: Duration = Duration::from_secs(1);
 /// Someone who nominated an address answers within this time.
 pub(super) const NOMINATED_FOR: Duration = Duration::from_secs(3);
 /// What the old path may take longer than one and a half of its round trips.
 const GRACE: Duration = Duration::from_millis(10);
+/// The same, where the peer is taken to be at the new one already.
+const GRACE_BEFORE: Duration = Duration::from_secs(1);
 const GRACE_BLIND: Duration = Duration::from_millis(200);

@@ -29,7 +29,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use balance::Flows;
-use follow::{Bucket, NOMINATED_FOR, NOMINATIONS, Nomination};
+use follow::{Bucket, NOMINATED_FOR, NOMINATIONS, Nomination, REBINDS};
 pub use keep::Keepalive;
 pub use known::Known;
 
@@ -116,7 +116,8 @@ pub struct Paths {
     /// Places in `list` that data is sent to.
     targets: Vec<usize>,
     nomination: Option<Nomination>,
-    bucket: Bucket,
+    nominations: Bucket,
+    rebinds: Bucket,
     /// An address that the control connection comes from.
     vouched: Option<IpAddr>,
     /// Key and number of challenges.
@@ -158,7 +159,8 @@ impl Paths {
             list: Vec::new(),
             targets: Vec::new(),
             nomination: None,
-            bucket: Bucket { left: NOMINATIONS, since: Time::default() },
+            nominations: Bucket::new(NOMINATIONS),
+            rebinds: Bucket::new(REBINDS),
             vouched,
             nonces: (nonces, 0),
             sent: Time::default(),
@@ -199,6 +201,13 @@ impl Paths {
         Some(known.path)
     }
 
+    /// Another path, for data that none of the targets' sockets took.
+    pub fn way_out(&mut self, now: Time) -> Option<Path> {
+        let at = (0..self.list.len()).find(|at| self.is_spare(*at) && !self.targets.contains(at))?;
+        self.list[at].waiting.get_or_insert(now);
+        Some(self.list[at].path)
+    }
+
     /// Takes `bytes` of an in-band message as sent on `path`; `false` where they may not be.
     pub fn spend(&mut self, path: Path, bytes: usize) -> bool {
         let key = path.key();
@@ -224,7 +233,11 @@ impl Paths {
             // An older one may be a copy that somebody delayed.
             None if !newest => return,
             None => {
-                if !self.bucket.take(now) {
+                let bucket = match said {
+                    Some(InBand::Rebind) => &mut self.rebinds,
+                    _ => &mut self.nominations,
+                };
+                if !bucket.take(now) {
                     return;
                 }
                 self.add(now, path);
@@ -361,15 +374,13 @@ impl Paths {
         let suspect = self.list[0].asked.as_ref().is_some_and(|asked| asked.tries.len() > 1);
         let mut spare = suspect;
         for at in 1..self.list.len() {
-            let wanted = self.is_usable(at) || spare && self.is_spare(at);
-            if !wanted || self.targets.contains(&at) {
-                continue;
-            }
             let copy = match self.role {
                 Role::Client => copies && self.list[at].path.carrier != INSIDE,
                 Role::Server => self.list[at].status == Some(PathStatus::Copy),
             };
-            if copy || std::mem::take(&mut spare) {
+            // A copy may go where something answered but a moment ago: it can't be worse than none.
+            let wanted = self.is_usable(at) || (copy || spare) && self.is_spare(at);
+            if wanted && !self.targets.contains(&at) && (copy || std::mem::take(&mut spare)) {
                 self.targets.push(at);
             }
         }

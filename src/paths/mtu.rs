@@ -139,6 +139,8 @@ impl Paths {
         let path = known.path;
         for size in probes {
             let nonce = self.nonce();
+            // A NAT sees it as it sees any other.
+            self.list[at].keep.sent(now);
             if let Some(sizing) = &mut self.list[at].sizing {
                 if sizing.probes.len() >= MOST_PROBES {
                     sizing.probes.remove(0);
