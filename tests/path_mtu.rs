@@ -2,7 +2,7 @@
 //! probes, which are lost.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use tunguard::config::common::Suite;
@@ -11,6 +11,7 @@ use tunguard::egress::{self, Egress, Outlet};
 use tunguard::epochs::Limits;
 use tunguard::keys::{Role, Secret};
 use tunguard::path::Path;
+use tunguard::paths::Mode;
 use tunguard::session::{Event, Opened, Session, Start};
 use tunguard::sys::udp::Unsent;
 use tunguard::time::Time;
@@ -20,6 +21,8 @@ use tunguard::wire::vnet::{GSO_TCPV4, NEEDS_CSUM, VnetHeader};
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 const DELAY: Duration = Duration::from_millis(10);
+/// The client's address by its second carrier.
+const OTHER: &str = "203.0.113.5:6000";
 const INNER: usize = 1_420;
 /// UDP payload of a path of 1,300 bytes over IPv4, and the inner packet that fits there.
 const NARROW: usize = 1_272;
@@ -30,6 +33,8 @@ struct Wire {
     /// UDP payload that goes in one piece on the path, and on its first link.
     path: Cell<usize>,
     link: Cell<usize>,
+    /// The same on the paths of some carriers.
+    by: RefCell<BTreeMap<u8, usize>>,
     dead: Cell<bool>,
     out: RefCell<Vec<(Path, Vec<u8>)>>,
     probes: RefCell<Vec<(Path, usize)>>,
@@ -38,6 +43,10 @@ struct Wire {
 }
 
 impl Wire {
+    fn room(&self, path: &Path) -> usize {
+        self.by.borrow().get(&path.carrier).copied().unwrap_or(self.path.get())
+    }
+
     fn put(&self, path: &Path, datagram: &[u8]) {
         if !self.dead.get() {
             self.out.borrow_mut().push((*path, datagram.to_vec()));
@@ -48,7 +57,7 @@ impl Wire {
 impl Outlet for Wire {
     fn send(&self, path: &Path, _ecn: u8, datagrams: &[u8], stride: usize) -> Result<(), Unsent> {
         for datagram in datagrams.chunks(stride) {
-            let too_large = datagram.len() > self.path.get().min(self.link.get());
+            let too_large = datagram.len() > self.room(path).min(self.link.get());
             self.pieces.set(self.pieces.get() + u64::from(too_large));
             self.put(path, datagram);
         }
@@ -60,7 +69,7 @@ impl Outlet for Wire {
             return Err(DropReason::TooBig);
         }
         self.probes.borrow_mut().push((*path, datagram.len()));
-        if datagram.len() <= self.path.get() {
+        if datagram.len() <= self.room(path) {
             self.put(path, datagram);
         }
         Ok(())
@@ -84,7 +93,8 @@ struct End {
 struct World {
     now: Time,
     ends: [End; 2],
-    air: VecDeque<(Time, Role, Vec<u8>)>,
+    /// When, to whom, by which path as seen there.
+    air: VecDeque<(Time, Role, Path, Vec<u8>)>,
     client_at: Path,
 }
 
@@ -111,6 +121,7 @@ impl World {
                 wire: Wire {
                     path: Cell::new(payload),
                     link: Cell::new(1_472),
+                    by: RefCell::default(),
                     dead: Cell::new(false),
                     out: RefCell::default(),
                     probes: RefCell::default(),
@@ -123,7 +134,7 @@ impl World {
         };
         let mut world = World {
             now,
-            ends: [end(Role::Client, Some(at("198.51.100.1:55555"))), end(Role::Server, None)],
+            ends: [end(Role::Client, Some(server_by(0))), end(Role::Server, None)],
             air: VecDeque::new(),
             client_at: at("192.0.2.1:4000"),
         };
@@ -160,11 +171,16 @@ impl World {
                     sizes.push(mtu);
                 }
             }
-            // Strangers' datagrams lead nowhere.
             for (path, datagram) in wire.out.take() {
-                if role == Role::Client || path.remote == self.client_at.remote {
-                    self.air.push_back((now + DELAY, role.peer(), datagram));
-                }
+                let there = match role {
+                    Role::Client if path.carrier == 0 => self.client_at,
+                    Role::Client => at(OTHER),
+                    Role::Server if path.remote == self.client_at.remote => server_by(0),
+                    Role::Server if path.remote == at(OTHER).remote => server_by(1),
+                    // Strangers' datagrams lead nowhere.
+                    Role::Server => continue,
+                };
+                self.air.push_back((now + DELAY, role.peer(), there, datagram));
             }
         }
     }
@@ -179,8 +195,7 @@ impl World {
             let Some(next) = next.filter(|next| *next <= until) else { break };
             self.now = self.now.max(next);
             while self.air.front().is_some_and(|(at, ..)| *at <= self.now) {
-                let Some((_, role, mut datagram)) = self.air.pop_front() else { break };
-                let path = if role == Role::Client { at("198.51.100.1:55555") } else { self.client_at };
+                let Some((_, role, path, mut datagram)) = self.air.pop_front() else { break };
                 let now = self.now;
                 let end = self.end(role);
                 if let Ok(Opened::Packet { text, .. }) = end.session.open(now, path, &mut datagram) {
@@ -226,6 +241,10 @@ impl World {
 
 fn at(text: &str) -> Path {
     Path::new(text.parse().expect("an address"), None)
+}
+
+fn server_by(carrier: u8) -> Path {
+    at("198.51.100.1:55555").by(carrier)
 }
 
 /// An IPv4 packet of `len` bytes.
@@ -425,4 +444,28 @@ fn nobody_is_probed_who_has_not_answered() {
         world.pass(10 * MS);
     }
     assert!(world.ends[1].wire.probes.borrow().iter().all(|(path, _)| path.remote != evil.remote));
+}
+
+#[test]
+fn of_several_paths_in_use_the_narrowest_counts() {
+    for (mode, shrunk) in [
+        (Mode::Failover, INNER..=INNER),
+        (Mode::Redundant, FITS - 9..=FITS),
+        (Mode::Balance, FITS - 9..=FITS),
+    ] {
+        let mut world = World::new(1_472);
+        let now = world.now;
+        let client = &mut world.end(Role::Client).session;
+        client.set_mode(now, mode);
+        client.set_ways(now, &[server_by(0), server_by(1)]);
+        world.pass(SECOND);
+        world.settle();
+        assert_eq!(world.mtus()[0], Some(INNER), "{mode:?}");
+        // The other one shrinks later on, which only a confirmation tells.
+        world.ends[0].wire.by.borrow_mut().insert(1, NARROW);
+        let (vnet, packet) = tcp(2);
+        world.talk(12 * SECOND, vnet, &packet);
+        let mtu = world.mtus()[0].expect("known");
+        assert!(shrunk.contains(&mtu), "{mode:?}: {mtu}");
+    }
 }

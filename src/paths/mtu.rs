@@ -44,11 +44,11 @@ impl Paths {
         self.narrow.filter(|_| self.settled)
     }
 
-    /// Datagrams with data of up to `size` bytes were sent to all targets.
+    /// Datagrams with data of up to `size` bytes were sent where data goes now.
     pub fn handle_sent(&mut self, now: Time, size: usize) {
         let Some(inner_mtu) = self.inner_mtu else { return };
         for at in 0..self.list.len() {
-            let in_use = self.targets.contains(&at);
+            let in_use = self.targets.contains(&at) || self.shared().any(|shared| shared == at);
             if !in_use && !self.is_usable(at) {
                 continue;
             }
