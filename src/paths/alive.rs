@@ -81,7 +81,12 @@ impl Paths {
     /// The path in use has left a challenge unanswered: what of the others?
     pub(super) fn suspect(&mut self, now: Time) {
         let tries = self.list[0].asked.as_ref().map_or(0, |asked| asked.tries.len());
-        if tries == SUSPECT_TRIES && !(1..self.list.len()).any(|other| self.is_usable(other)) {
+        let doubt = if self.list[0].proven { DOUBT } else { DOUBT_BLIND };
+        let since = self.list[0].asked.as_ref().filter(|asked| now >= asked.since + doubt && !asked.doubted);
+        if since.is_some() && !(1..self.list.len()).any(|other| self.is_usable(other)) {
+            if let Some(asked) = &mut self.list[0].asked {
+                asked.doubted = true;
+            }
             self.events.push_back(PathEvent::Suspect);
         }
         for at in 1..self.list.len() {
@@ -118,7 +123,7 @@ impl Paths {
             Some(rtt) => (rtt * 2).max(ASK_SOON),
             None => ASK_BLIND,
         };
-        let asked = known.asked.get_or_insert(Asked { since: now, tries: Vec::new(), again: now, rebind });
+        let asked = known.asked.get_or_insert(Asked { since: now, tries: Vec::new(), again: now, rebind, doubted: false });
         let doublings = asked.tries.len().min(6) as u32;
         asked.again = now + (wait * 2u32.pow(doublings)).min(ASK_MOST);
         asked.rebind |= rebind;
@@ -192,8 +197,9 @@ const PATIENCE: Duration = Duration::from_millis(30);
 const PATIENCE_INSIDE: Duration = Duration::from_secs(1);
 /// The same where there is none (the client's).
 const SILENCE: Duration = Duration::from_secs(3);
-/// Tries after which a path without another is in doubt.
-const SUSPECT_TRIES: usize = 3;
+/// A path without another is in doubt when it hasn't answered for so long; one that never did earlier.
+const DOUBT: Duration = Duration::from_millis(1_500);
+const DOUBT_BLIND: Duration = Duration::from_millis(700);
 /// Tries after which flows leave a path, where they are shared out.
 const SHARE_TRIES: usize = 2;
 /// First wait for an answer; doubled for each further try.

@@ -57,6 +57,8 @@ pub(super) struct Asked {
     pub(super) again: Time,
     /// A REBIND goes with it.
     pub(super) rebind: bool,
+    /// It was said that nothing answers.
+    pub(super) doubted: bool,
 }
 
 impl Known {
