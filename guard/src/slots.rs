@@ -10,6 +10,8 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::thread;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -18,7 +20,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::random;
-use tunguard::sys::{steer, udp};
+use tunguard::sys::{clock, steer, udp};
 use tunguard::wire::data::SessionId;
 
 /// The UDP slots.
@@ -122,8 +124,17 @@ fn listen(address: SocketAddr) -> Outcome<TcpListener> {
     Ok(listener)
 }
 
+/// With patience: the TCP port is ours by now, so it's the workers of a server that was killed, and they are ending.
 fn bind_alone(address: SocketAddr) -> io::Result<UdpSocket> {
-    UdpSocket::bind(address)
+    let until = clock::now() + WORKERS_END_WITHIN;
+    loop {
+        match UdpSocket::bind(address) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && clock::now() < until => {
+                thread::sleep(LOOK_AGAIN);
+            }
+            bound => return bound,
+        }
+    }
 }
 
 fn refused(protocol: &str, address: SocketAddr, error: io::Error) -> Failure {
@@ -161,5 +172,8 @@ fn make_room(slots: u16) -> Outcome<()> {
 }
 
 const SPARE_SLOTS: u16 = 16;
+/// Workers end with their guard.
+const WORKERS_END_WITHIN: Duration = Duration::from_secs(3);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Datagrams a full socket buffer may hold, and many more.
 const MOST_WAITING: usize = 1 << 20;

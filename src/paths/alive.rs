@@ -123,7 +123,13 @@ impl Paths {
             Some(rtt) => (rtt * 2).max(ASK_SOON),
             None => ASK_BLIND,
         };
-        let asked = known.asked.get_or_insert(Asked { since: now, tries: Vec::new(), again: now, rebind, doubted: false });
+        let asked = known.asked.get_or_insert(Asked {
+            since: now,
+            tries: Vec::new(),
+            again: now,
+            rebind,
+            doubted: false,
+        });
         let doublings = asked.tries.len().min(6) as u32;
         asked.again = now + (wait * 2u32.pow(doublings)).min(ASK_MOST);
         asked.rebind |= rebind;
