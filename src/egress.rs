@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::budget::Budget;
 use crate::drops::DropReason;
 use crate::path::Path;
 use crate::paths::Say;
@@ -63,7 +64,7 @@ pub struct Egress {
     /// For inner senders whose packets are too large.
     told: VecDeque<Vec<u8>>,
     /// How many more there may be for now, and since when.
-    allowance: (u32, Time),
+    allowance: Budget,
 }
 
 impl Default for Egress {
@@ -79,7 +80,7 @@ impl Default for Egress {
             now: Time::default(),
             lane: None,
             told: VecDeque::new(),
-            allowance: (TOLD_AT_ONCE, Time::default()),
+            allowance: Budget::new(TOLD_AT_ONCE, TOLD_EVERY, Time::default()),
         }
     }
 }
@@ -195,14 +196,7 @@ impl Egress {
         let Some(message) = addresses(packet).and_then(|(_, from)| too_big(packet, mtu, from)) else {
             return;
         };
-        let (left, since) = &mut self.allowance;
-        let earned = self.now.since(*since).as_millis() / TOLD_EVERY.as_millis();
-        if earned > 0 {
-            *left = left.saturating_add(earned.min(TOLD_AT_ONCE.into()) as u32).min(TOLD_AT_ONCE);
-            *since = self.now;
-        }
-        if *left > 0 {
-            *left -= 1;
+        if self.allowance.take(self.now) {
             self.told.push_back(message);
         }
     }

@@ -9,7 +9,7 @@ use crate::channel::{Broken, ControlChannel};
 use crate::drops::DropReason;
 use crate::egress::Outlet;
 use crate::path::{INSIDE, Path};
-use crate::sys::udp::Unsent;
+use crate::sys::udp::{ReceiveBuffers, Received, Unsent};
 use crate::wire::control::Message;
 
 /// UDP sockets, and the way through the control connection beside them.
@@ -82,6 +82,12 @@ impl<O: Outlet> Outlet for WithInside<O> {
 /// The path through the control connection to `peer`.
 pub fn path(peer: SocketAddr) -> Path {
     Path::new(peer, None).by(INSIDE)
+}
+
+/// Puts a datagram that came from `peer` where received ones are, to be opened like them.
+pub fn receive(peer: SocketAddr, datagram: &[u8], buffers: &mut ReceiveBuffers) -> Received {
+    buffers[0][..datagram.len()].copy_from_slice(datagram);
+    Received { buffer: 0, len: datagram.len(), stride: datagram.len().max(1), path: path(peer), ecn: 0 }
 }
 
 /// What may wait; more is dropped, so that TCP inside the tunnel notices.

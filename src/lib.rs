@@ -4,6 +4,7 @@
 //! `tunguard-guard` and `tunguard-worker`. All system calls that need `unsafe` are in [`sys`].
 
 pub mod batch;
+pub mod budget;
 pub mod channel;
 pub mod cli;
 pub mod client;

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -123,18 +123,8 @@ impl fmt::Display for Traffic {
 /// What the shell should know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The peer is at a new address.
-    Moved {
-        /// Where it was, if it had been heard before.
-        old: Option<Path>,
-        /// Where it is.
-        new: Path,
-    },
-    /// The path in use answered a challenge.
-    Proven {
-        /// Round trip.
-        rtt: Duration,
-    },
+    /// Of the peer's addresses.
+    Path(PathEvent),
     /// Sending with the keys of a new epoch.
     Rekeyed {
         /// The epoch.
@@ -144,29 +134,6 @@ pub enum Event {
     Settings(Settings),
     /// Text for the log, as the peer wrote it (to be escaped).
     Notice(String),
-    /// The server sees this client somewhere else than before, or for the first time.
-    Seen {
-        /// Where it saw it before.
-        before: Option<SocketAddr>,
-        /// Where it sees it.
-        seen: SocketAddr,
-    },
-    /// There is a NAT on the way to the server.
-    Translated {
-        /// Where the server sees this client.
-        seen: SocketAddr,
-        /// The client sends after so much silence, to begin with.
-        silence: Duration,
-    },
-    /// A challenge is unanswered for a while, and there is no other path.
-    Suspect,
-    /// Challenges go unanswered: the path or the peer is gone.
-    Unreachable,
-    /// So large packets go in one piece where data goes now.
-    PathMtu {
-        /// Bytes, IP header included.
-        mtu: usize,
-    },
     /// The session is over: nothing more will come of it.
     Ended {
         /// Why.
@@ -421,7 +388,7 @@ impl Session {
         self.traffic.received_bytes = self.traffic.received_bytes.saturating_sub(bytes);
     }
 
-    /// Asks the peer to answer on the path in use: [`Event::Proven`] or [`Event::Unreachable`] follows.
+    /// Asks the peer to answer on the path in use: [`PathEvent::Proven`] or [`PathEvent::Unreachable`] follows.
     pub fn probe(&mut self, now: Time) {
         self.paths.probe(now);
     }
@@ -547,16 +514,7 @@ impl Session {
 
     /// The next thing the shell should know.
     pub fn poll_event(&mut self) -> Option<Event> {
-        let path = self.paths.poll_event().map(|event| match event {
-            PathEvent::Moved { old, new } => Event::Moved { old, new },
-            PathEvent::Proven { rtt } => Event::Proven { rtt },
-            PathEvent::Seen { before, seen } => Event::Seen { before, seen },
-            PathEvent::Translated { seen, silence } => Event::Translated { seen, silence },
-            PathEvent::Suspect => Event::Suspect,
-            PathEvent::Unreachable => Event::Unreachable,
-            PathEvent::Mtu { mtu } => Event::PathMtu { mtu },
-        });
-        path.or_else(|| self.events.pop_front())
+        self.paths.poll_event().map(Event::Path).or_else(|| self.events.pop_front())
     }
 
     /// When [`Session::handle_timeout`] is to be called next.

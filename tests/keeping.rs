@@ -10,6 +10,7 @@ use tunguard::epochs::Limits;
 use tunguard::keys::{Role, Secret};
 use tunguard::path::Path;
 use tunguard::paths::Keepalive;
+use tunguard::paths::PathEvent;
 use tunguard::session::{Event, IN_BAND_LEN, Opened, Session, Start};
 use tunguard::time::Time;
 use tunguard::wire::data::{HEADER_LEN, SessionId, TAG_LEN};
@@ -231,7 +232,7 @@ impl World {
     }
 
     fn translated(&self) -> usize {
-        self.events.iter().filter(|event| matches!(event, Event::Translated { .. })).count()
+        self.events.iter().filter(|event| matches!(event, Event::Path(PathEvent::Translated { .. }))).count()
     }
 }
 
@@ -266,8 +267,8 @@ fn without_a_nat_nothing_is_ever_sent() {
 fn a_nat_is_noticed_and_said_once() {
     let mut world = World::new(Some(Nat::new(MINUTE * 2)), Keepalive::Auto);
     let seen = "203.0.113.1:4000".parse().expect("an address");
-    assert!(world.events.contains(&Event::Seen { before: None, seen }));
-    assert!(world.events.contains(&Event::Translated { seen, silence: SECOND * 25 }));
+    assert!(world.events.contains(&Event::Path(PathEvent::Seen { before: None, seen })));
+    assert!(world.events.contains(&Event::Path(PathEvent::Translated { seen, silence: SECOND * 25 })));
     world.run(HOUR);
     assert_eq!(world.translated(), 1);
 }
@@ -288,7 +289,7 @@ fn an_idle_client_behind_a_nat_sends_little_and_stays_reachable() {
                 assert!(world.datagrams <= later, "{nat:?}: {} in hour {hour}", world.datagrams);
                 assert!(world.bytes <= 9_000, "{nat:?}: {} bytes in hour {hour}", world.bytes);
             }
-            assert!(!world.events.contains(&Event::Unreachable), "{nat:?}");
+            assert!(!world.events.contains(&Event::Path(PathEvent::Unreachable)), "{nat:?}");
         }
     }
 }
@@ -361,7 +362,7 @@ fn a_way_that_is_only_kept_ready_is_kept_open() {
     world.drain();
     world.run(HOUR);
     assert!(world.is_reachable());
-    assert!(!world.events.contains(&Event::Unreachable));
+    assert!(!world.events.contains(&Event::Path(PathEvent::Unreachable)));
 }
 
 #[test]
@@ -370,7 +371,7 @@ fn a_dead_path_is_noticed_without_traffic() {
     world.run(HOUR);
     world.dead = true;
     world.run(MINUTE * 3);
-    assert!(world.events.contains(&Event::Unreachable));
+    assert!(world.events.contains(&Event::Path(PathEvent::Unreachable)));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use tunguard::epochs::Limits;
 use tunguard::keys::{Role, Secret};
 use tunguard::path::Path;
 use tunguard::paths::Mode;
+use tunguard::paths::PathEvent;
 use tunguard::session::{Event, IN_BAND_LEN, Opened, Session, Start};
 use tunguard::time::Time;
 use tunguard::wire::data::{HEADER_LEN, SessionId, TAG_LEN};
@@ -244,8 +245,9 @@ impl World {
     }
 
     fn moves(&self) -> usize {
-        let moved =
-            |e: &&(Role, Event)| e.0 == Role::Server && matches!(e.1, Event::Moved { old: Some(_), .. });
+        let moved = |e: &&(Role, Event)| {
+            e.0 == Role::Server && matches!(e.1, Event::Path(PathEvent::Moved { old: Some(_), .. }))
+        };
         self.events.iter().filter(moved).count()
     }
 }

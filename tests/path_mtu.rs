@@ -12,6 +12,7 @@ use tunguard::epochs::Limits;
 use tunguard::keys::{Role, Secret};
 use tunguard::path::Path;
 use tunguard::paths::Mode;
+use tunguard::paths::PathEvent;
 use tunguard::session::{Event, Opened, Session, Start};
 use tunguard::sys::udp::Unsent;
 use tunguard::time::Time;
@@ -167,7 +168,7 @@ impl World {
                 egress::say(session, wire, now, &say);
             }
             while let Some(event) = session.poll_event() {
-                if let Event::PathMtu { mtu } = event {
+                if let Event::Path(PathEvent::Mtu { mtu }) = event {
                     sizes.push(mtu);
                 }
             }

@@ -8,6 +8,7 @@ use tunguard::drops::DropReason;
 use tunguard::epochs::Limits;
 use tunguard::keys::{Role, Secret};
 use tunguard::path::Path;
+use tunguard::paths::PathEvent;
 use tunguard::session::{Event, IN_BAND_LEN, Opened, Session, Start};
 use tunguard::time::Time;
 use tunguard::wire::control::{Message, Reason};
@@ -201,7 +202,11 @@ fn the_peer_is_where_its_newest_packet_came_from() {
     assert_eq!(pair.open(Role::Server, &old), Err(DropReason::Duplicate));
     assert_eq!(pair.server.path().map(|a| a.path), Some(at("203.0.113.5:6000")));
     pair.settle();
-    let moves = pair.events.iter().filter(|(_, e)| matches!(e, Event::Moved { old: Some(_), .. })).count();
+    let moves = pair
+        .events
+        .iter()
+        .filter(|(_, e)| matches!(e, Event::Path(PathEvent::Moved { old: Some(_), .. })))
+        .count();
     assert_eq!(moves, 1);
 }
 
@@ -337,13 +342,13 @@ fn a_probe_measures_the_path_or_says_that_it_is_dead() {
     pair.now = now + RTT;
     pair.open(Role::Server, &datagram[..len]).expect("opens");
     pair.settle();
-    let proven = pair.events.iter().find(|(_, e)| matches!(e, Event::Proven { .. }));
-    assert_eq!(proven, Some(&(Role::Client, Event::Proven { rtt: RTT })));
+    let proven = pair.events.iter().find(|(_, e)| matches!(e, Event::Path(PathEvent::Proven { .. })));
+    assert_eq!(proven, Some(&(Role::Client, Event::Path(PathEvent::Proven { rtt: RTT }))));
 
     // Now nothing arrives any more: the client sends data, hears nothing, asks, and gives up.
     let mut waited = Duration::ZERO;
     pair.seal(Role::Client, b"into the void").expect("seals");
-    while !pair.events.iter().any(|(_, e)| *e == Event::Unreachable) {
+    while !pair.events.iter().any(|(_, e)| *e == Event::Path(PathEvent::Unreachable)) {
         let next = pair.client.poll_timeout().expect("something to wait for");
         waited += next - pair.now;
         pair.now = next;

@@ -22,6 +22,7 @@ use crate::ingress::{Ingress, tun_refused};
 use crate::inside::{self, WithInside};
 use crate::keys::Role;
 use crate::path::{INSIDE, Path};
+use crate::paths::PathEvent;
 use crate::paths::{Keepalive, Mode};
 use crate::resume::ResumeSecret;
 use crate::session::{Event, Session};
@@ -286,13 +287,9 @@ impl Link {
     /// Inside the control connection to device.
     pub fn inside_to_tun(&mut self, tun: &Tun, buffers: &mut Buffers) {
         let Buffers { ingress, runs, uso, .. } = buffers;
-        let path = inside::path(self.address);
         for datagram in std::mem::take(&mut self.came_inside) {
-            let buffer = &mut runs[0];
-            buffer[..datagram.len()].copy_from_slice(&datagram);
-            let (len, stride) = (datagram.len(), datagram.len().max(1));
-            let run = Received { buffer: 0, len, stride, path, ecn: 0 };
-            ingress.open(&mut self.session, Role::Client, clock::now(), &run, buffer);
+            let run = inside::receive(self.address, &datagram, runs);
+            ingress.open(&mut self.session, Role::Client, clock::now(), &run, &mut runs[run.buffer]);
             ingress.write_out(&mut self.session, runs, *uso, |parts| {
                 tun.write(parts).map_err(|e| tun_refused(&e))
             });
@@ -415,7 +412,7 @@ impl Link {
 
     fn note(&mut self, event: Event) {
         match event {
-            Event::Proven { rtt } => {
+            Event::Path(PathEvent::Proven { rtt }) => {
                 self.warn_at = None;
                 let rtt = rtt.as_secs_f64() * 1e3;
                 if self.proven {
@@ -425,26 +422,28 @@ impl Link {
                 }
                 self.proven = true;
             }
-            Event::PathMtu { mtu } => log::debug!("the path carries packets of {mtu} bytes"),
+            Event::Path(PathEvent::Mtu { mtu }) => log::debug!("the path carries packets of {mtu} bytes"),
             Event::Rekeyed { epoch } => log::debug!("new keys, epoch {epoch}"),
             Event::Notice(text) => log::info!("the server says {:?}", super::connect::shorten(&text)),
             Event::Settings(settings) => {
                 self.settings = settings;
                 self.words.push(Word::Settings);
             }
-            Event::Unreachable => self.words.push(Word::Unreachable),
+            Event::Path(PathEvent::Unreachable) => self.words.push(Word::Unreachable),
             Event::Ended { reason, by_peer } => self.words.push(Word::Ended { reason, by_peer }),
-            Event::Seen { before: None, seen } => log::debug!("the server sees this host at {seen}"),
-            Event::Seen { before: Some(before), seen } => {
+            Event::Path(PathEvent::Seen { before: None, seen }) => {
+                log::debug!("the server sees this host at {seen}")
+            }
+            Event::Path(PathEvent::Seen { before: Some(before), seen }) => {
                 log::debug!("the server sees this host at {seen}, not at {before} any more");
             }
-            Event::Translated { seen, silence } => log::info!(
+            Event::Path(PathEvent::Translated { seen, silence }) => log::info!(
                 "this network translates addresses (the server sees {seen}): a packet every {} s of silence keeps \
                  the way open",
                 silence.as_secs_f64()
             ),
-            Event::Suspect => self.set_inside(true),
-            Event::Moved { new, .. } => match new.carrier {
+            Event::Path(PathEvent::Suspect) => self.set_inside(true),
+            Event::Path(PathEvent::Moved { new, .. }) => match new.carrier {
                 INSIDE => log::warn!(
                     "UDP port {} doesn't get through to {}: packets go inside the control connection",
                     self.address.port(),

@@ -3,7 +3,6 @@
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -12,7 +11,6 @@ use crate::config::common::Suite;
 use crate::exit::{Exit, Failure};
 use crate::paths::{Keepalive, Mode};
 use crate::sys::seqpacket::Channel;
-use crate::time::Time;
 use crate::tls::Credentials;
 use crate::wire::control::Settings;
 
@@ -272,34 +270,6 @@ pub enum Verdict {
     Violation,
 }
 
-/// How many requests of a kind may come: so many at once, and one more every so often.
-#[derive(Clone, Copy, Debug)]
-pub struct Budget {
-    left: u32,
-    burst: u32,
-    every: Duration,
-    since: Time,
-}
-
-impl Budget {
-    /// A full budget.
-    pub fn new(burst: u32, every: Duration, now: Time) -> Budget {
-        Budget { left: burst, burst, every, since: now }
-    }
-
-    /// Takes one; `false` where none is left.
-    pub fn take(&mut self, now: Time) -> bool {
-        let earned = now.since(self.since).as_nanos() / self.every.as_nanos().max(1);
-        if earned > 0 {
-            self.left = self.left.saturating_add(u32::try_from(earned).unwrap_or(u32::MAX)).min(self.burst);
-            self.since = now;
-        }
-        let any = self.left > 0;
-        self.left -= u32::from(any);
-        any
-    }
-}
-
 /// A failure as the channel carries it.
 pub fn pack(failure: &Failure) -> (Exit, String) {
     let mut text = failure.text.clone();
@@ -380,18 +350,6 @@ mod tests {
         assert_eq!(next, Phase::NextDial);
         assert_eq!(next.dialled(false), Phase::Connected, "the session before is still there");
         assert_eq!(Phase::Stopping.dialled(true), Phase::Stopping);
-    }
-
-    #[test]
-    fn a_budget_refills_with_time() {
-        let start = Time::default();
-        let mut budget = Budget::new(2, Duration::from_secs(1), start);
-        assert!(budget.take(start) && budget.take(start) && !budget.take(start));
-        assert!(!budget.take(start + Duration::from_millis(999)));
-        assert!(budget.take(start + Duration::from_secs(1)));
-        assert!(!budget.take(start + Duration::from_secs(1)));
-        let much_later = start + Duration::from_secs(1000);
-        assert!(budget.take(much_later) && budget.take(much_later) && !budget.take(much_later));
     }
 
     #[test]

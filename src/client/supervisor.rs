@@ -16,12 +16,11 @@ use nix::unistd::{Uid, geteuid};
 use super::consent::{Policy, judge};
 use super::dial::{Connected, Dial, Dialling, Known};
 use super::host::Host;
-use super::ipc::{
-    Budget, CarrierName, Phase, Reply, Request, Setup, SupervisorEnd, Verdict, Wishes, truncate,
-};
+use super::ipc::{CarrierName, Phase, Reply, Request, Setup, SupervisorEnd, Verdict, Wishes, truncate};
 use super::moves::{self, Connection, Settle};
 use super::role;
 use crate::VERSION;
+use crate::budget::Budget;
 use crate::config::client::ClientConfig;
 use crate::config::common::DeviceName;
 use crate::escape::Escaped;

@@ -34,7 +34,6 @@ impl Paths {
         }
         let known = &mut self.list[at];
         if let Some(asked) = &known.asked {
-            // With another to go over to, three tries say enough.
             if now < asked.since + ASKED_FOR {
                 let rebind = asked.rebind;
                 self.ask(now, at, rebind);
@@ -80,13 +79,12 @@ impl Paths {
 
     /// The path in use has left a challenge unanswered: what of the others?
     pub(super) fn suspect(&mut self, now: Time) {
-        let tries = self.list[0].asked.as_ref().map_or(0, |asked| asked.tries.len());
+        let others = (1..self.list.len()).any(|other| self.is_usable(other));
         let doubt = if self.list[0].proven { DOUBT } else { DOUBT_BLIND };
-        let since = self.list[0].asked.as_ref().filter(|asked| now >= asked.since + doubt && !asked.doubted);
-        if since.is_some() && !(1..self.list.len()).any(|other| self.is_usable(other)) {
-            if let Some(asked) = &mut self.list[0].asked {
-                asked.doubted = true;
-            }
+        let Some(asked) = &mut self.list[0].asked else { return };
+        let tries = asked.tries.len();
+        if now >= asked.since + doubt && !asked.doubted && !others {
+            asked.doubted = true;
             self.events.push_back(PathEvent::Suspect);
         }
         for at in 1..self.list.len() {
@@ -193,7 +191,6 @@ impl Paths {
         }
         self.decide(now);
         self.choose(now);
-        self.refresh();
     }
 }
 

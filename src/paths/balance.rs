@@ -108,7 +108,7 @@ impl Paths {
         self.sent = now;
         let at = self.find(path.key())?;
         let known = &mut self.list[at];
-        known.waiting.get_or_insert(now);
+        known.carries(now);
         known.load.sent = (known.load.sent.0 + datagrams as u64, known.load.sent.1 + bytes as u64);
         Some(known.path)
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::known::Known;
-use super::{Key, PathEvent, Paths};
+use super::{Key, Paths};
 use crate::keys::Role;
 use crate::path::Path;
 use crate::time::Time;
@@ -53,7 +53,7 @@ impl Paths {
             self.nomination = None;
             self.refresh();
         } else {
-            if self.list[at].is_further() && self.list[at].status == Some(PathStatus::Standby) {
+            if self.list[at].status == Some(PathStatus::Standby) {
                 self.list[at].status = Some(PathStatus::Preferred);
             }
             self.nominate(now, at, true);
@@ -61,26 +61,25 @@ impl Paths {
     }
 
     pub(super) fn nominate(&mut self, now: Time, at: usize, rebind: bool) {
-        let key = self.list[at].path.key();
+        let (key, old) = (self.list[at].path.key(), self.list[0].path.key());
         if let Some(pending) = self.nomination.as_mut().filter(|n| n.key == key) {
             pending.rebind |= rebind;
             return;
         }
-        let old = &self.list[0];
-        let grace = old.rtt.map_or(GRACE_BLIND, |rtt| rtt * 3 / 2 + GRACE);
+        let grace = self.list[0].rtt.map_or(GRACE_BLIND, |rtt| rtt * 3 / 2 + GRACE);
         let mut nomination =
             Nomination { key, before: None, rebind, since: now, grace: now + grace, graced: false };
         if self.list[at].proven && !self.list[at].is_lost() {
-            nomination.before = Some(old.path.key());
+            nomination.before = Some(old);
             // Data goes to both, so there is time for an answer that queues behind it.
             nomination.grace = now + GRACE_BEFORE;
             self.switch(now, at);
         }
         self.nomination = Some(nomination);
-        for key in [Some(key), nomination.before.or(self.list.first().map(|k| k.path.key()))] {
-            let Some(at) = key.and_then(|key| self.find(key)) else { continue };
-            // Whoever says that it moved isn't at the old place.
-            if (key == Some(nomination.key) || !rebind) && self.list[at].asked.is_none() {
+        // Whoever says that it moved isn't at the old place.
+        let asked = [Some(key), Some(old).filter(|_| !rebind)];
+        for at in asked.into_iter().flatten().filter_map(|key| self.find(key)).collect::<Vec<_>>() {
+            if self.list[at].asked.is_none() {
                 self.ask(now, at, false);
             }
         }
@@ -115,9 +114,9 @@ impl Paths {
             }
             return;
         }
-        let old = &self.list[0];
-        let left = self.left(old.path.key());
-        let old_answers = old.answered.is_some_and(|answered| answered >= n.since) && !left;
+        let old = self.list[0].path.key();
+        let left = self.left(old);
+        let old_answers = self.answered_since(old, n.since) && !left;
         if old_answers && !n.rebind {
             // It is where it was: somebody else sent that.
             self.nomination = None;
@@ -143,12 +142,8 @@ impl Paths {
         if self.list[0].lost.is_none() && !self.list[0].is_further() {
             self.list[0].status = None;
         }
-        self.list.swap(0, at);
-        self.list[0].since = now;
-        self.list[0].lost.take_if(|lost| lost.back.is_some());
+        self.bring_first(now, at, old);
         (self.list[at].waiting, self.list[at].asked) = (None, None);
-        self.events.push_back(PathEvent::Moved { old: Some(old), new: self.list[0].path });
-        self.refresh();
     }
 
     pub(super) fn add(&mut self, now: Time, path: Path) {
@@ -173,36 +168,12 @@ impl Paths {
     }
 }
 
-/// How many nominations there may be: a few at once, then one a second.
-pub(super) struct Bucket {
-    left: u32,
-    most: u32,
-    since: Time,
-}
-
-impl Bucket {
-    pub(super) fn new(most: u32) -> Bucket {
-        Bucket { left: most, most, since: Time::default() }
-    }
-
-    pub(super) fn take(&mut self, now: Time) -> bool {
-        let earned = now.since(self.since).as_millis() / NOMINATION_EVERY.as_millis();
-        if earned > 0 {
-            self.left = self.left.saturating_add(earned.min(self.most.into()) as u32).min(self.most);
-            self.since = now;
-        }
-        let any = self.left > 0;
-        self.left -= u32::from(any);
-        any
-    }
-}
-
 /// Paths remembered.
 const MOST_KNOWN: usize = 8;
 pub(super) const NOMINATIONS: u32 = 4;
 /// The client's own word has a bucket of its own, that no copies of packets can empty.
 pub(super) const REBINDS: u32 = 16;
-const NOMINATION_EVERY: Duration = Duration::from_secs(1);
+pub(super) const NOMINATION_EVERY: Duration = Duration::from_secs(1);
 /// Someone who nominated an address answers within this time.
 pub(super) const NOMINATED_FOR: Duration = Duration::from_secs(3);
 /// What the old path may take longer than one and a half of its round trips.

@@ -111,6 +111,12 @@ impl Known {
         self.credit = self.credit.saturating_add(len as u64 * AMPLIFICATION);
     }
 
+    /// Data is sent by it.
+    pub(super) fn carries(&mut self, now: Time) {
+        self.waiting.get_or_insert(now);
+        self.keep.sent(now);
+    }
+
     pub(super) fn spend(&mut self, bytes: usize) -> bool {
         if self.proven {
             return true;

@@ -1,7 +1,7 @@
 //! The client leads: which of its ways is used.
 
 use super::known::Known;
-use super::{Mode, PathEvent, Paths};
+use super::{Mode, Paths};
 use crate::keys::Role;
 use crate::path::Path;
 use crate::time::Time;
@@ -31,14 +31,11 @@ impl Paths {
             }
         }
         let gone = |known: &Known| !ways.iter().any(|way| way.key() == known.path.key());
-        let moved = self.list.first().is_some_and(gone);
-        let before = self.list.first().map(|active| active.path);
+        let left = self.list.first().filter(|active| gone(active)).map(|active| active.path);
         self.list.retain(|known| !gone(known));
-        if moved {
+        if let Some(before) = left {
             // Whatever is first now: the best one has its turn below.
-            let best = self.best();
-            self.list.swap(0, best);
-            self.use_first(now, before);
+            self.go_over(now, self.best(), before);
         }
         // The server is to know of each, and what it is for.
         for at in 0..self.list.len() {
@@ -94,9 +91,7 @@ impl Paths {
                 // The one dialled gets the time of a round trip.
                 let tried = active.proven || active.asked.as_ref().is_none_or(|asked| asked.tries.len() > 1);
                 if best > 0 && self.list[best].proven && tried {
-                    let before = active.path;
-                    self.list.swap(0, best);
-                    self.use_first(now, Some(before));
+                    self.go_over(now, best, active.path);
                     // The server may go on with it as a spare.
                     if self.list[best].lost.is_none() {
                         self.list[best].asked = None;
@@ -109,13 +104,10 @@ impl Paths {
         self.refresh();
     }
 
-    /// The first way is the one in use from now on.
-    pub(super) fn use_first(&mut self, now: Time, before: Option<Path>) {
-        self.list[0].since = now;
-        self.list[0].lost.take_if(|lost| lost.back.is_some());
+    /// The way at `at` is the one in use from now on.
+    fn go_over(&mut self, now: Time, at: usize, before: Path) {
+        self.bring_first(now, at, before);
         self.list[0].asked = None;
-        self.events.push_back(PathEvent::Moved { old: before, new: self.list[0].path });
-        self.refresh();
         self.ask(now, 0, true);
     }
 }

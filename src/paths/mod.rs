@@ -29,10 +29,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use balance::Flows;
-use follow::{Bucket, NOMINATED_FOR, NOMINATIONS, Nomination, REBINDS};
+use follow::{NOMINATED_FOR, NOMINATION_EVERY, NOMINATIONS, Nomination, REBINDS};
 pub use keep::Keepalive;
 pub use known::Known;
 
+use crate::budget::Budget;
 use crate::keys::{Role, Secret};
 use crate::path::{INSIDE, Path};
 use crate::time::Time;
@@ -51,7 +52,7 @@ pub enum Mode {
     Balance,
 }
 
-type Key = (std::net::SocketAddr, u8);
+type Key = (SocketAddr, u8);
 
 /// Something to send on a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,8 +117,8 @@ pub struct Paths {
     /// Places in `list` that data is sent to.
     targets: Vec<usize>,
     nomination: Option<Nomination>,
-    nominations: Bucket,
-    rebinds: Bucket,
+    nominations: Budget,
+    rebinds: Budget,
     /// An address that the control connection comes from.
     vouched: Option<IpAddr>,
     /// Key and number of challenges.
@@ -159,8 +160,8 @@ impl Paths {
             list: Vec::new(),
             targets: Vec::new(),
             nomination: None,
-            nominations: Bucket::new(NOMINATIONS),
-            rebinds: Bucket::new(REBINDS),
+            nominations: Budget::new(NOMINATIONS, NOMINATION_EVERY, Time::default()),
+            rebinds: Budget::new(REBINDS, NOMINATION_EVERY, Time::default()),
             vouched,
             nonces: (nonces, 0),
             sent: Time::default(),
@@ -196,15 +197,14 @@ impl Paths {
         if !known.spend(bytes) {
             return None;
         }
-        known.waiting.get_or_insert(now);
-        known.keep.sent(now);
+        known.carries(now);
         Some(known.path)
     }
 
     /// Another path, for data that none of the targets' sockets took.
     pub fn way_out(&mut self, now: Time) -> Option<Path> {
         let at = (0..self.list.len()).find(|at| self.is_spare(*at) && !self.targets.contains(at))?;
-        self.list[at].waiting.get_or_insert(now);
+        self.list[at].carries(now);
         Some(self.list[at].path)
     }
 
@@ -217,44 +217,9 @@ impl Paths {
     /// An authenticated datagram of `len` bytes came by `path`, with the in-band message `said` or a packet; `newest`
     /// says whether its counter is above all before it.
     pub fn heard(&mut self, now: Time, path: Path, newest: bool, len: usize, said: Option<InBand>) {
-        // Nearly all of them.
-        if said.is_none()
-            && let Some(active) = self.list.first_mut()
-            && active.path.key() == path.key()
-        {
-            active.heard(now, path, len);
-            active.load.heard(len);
-            return;
-        }
-        let at = self.find(path.key());
-        match at {
-            Some(at) => self.list[at].heard(now, path, len),
-            // The server is one of those we dialled; nothing else is remembered.
-            None if self.role == Role::Client => return,
-            None if self.list.is_empty() => {
-                let proven = self.vouched == Some(path.remote.ip());
-                self.list.push(Known { proven, ..Known::new(path, now, 0) });
-                self.list[0].heard(now, path, len);
-                self.events.push_back(PathEvent::Moved { old: None, new: path });
-                self.ask(now, 0, false);
-                self.refresh();
-            }
-            // An older one may be a copy that somebody delayed.
-            None if !newest => return,
-            None => {
-                let bucket = match said {
-                    Some(InBand::Rebind) => &mut self.rebinds,
-                    _ => &mut self.nominations,
-                };
-                if !bucket.take(now) {
-                    return;
-                }
-                self.add(now, path);
-                let last = self.list.len() - 1;
-                self.list[last].heard(now, path, len);
-            }
-        }
-        let Some(at) = self.find(path.key()) else { return };
+        let known = self.find(path.key());
+        let Some(at) = known.or_else(|| self.remember(now, path, newest, said)) else { return };
+        self.list[at].heard(now, path, len);
         match said {
             Some(InBand::PathStatus(status)) => self.hear_status(now, at, status),
             Some(InBand::PathReport { packets, bytes }) => self.hear_report(now, at, packets, bytes),
@@ -274,6 +239,41 @@ impl Paths {
                 self.hear_elsewhere(now, at, newest);
             }
         }
+    }
+
+    /// A place for a path that wasn't heard before, if it gets one.
+    fn remember(&mut self, now: Time, path: Path, newest: bool, said: Option<InBand>) -> Option<usize> {
+        // The server is one of those we dialled; nothing else is remembered.
+        if self.role == Role::Client {
+            return None;
+        }
+        if self.list.is_empty() {
+            let proven = self.vouched == Some(path.remote.ip());
+            self.list.push(Known { proven, ..Known::new(path, now, 0) });
+            self.events.push_back(PathEvent::Moved { old: None, new: path });
+            self.ask(now, 0, false);
+            self.refresh();
+            return Some(0);
+        }
+        let budget = match said {
+            Some(InBand::Rebind) => &mut self.rebinds,
+            _ => &mut self.nominations,
+        };
+        // An older one may be a copy that somebody delayed.
+        if !newest || !budget.take(now) {
+            return None;
+        }
+        self.add(now, path);
+        Some(self.list.len() - 1)
+    }
+
+    /// The path at `at` is the one in use from now on.
+    fn bring_first(&mut self, now: Time, at: usize, before: Path) {
+        self.list.swap(0, at);
+        self.list[0].since = now;
+        self.list[0].lost.take_if(|lost| lost.back.is_some());
+        self.events.push_back(PathEvent::Moved { old: Some(before), new: self.list[0].path });
+        self.refresh();
     }
 
     fn hear_elsewhere(&mut self, now: Time, at: usize, newest: bool) {
@@ -318,7 +318,6 @@ impl Paths {
         }
         self.decide(now);
         self.choose(now);
-        self.refresh();
         self.report(now);
     }
 
@@ -358,8 +357,7 @@ impl Paths {
 
     /// Data can go by it right away.
     fn is_usable(&self, at: usize) -> bool {
-        let known = &self.list[at];
-        known.proven && known.lost.is_none() && (at == 0 || self.is_other(at))
+        self.is_spare(at) && !self.list[at].is_lost()
     }
 
     /// Better than nothing: it answers, if only since a moment ago.

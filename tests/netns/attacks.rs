@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tunguard::wire::control::Message;
 use tunguard::wire::data::{CONTROL, HEADER_LEN, TAG_LEN};
 
-use crate::capture::Capture;
+use crate::capture::{Capture, datagrams_to_server};
 use crate::carriers::{DOWN, FIRST, Talk, UP};
 use crate::lab::{Lab, SERVER_V4, eventually, ip, outer};
 use crate::process::Process;
@@ -349,16 +349,7 @@ fn hold_back(lab: &Lab) -> Vec<Vec<u8>> {
     eventually("datagrams of the client", || {
         let wire = Capture::start(&lab.net(), "c1");
         thread::sleep(Duration::from_millis(200));
-        let held: Vec<Vec<u8>> = wire
-            .stop()
-            .iter()
-            .filter_map(|packet| Some(packet.ip_after_ethernet()?.to_vec()))
-            .filter(|ip| ip[0] == 0x45 && ip[9] == 17 && ip[22..24] == 55555u16.to_be_bytes())
-            // A run of them wouldn't be one of them.
-            .filter(|ip| ip.len() <= 1_500)
-            .map(|ip| ip[28..].to_vec())
-            .collect();
-        Some(held).filter(|held| held.len() >= 5)
+        Some(datagrams_to_server(&wire.stop())).filter(|held| held.len() >= 5)
     })
 }
 

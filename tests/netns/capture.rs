@@ -65,6 +65,17 @@ impl Captured {
     }
 }
 
+/// The datagrams to the server among them, over IPv4, as their senders sealed them: none of a run of several.
+pub fn datagrams_to_server(packets: &[Captured]) -> Vec<Vec<u8>> {
+    packets
+        .iter()
+        .filter_map(|packet| packet.ip_after_ethernet())
+        .filter(|ip| ip[0] == 0x45 && ip[9] == 17 && ip[22..24] == 55555u16.to_be_bytes())
+        .filter(|ip| ip.len() <= 1_500)
+        .map(|ip| ip[28..].to_vec())
+        .collect()
+}
+
 /// Whether any of the packets holds these bytes.
 pub fn any_holds(packets: &[Captured], bytes: &[u8]) -> bool {
     packets.iter().any(|packet| packet.bytes.windows(bytes.len()).any(|window| window == bytes))

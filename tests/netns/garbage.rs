@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tunguard::wire::data::{HEADER_LEN, OVERHEAD};
 
-use crate::capture::Capture;
+use crate::capture::{Capture, datagrams_to_server};
 use crate::lab::{INNER_V4, Lab, PATIENCE, SERVER_V4, eventually, ip, outer};
 use crate::raw_client::{Dialler, RawClient, echo_request};
 use crate::traffic::{Conversation, Noise, transfer, udp_to};
@@ -161,15 +161,7 @@ fn a_replayed_capture_delivers_nothing_and_moves_nothing() {
     let wire = Capture::start(&lab.net(), "c1");
     transfer(&lab.c(1), &lab.srv(), ip(INNER_V4), 200_000);
     assert!(lab.c(1).pings(INNER_V4, 56, 20));
-    let datagrams: Vec<Vec<u8>> = wire
-        .stop()
-        .iter()
-        .filter_map(|packet| Some(packet.ip_after_ethernet()?.to_vec()))
-        // UDP over IPv4 to the server, unsegmented.
-        .filter(|ip| ip[0] == 0x45 && ip[9] == 17 && ip[22..24] == 55555u16.to_be_bytes())
-        .filter(|ip| ip.len() <= 1_500)
-        .map(|ip| ip[28..].to_vec())
-        .collect();
+    let datagrams = datagrams_to_server(&wire.stop());
     assert!(datagrams.len() >= 20, "{}", datagrams.len());
 
     let before = lab.session("c1").expect("a session");

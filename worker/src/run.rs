@@ -20,6 +20,7 @@ use tunguard::inside::{self, WithInside};
 use tunguard::ipc::{DRAIN_SECONDS, Reply, Report, Request, Setup, WorkerEnd};
 use tunguard::keys::Role;
 use tunguard::path::INSIDE;
+use tunguard::paths::PathEvent;
 use tunguard::session::{Event, Session};
 use tunguard::sys::clock;
 use tunguard::sys::poller::{Interest, Poller};
@@ -199,10 +200,8 @@ impl<'a> Carrying<'a> {
     /// Inside the control connection to device, or to the guard that writes to it.
     fn inside_to_guard(&mut self, datagram: &[u8]) {
         let Some(peer) = self.control.as_ref().and_then(ControlChannel::peer) else { return };
-        let buffer = &mut self.data.buffers[0];
-        buffer[..datagram.len()].copy_from_slice(datagram);
-        let (len, stride) = (datagram.len(), datagram.len().max(1));
-        let run = Received { buffer: 0, len, stride, path: inside::path(peer), ecn: 0 };
+        let run = inside::receive(peer, datagram, &mut self.data.buffers);
+        let buffer = &mut self.data.buffers[run.buffer];
         self.ingress.open(&mut self.session, Role::Server, clock::now(), &run, buffer);
         self.worker_to_tun();
     }
@@ -337,7 +336,7 @@ impl<'a> Carrying<'a> {
     fn note(&mut self, event: Event) {
         let name = &self.data.name;
         match event {
-            Event::Moved { old, new } => {
+            Event::Path(PathEvent::Moved { old, new }) => {
                 match old {
                     None => log::info!("{name}: data channel up, client at {}", new.remote),
                     Some(_) if new.carrier == INSIDE => {
@@ -349,12 +348,16 @@ impl<'a> Carrying<'a> {
                 }
                 let _ = self.guard.send(&Request::Moved { new: new.remote }, &[]);
             }
-            Event::Proven { rtt } => log::debug!("{name}: round trip {rtt:?}"),
-            Event::PathMtu { mtu } => log::debug!("{name}: the path carries packets of {mtu} bytes"),
+            Event::Path(PathEvent::Proven { rtt }) => log::debug!("{name}: round trip {rtt:?}"),
+            Event::Path(PathEvent::Mtu { mtu }) => {
+                log::debug!("{name}: the path carries packets of {mtu} bytes")
+            }
             Event::Rekeyed { epoch } => log::info!("{name}: new keys, epoch {epoch}"),
             // The client's.
-            Event::Suspect | Event::Seen { .. } | Event::Translated { .. } => {}
-            Event::Unreachable => log::debug!("{name}: no answer on the path"),
+            Event::Path(PathEvent::Suspect)
+            | Event::Path(PathEvent::Seen { .. })
+            | Event::Path(PathEvent::Translated { .. }) => {}
+            Event::Path(PathEvent::Unreachable) => log::debug!("{name}: no answer on the path"),
             // A server takes no settings from a client: Session refuses them.
             Event::Settings(_) | Event::Notice(_) => {}
             Event::Ended { reason, .. } => self.ended = Some(reason),

@@ -7,13 +7,13 @@ use std::time::Duration;
 use ipnet::IpNet;
 use tunguard::channel::{Broken, ControlChannel, Progress};
 use tunguard::config::common::Suite;
-use tunguard::egress::Egress;
+use tunguard::egress::{self, Egress};
 use tunguard::epochs::Limits;
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::hardware;
 use tunguard::keys::{Role, Secret};
 use tunguard::path::Path;
-use tunguard::session::{IN_BAND_LEN, Opened, Session, Start};
+use tunguard::session::{Opened, Session, Start};
 use tunguard::sys::clock;
 use tunguard::sys::udp::{self, Carrier, ReceiveBuffers, Received};
 use tunguard::tls::{self, Credentials};
@@ -170,10 +170,7 @@ impl Live {
 
     fn send_in_band(&mut self) {
         while let Some(say) = self.session.poll_in_band() {
-            let mut datagram = [0; IN_BAND_LEN];
-            if let Ok(len) = self.session.seal_in_band(clock::now(), &say, &mut datagram) {
-                let _ = self.carrier.send(&say.path, 0, &datagram[..len], len);
-            }
+            egress::say(&mut self.session, &self.carrier, clock::now(), &say);
         }
     }
 }
