@@ -284,13 +284,16 @@ impl<'a> Tunnel<'a> {
 
     fn dialled(
         &mut self,
+        remote: usize,
         place: (String, SocketAddr),
-        carriers: Vec<CarrierName>,
-        fds: Vec<OwnedFd>,
+        (carriers, fds): (Vec<CarrierName>, Vec<OwnedFd>),
     ) -> Turn<()> {
         let Some(attempt) = self.attempt.as_mut().filter(|a| matches!(a.stage, Stage::Dialling)) else {
             return Err(out_of_place("Dialled"));
         };
+        self.attempts.handle_connected(remote);
+        // Looking for the address and the way took its time already.
+        attempt.deadline = clock::now() + ATTEMPT_WITHIN;
         let token = tokens_of(attempt.serial).control;
         let made = Connecting::new(&self.setup, &self.context, place, carriers, fds).and_then(|connecting| {
             self.poller
@@ -493,13 +496,14 @@ impl<'a> Tunnel<'a> {
         Ok(())
     }
 
-    /// The session goes on by what carriers there are. An attempt that is under way is left alone; one that waits for
-    /// better times may find them now.
+    /// The session goes on by what carriers there are, or is looked for elsewhere. An attempt that is under way is left
+    /// alone; one that waits for better times may find them now.
     fn network_changed(
         &mut self,
         server: SocketAddr,
         carriers: Vec<(CarrierName, OwnedFd)>,
         control_gone: bool,
+        elsewhere: bool,
     ) -> Turn<()> {
         let names: Vec<&str> = carriers.iter().map(|(name, _)| name.name.as_str()).collect();
         let reachable = !names.is_empty();
@@ -514,13 +518,33 @@ impl<'a> Tunnel<'a> {
             link.server_to_tun(&self.tun, &mut self.buffers)?;
             link.take_carriers(&self.poller, take_over(carriers)?)?;
         }
-        if reachable && self.attempt.is_none() && (self.retry_at.is_some() || control_gone && has_session) {
-            self.attempts.handle_moved(clock::now());
-            self.retry_at = Some(clock::now());
-            let number = self.attempts.number();
-            log::info!("a new control connection is made at once (attempt {number})");
+        let needed = match reachable {
+            true => self.retry_at.is_some() || control_gone && has_session,
+            false => elsewhere,
+        };
+        if needed && self.attempt.is_none() {
+            self.attempt_at_once();
         }
         Ok(())
+    }
+
+    /// An attempt whose connection is cut off begins anew, and one that waits begins now.
+    fn moved(&mut self, cut_off: bool) -> Turn<()> {
+        let connecting = |attempt: &mut Attempt| cut_off && matches!(attempt.stage, Stage::Connecting(_));
+        if let Some(attempt) = self.attempt.take_if(connecting) {
+            self.drop_attempt(attempt, Reason::Internal);
+            self.attempt_at_once();
+        } else if self.attempt.is_none() && self.retry_at.is_some() {
+            self.attempt_at_once();
+        }
+        Ok(())
+    }
+
+    fn attempt_at_once(&mut self) {
+        self.attempts.handle_moved(clock::now());
+        self.retry_at = Some(clock::now());
+        let number = self.attempts.number();
+        log::info!("a new control connection is made at once (attempt {number})");
     }
 
     fn wait_for_packets(&self, interest: Interest) -> Turn<()> {
@@ -547,13 +571,16 @@ impl<'a> Tunnel<'a> {
 
     fn obey(&mut self, reply: Reply, fds: Vec<OwnedFd>) -> Turn<()> {
         match reply {
-            Reply::Dialled { host, address, carriers } => self.dialled((host, address.into()), carriers, fds),
-            Reply::Carriers { server, carriers, control_gone } => {
+            Reply::Dialled { remote, host, address, carriers } => {
+                self.dialled(remote.into(), (host, address.into()), (carriers, fds))
+            }
+            Reply::Moved { cut_off } => self.moved(cut_off),
+            Reply::Carriers { server, carriers, control_gone, elsewhere } => {
                 if carriers.len() != fds.len() {
                     return Err(without_sockets().into());
                 }
                 let carriers = carriers.into_iter().zip(fds).collect();
-                self.network_changed(server.into(), carriers, control_gone)
+                self.network_changed(server.into(), carriers, control_gone, elsewhere)
             }
             Reply::DialFailed { text } => {
                 self.attempt_failed(Failed::passing(Failure::new(Exit::System, text)), Reason::Internal)

@@ -49,6 +49,7 @@ mod moves;
 mod mtu;
 mod nat;
 mod plaintext;
+mod remotes;
 mod resume;
 mod routing;
 mod soak;
