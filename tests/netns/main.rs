@@ -53,3 +53,4 @@ mod remotes;
 mod resume;
 mod routing;
 mod soak;
+mod watch;

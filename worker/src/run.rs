@@ -346,7 +346,13 @@ impl<'a> Carrying<'a> {
                     }
                     Some(old) => log::info!("{name}: moved from {} to {}", old.remote, new.remote),
                 }
-                let _ = self.guard.send(&Request::Moved { new: new.remote }, &[]);
+                let before = |old: tunguard::path::Path| {
+                    self.session.paths().iter().find(|known| known.path.key() == old.key())
+                };
+                let silent = old.and_then(before).map(|known| clock::now().since(known.last_heard()));
+                let after_ms = silent.map(|silent| silent.as_millis() as u64);
+                let inside = new.carrier == INSIDE;
+                let _ = self.guard.send(&Request::Moved { new: new.remote, after_ms, inside }, &[]);
             }
             Event::Path(PathEvent::Proven { rtt }) => log::debug!("{name}: round trip {rtt:?}"),
             Event::Path(PathEvent::Mtu { mtu }) => {
