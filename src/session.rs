@@ -99,6 +99,10 @@ pub struct Traffic {
     pub received_in_band: u64,
     /// Datagrams that were sent on a further path.
     pub copies: u64,
+    /// Of all datagrams sent, copies as well, those that went inside the control connection.
+    pub sent_inside: u64,
+    /// Datagrams that came inside the control connection.
+    pub received_inside: u64,
 }
 
 /// For the log.
@@ -106,16 +110,19 @@ impl fmt::Display for Traffic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "read {} and cut into {}, sent {} packets ({} bytes) and {} in band, \
-             received {} packets ({} bytes) and {} in band",
+            "read {} and cut into {}, sent {} packets ({} bytes) and {} in band, with {} copies and {} inside the \
+             control connection, received {} packets ({} bytes) and {} in band, with {} inside",
             self.read_packets,
             self.cut_packets,
             self.sent_packets,
             self.sent_bytes,
             self.sent_in_band,
+            self.copies,
+            self.sent_inside,
             self.received_packets,
             self.received_bytes,
             self.received_in_band,
+            self.received_inside,
         )
     }
 }
@@ -250,6 +257,22 @@ impl Session {
     /// Counts datagrams that were sent on a further path.
     pub fn copied(&mut self, datagrams: u64) {
         self.traffic.copies += datagrams;
+    }
+
+    /// Counts datagrams that are to go inside the control connection.
+    pub fn went_inside(&mut self, datagrams: u64) {
+        self.traffic.sent_inside += datagrams;
+    }
+
+    /// Of those, so many waited until the connection was gone.
+    pub fn left_inside(&mut self, datagrams: u64) {
+        self.traffic.sent_inside -= datagrams;
+        self.drops.add(DropReason::SendRefused, datagrams);
+    }
+
+    /// Counts a datagram that came inside the control connection.
+    pub fn came_inside(&mut self) {
+        self.traffic.received_inside += 1;
     }
 
     /// The client's ways to the server, best first ([`Paths::set_ways`]).

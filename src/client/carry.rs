@@ -15,7 +15,6 @@ use ipnet::IpNet;
 use super::carriers::Carriers;
 use super::ipc::CarrierName;
 use crate::channel::{Broken, ControlChannel};
-use crate::drops::DropReason;
 use crate::egress::{self, Egress};
 use crate::exit::{Failure, Outcome};
 use crate::ingress::{Ingress, tun_refused};
@@ -293,6 +292,7 @@ impl Link {
         let Buffers { ingress, runs, uso, .. } = buffers;
         for datagram in std::mem::take(&mut self.came_inside) {
             let run = inside::receive(self.address, &datagram, runs);
+            self.session.came_inside();
             ingress.open(&mut self.session, Role::Client, clock::now(), &run, &mut runs[run.buffer]);
             ingress.write_out(&mut self.session, runs, *uso, |parts| {
                 tun.write(parts).map_err(|e| tun_refused(&e))
@@ -348,7 +348,7 @@ impl Link {
             let _ = poller.remove(&control);
         }
         self.session.handle_control_lost(clock::now());
-        self.session.drops.add(DropReason::SendRefused, self.net.clear());
+        self.session.left_inside(self.net.clear());
         self.set_inside(false);
         // A goodbye that came before says more.
         self.note_events();
