@@ -507,6 +507,6 @@ const RECEIVES_PER_TURN: usize = 16;
 const CONTROL_PER_TURN: usize = 32;
 /// A control connection that works answers within this time. If it doesn't, the server may be elsewhere by now: another
 /// connection is tried, and the session goes on meanwhile.
-const DOUBT: Duration = Duration::from_secs(1);
+const DOUBT: Duration = Duration::from_millis(1_500);
 /// The data channel should have answered the first challenge by then.
 const WARN_AFTER: Duration = Duration::from_secs(5);

@@ -75,11 +75,13 @@ impl Books<'_> {
         let device = |n| format!("\"c{n}\"");
         let lose = format!("numgen random mod 1000 < {permille}");
         let router = format!(
-            "{}chain enter {{\ntype filter hook prerouting priority raw\n\
+            "{}set blocked {{ type ifname; }}\nchain enter {{\ntype filter hook prerouting priority raw\n\
              udp dport 55555 counter name iifname {}\n\
              udp sport 55555 counter name ip daddr {}\n\
              udp sport 55555 counter name ip6 daddr {}\n}}\n\
              chain lose {{\ntype filter hook forward priority filter\n\
+             udp dport 55555 iifname @blocked counter name iifname {} drop\n\
+             udp sport 55555 oifname @blocked counter name oifname {} drop\n\
              udp dport 55555 {lose} counter name iifname {} drop\n\
              udp sport 55555 {lose} counter name oifname {} drop\n\
              tcp dport 55555 {lose} drop\ntcp sport 55555 {lose} drop\n}}\n",
@@ -87,6 +89,8 @@ impl Books<'_> {
             map(&device, "up_entered"),
             map(&outer_v4, "down_entered"),
             map(&outer_v6, "down_entered"),
+            map(&device, "up_lost"),
+            map(&device, "down_lost"),
             map(&device, "up_lost"),
             map(&device, "down_lost"),
         );
@@ -113,6 +117,13 @@ impl Books<'_> {
     fn table(&self, namespace: &Namespace, name: &str, rules: &str) {
         let file = self.lab.write(&format!("{name}.nft"), format!("table inet books {{\n{rules}}}\n"));
         namespace.must(&["nft", "-f", &file.display().to_string()]);
+    }
+
+    /// Loses all UDP of client `n`, or no more than of the others.
+    pub fn block(&self, n: usize, blocked: bool) {
+        let what = if blocked { "add" } else { "delete" };
+        let element = format!("{what} element inet books blocked {{ \"c{n}\" }}");
+        self.lab.net().must(&["nft", &element]);
     }
 
     fn counters(&self, namespace: &Namespace) -> BTreeMap<String, u64> {
@@ -245,10 +256,10 @@ pub struct Ledger {
     pub received: u64,
     pub received_in_band: u64,
     /// Of what was sealed, sent once more by another path.
-    copies: u64,
+    pub copies: u64,
     /// Of what was sealed, and of what was opened or dropped then, that went inside the control connection.
-    sent_inside: u64,
-    received_inside: u64,
+    pub sent_inside: u64,
+    pub received_inside: u64,
     /// Dropped, by reason.
     pub drops: BTreeMap<String, u64>,
 }
