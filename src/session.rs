@@ -14,7 +14,7 @@ use crate::drops::{DropReason, Drops};
 use crate::epochs::{Epochs, Limits};
 use crate::keys::{Role, Secret};
 use crate::path::Path;
-use crate::paths::{Keepalive, Known, Mode, PathEvent, Paths, REBIND_BYTES, Say};
+use crate::paths::{Keepalive, Known, Mode, PathEvent, Paths, REBIND_BYTES, Say, Silence};
 use crate::seal::SealError;
 use crate::segment::inner;
 use crate::time::Time;
@@ -324,6 +324,16 @@ impl Session {
     /// When the client sends only to keep a NAT's mapping.
     pub fn set_keepalive(&mut self, keepalive: Keepalive) {
         self.paths.set_keepalive(keepalive);
+    }
+
+    /// What was learned of the NATs on the paths, by carrier.
+    pub fn silences(&self) -> impl Iterator<Item = (u8, Silence)> {
+        self.paths.silences()
+    }
+
+    /// A session before this one learned so much of the NAT behind a carrier.
+    pub fn expect_silence(&mut self, carrier: u8, silence: Silence) {
+        self.paths.expect_silence(carrier, silence);
     }
 
     /// Inner packets and bytes so far.

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 
 use super::carriers::Carriers;
 use super::ipc::CarrierName;
+use super::nats::Nats;
 use crate::channel::{Broken, ControlChannel};
 use crate::egress::{self, Egress};
 use crate::exit::{Failure, Outcome};
@@ -191,7 +192,7 @@ impl Link {
     }
 
     /// Takes up its work: the server is to learn our UDP address at once.
-    pub fn start(&mut self, poller: &Poller, tokens: Tokens) -> Outcome<()> {
+    pub fn start(&mut self, poller: &Poller, tokens: Tokens, nats: &Nats) -> Outcome<()> {
         self.tokens = tokens;
         let full = |e| Failure::system("fill the epoll set", e);
         self.net.udp.watch(poller, tokens.udp)?;
@@ -202,9 +203,22 @@ impl Link {
         self.session.set_mode(now, self.mode);
         self.session.set_keepalive(self.keepalive);
         self.session.set_ways(now, &self.ways());
+        for (name, number) in self.net.udp.names() {
+            if let Some(silence) = nats.get(name) {
+                self.session.expect_silence(number, silence);
+            }
+        }
         // Messages behind the welcome may have been read together with it.
         self.talk_to_server(poller);
         Ok(())
+    }
+
+    /// Hands on what was learned of NATs.
+    pub fn teach(&self, nats: &mut Nats) {
+        for (number, silence) in self.session.silences() {
+            let carrier = self.net.udp.names().find(|(_, known)| *known == number);
+            carrier.into_iter().for_each(|(name, _)| nats.learn(name, silence));
+        }
     }
 
     /// Goes on by other carriers, best first; without any it stays with what it has, until some come.

@@ -22,6 +22,7 @@ use super::attempts::{Attempts, Failed, Next};
 use super::carry::{Buffers, Link, Tokens, Word};
 use super::connect::{Connecting, Wanted, take_over, without_sockets};
 use super::ipc::{CarrierName, Reply, Request, Setup, TunnelEnd, Wishes, pack};
+use super::nats::Nats;
 use super::settings::{Configuring, Purpose};
 use super::{role, tunnel_log};
 use crate::exit::{Exit, Failure, Outcome};
@@ -129,6 +130,8 @@ struct Tunnel<'a> {
     /// When the next attempt starts, if one is due.
     retry_at: Option<Time>,
     configuring: Configuring,
+    /// What sessions learned of NATs.
+    nats: Nats,
     /// Inner addresses to ask for.
     want: Vec<IpAddr>,
     /// We have asked for a session since the one in use was made: if it is replaced, then by our own.
@@ -172,6 +175,7 @@ impl<'a> Tunnel<'a> {
             attempt: None,
             retry_at: Some(clock::now()),
             configuring: Configuring::default(),
+            nats: Nats::default(),
             want: setup.want.clone(),
             asked_since: false,
             resume_refused: false,
@@ -382,7 +386,10 @@ impl<'a> Tunnel<'a> {
         };
         let tokens = tokens_of(serial);
         log::info!("{}", link.summary(&self.setup.device));
-        link.start(&self.poller, tokens)?;
+        if let Some(old) = &self.link {
+            old.teach(&mut self.nats);
+        }
+        link.start(&self.poller, tokens, &self.nats)?;
         self.want = link.inner();
         if let Some(mut old) = self.link.replace(*link) {
             old.hush(&self.poller);
@@ -476,6 +483,7 @@ impl<'a> Tunnel<'a> {
 
     fn end_link(&mut self) -> Turn<()> {
         if let Some(link) = self.link.take() {
+            link.teach(&mut self.nats);
             link.end(&self.poller);
         }
         self.configuring.handle_replaced();
@@ -511,6 +519,10 @@ impl<'a> Tunnel<'a> {
             true => log::info!("the network changed: the server is reached by {}", names.join(", ")),
             false => log::warn!("the network changed: there is no way to the server for now"),
         }
+        if let Some(link) = &self.link {
+            link.teach(&mut self.nats);
+        }
+        self.nats.handle_carriers(carriers.iter().map(|(name, _)| name));
         let in_use = self.link.as_mut().filter(|link| link.address == server);
         let has_session = in_use.is_some();
         if let Some(link) = in_use {
