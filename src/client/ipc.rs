@@ -376,7 +376,7 @@ mod tests {
         for text in ["192.0.2.1:7", "[2001:db8::1]:7", "[fe80::1%3]:7"] {
             let address: SocketAddr = text.parse().expect("an address");
             let carriers = vec![CarrierName::any()];
-            let sent = Reply::Dialled { host: String::new(), address: address.into(), carriers };
+            let sent = Reply::Dialled { remote: 0, host: String::new(), address: address.into(), carriers };
             assert!(supervisor.send(&sent, &[]).expect("fits"));
             let Ok(Incoming::Message(Reply::Dialled { address: got, .. }, _)) = tunnel.receive(false) else {
                 panic!("{text} is lost");
@@ -397,7 +397,7 @@ mod tests {
         };
         let carriers = vec![link; crate::net::carriers::MAX_WAYS];
         let address = SocketAddr::from(([192, 0, 2, 1], 7)).into();
-        let sent = Reply::Dialled { host: "h".repeat(253), address, carriers: carriers.clone() };
+        let sent = Reply::Dialled { remote: 0, host: "h".repeat(253), address, carriers: carriers.clone() };
         let file = std::fs::File::open("/dev/null").expect("a file");
         let fds = vec![file.as_fd(); 1 + carriers.len()];
         assert!(supervisor.send(&sent, &fds).expect("fits"));

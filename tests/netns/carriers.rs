@@ -119,20 +119,19 @@ fn flows_are_shared_out_and_leave_a_carrier_that_dies() {
     let _server = lab.start_server(&lab.server());
     let mut client = lab.start_client(1, &two_carriers(&lab, "balance"));
     // Of data, not of challenges; and by the second carrier no more than a part of what the first takes.
-    let counters = "counter by_c1 { } counter by_c1b { }";
-    let count = "udp dport 55555 meta length > 500 counter name";
-    let limit = "udp dport 55555 iifname c1b limit rate over 3 mbytes/second burst 300 kbytes drop";
-    lab.net().must(&[
-        "nft",
-        &format!(
-            "table inet share {{ {counters}; chain passing {{ type filter hook prerouting priority 0; {limit}; \
-             iifname c1 {count} by_c1; iifname c1b {count} by_c1b; }}; }}"
-        ),
-    ]);
+    let rules = lab.write(
+        "share.nft",
+        "table inet share {\ncounter by_c1 { }\ncounter by_c1b { }\nchain passing {\n\
+         type filter hook prerouting priority 0\n\
+         udp dport 55555 iifname c1b limit rate over 3 mbytes/second burst 300 kbytes drop\n\
+         udp dport 55555 iifname c1 meta length > 500 counter name by_c1\n\
+         udp dport 55555 iifname c1b meta length > 500 counter name by_c1b\n}\n}\n",
+    );
+    lab.net().must(&["nft", "-f", &rules.display().to_string()]);
     let carried = || -> [u64; 2] {
         let text = lab.net().must(&["nft", "list", "counters", "table", "inet", "share"]);
         ["by_c1 ", "by_c1b "].map(|name| {
-            let rest = text.split_once(&format!("counter {name}")).expect(name).1;
+            let rest = text.split_once(&format!("counter {name}{{")).expect(name).1;
             let packets = rest.split_once("packets ").expect("packets").1;
             let digits: String = packets.chars().take_while(char::is_ascii_digit).collect();
             digits.parse().expect("a number")
