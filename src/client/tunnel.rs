@@ -652,7 +652,7 @@ const SUPERVISOR: u64 = 0;
 const TUN: u64 = 1;
 const FIRST_OF_SESSIONS: u64 = 2;
 const EVENTS: usize = 16;
-/// From the dial to the session.
+/// From the connection to the session; the dial has its own time.
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(15);
 /// Packets of the session before are on their way no longer than this.
 const DRAIN_FOR: Duration = Duration::from_secs(3);
