@@ -77,6 +77,10 @@ pub enum Request {
     Moved {
         /// Where.
         new: SocketAddr,
+        /// Milliseconds since it was last heard where it was before.
+        after_ms: Option<u64>,
+        /// Its packets come inside the control connection.
+        inside: bool,
     },
     /// The control channel is lost; the session lingers.
     ControlLost,

@@ -1,4 +1,5 @@
-//! The admin socket: one line asks, one JSON document answers.
+//! The admin socket: one line asks. `status` is answered by one JSON document, `watch` by a JSON document a line, for each
+//! time that a client is heard somewhere else.
 
 use std::collections::HashSet;
 use std::fs;
@@ -21,6 +22,7 @@ use tunguard::time::Time;
 
 use crate::accounts::GuardDrop;
 use crate::clients::{Phase, Session, Worker};
+use crate::events::{Events, Heard};
 use crate::run::{Guard, Source};
 
 /// The socket and the conversations on it.
@@ -30,6 +32,7 @@ pub struct Admin {
     pub listener: UnixListener,
     next: u64,
     conversations: Vec<Conversation>,
+    events: Events,
 }
 
 struct Conversation {
@@ -40,6 +43,8 @@ struct Conversation {
     awaited: HashSet<u64>,
     until: Option<Time>,
     answer: Vec<u8>,
+    /// It wants to hear of what happens.
+    watches: bool,
     /// Gives up on a peer that neither asks nor reads.
     deadline: Time,
 }
@@ -69,12 +74,19 @@ impl Admin {
         let listener = UnixListener::bind(path).map_err(failed)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Admin { path: path.to_owned(), listener, next: 0, conversations: Vec::new() })
+        Ok(Admin {
+            path: path.to_owned(),
+            listener,
+            next: 0,
+            conversations: Vec::new(),
+            events: Events::default(),
+        })
     }
 
     /// When the next conversation has to go on.
     pub fn deadline(&self) -> Option<Time> {
-        self.conversations.iter().map(|c| c.until.unwrap_or(c.deadline).min(c.deadline)).min()
+        let waiting = self.conversations.iter().filter(|c| !c.watches);
+        waiting.map(|c| c.until.unwrap_or(c.deadline).min(c.deadline)).min()
     }
 }
 
@@ -103,6 +115,7 @@ impl Guard {
                 awaited: HashSet::new(),
                 until: None,
                 answer: Vec::new(),
+                watches: false,
                 deadline: clock::now() + PATIENCE,
             });
         }
@@ -115,6 +128,8 @@ impl Guard {
         if !conversation.answer.is_empty() {
             return self.say(at);
         }
+        let watchers = self.admin.conversations.iter().filter(|c| c.watches).count();
+        let conversation = &mut self.admin.conversations[at];
         let mut bytes = [0; MAX_QUESTION];
         match conversation.stream.read(&mut bytes) {
             // It has asked, and sends nothing more: the answer is on its way.
@@ -132,9 +147,21 @@ impl Guard {
             Some(end) if &conversation.question[..end] == b"status" && conversation.until.is_none() => {
                 self.ask_workers(at);
             }
+            Some(end)
+                if &conversation.question[..end] == b"watch"
+                    && conversation.until.is_none()
+                    && !conversation.watches
+                    && watchers < MAX_WATCHERS =>
+            {
+                conversation.watches = true;
+            }
+            // What a watcher says next ends it.
+            _ if conversation.watches => self.hang_up(at),
             None if conversation.question.len() < MAX_QUESTION => {}
             _ => {
-                conversation.answer = b"{\"error\": \"unknown question: ask for status\"}\n".to_vec();
+                conversation.answer =
+                    b"{\"error\": \"unknown question: ask for status, or watch; or too many watch\"}\n"
+                        .to_vec();
                 self.say(at);
             }
         }
@@ -162,11 +189,27 @@ impl Guard {
                 let status = self.status(now);
                 self.admin.conversations[at].answer = status;
                 self.say(at);
-            } else if now >= conversation.deadline {
+            } else if now >= conversation.deadline && !conversation.watches {
                 self.hang_up(at);
             }
             if self.admin.conversations.get(at).is_some_and(|c| c.key == before) {
                 at += 1;
+            }
+        }
+    }
+
+    /// A client was heard somewhere else: whoever watches is told.
+    pub fn tell_watchers(&mut self, heard: Heard<'_>) {
+        let line = self.admin.events.add(heard);
+        let watchers = self.admin.conversations.iter_mut().filter(|c| c.watches);
+        watchers.for_each(|watcher| watcher.answer.extend(line.as_bytes()));
+        for at in (0..self.admin.conversations.len()).rev() {
+            let conversation = &self.admin.conversations[at];
+            match conversation.answer.len() {
+                _ if !conversation.watches => {}
+                // It doesn't read.
+                MAX_UNREAD.. => self.hang_up(at),
+                _ => self.say(at),
             }
         }
     }
@@ -195,8 +238,13 @@ impl Guard {
             match conversation.stream.write(&conversation.answer) {
                 Ok(n) => {
                     conversation.answer.drain(..n);
-                    if conversation.answer.is_empty() {
+                    if conversation.answer.is_empty() && !conversation.watches {
                         return self.hang_up(at);
+                    }
+                    if conversation.answer.is_empty() {
+                        let token = Source::Conversation(conversation.key).token();
+                        let _ = self.poller.modify(conversation.stream.as_fd(), token, Interest::Read);
+                        return;
                     }
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
@@ -239,6 +287,7 @@ impl Guard {
             "device_bytes": self.accounts.read_bytes,
             "queued_packets": self.accounts.queued_packets,
             "guard_drops": drops,
+            "events": self.admin.events.list(),
             "sessions": sessions.iter().map(|(s, w)| session_status(s, w, now)).collect::<Vec<_>>(),
         });
         let mut text = serde_json::to_vec_pretty(&status).unwrap_or_default();
@@ -277,6 +326,9 @@ fn session_status(session: &Session, worker: &Worker, now: Time) -> Value {
         "received_packets": report.traffic.received_packets,
         "received_bytes": report.traffic.received_bytes,
         "received_in_band": report.traffic.received_in_band,
+        "copies": report.traffic.copies,
+        "sent_inside": report.traffic.sent_inside,
+        "received_inside": report.traffic.received_inside,
         "queue_depth": depth,
         "backlog_bytes": session.outbox.as_ref().map_or(0, |o| o.backlog()),
         "pid": worker.pid,
@@ -286,6 +338,10 @@ fn session_status(session: &Session, worker: &Worker, now: Time) -> Value {
 }
 
 const MAX_CONVERSATIONS: usize = 16;
+/// Fewer than that: there is always one left to ask for the status.
+const MAX_WATCHERS: usize = 8;
+/// Bytes of events that may wait for somebody who watches.
+const MAX_UNREAD: usize = 64 << 10;
 const MAX_QUESTION: usize = 256;
 /// Reports a worker may owe us.
 const MAX_ASKED: u32 = 4;

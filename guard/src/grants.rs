@@ -23,6 +23,7 @@ use tunguard::tls::{SavedSession, TicketId};
 use tunguard::wire::control::Reason;
 
 use crate::clients::{Phase, Session};
+use crate::events::Heard;
 use crate::outbox::{self, Outbox};
 use crate::run::{Guard, Source};
 use crate::succession;
@@ -96,9 +97,18 @@ impl Guard {
             Request::Claim(claim) => self.answer_claim(key, claim),
             Request::Register { size } => self.answer_register(key, size),
             Request::Ticket { id, session } => self.keep_ticket(key, id, session),
-            Request::Moved { new } => {
+            Request::Moved { new, after_ms, inside } => {
                 if let Some(session) = self.session_mut(key) {
-                    session.peer = Some(new);
+                    let from = session.peer.replace(new);
+                    let (name, session) = (session.name.clone(), session.id.to_string());
+                    self.tell_watchers(Heard {
+                        name: &name,
+                        session: &session,
+                        from,
+                        to: new,
+                        after_ms,
+                        inside,
+                    });
                 }
                 let orders = succession::heard(&mut self.workers, &mut self.routes, key);
                 if !orders.is_empty() {
@@ -456,7 +466,7 @@ mod tests {
         let cert = CertId { issuer: [0; 32], serial: vec![1], not_after: 0 };
         let claim = Request::Claim(Claim { name: "ann".into(), cert, want: vec![], resume: None });
         let register = Request::Register { size: QueueSize::KERNEL_DEFAULT };
-        let moved = Request::Moved { new: ([192, 0, 2, 1], 1).into() };
+        let moved = Request::Moved { new: ([192, 0, 2, 1], 1).into(), after_ms: None, inside: false };
         let report = Request::Report(Box::default());
         let ended = Request::Ended { reason: None, fault: false, text: String::new() };
         use Phase::*;

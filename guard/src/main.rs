@@ -9,6 +9,7 @@ mod admin;
 mod blocks;
 mod clients;
 mod codel;
+mod events;
 mod grants;
 mod host;
 mod leases;

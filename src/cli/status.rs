@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, IsTerminal, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,7 +20,7 @@ pub struct StatusCommand {
     /// Print the server's answer as it is, for scripts
     #[arg(long)]
     json: bool,
-    /// Show it again every second, until Ctrl-C
+    /// Show it again every second, and when a client moves, until Ctrl-C
     #[arg(long)]
     watch: bool,
     /// Admin socket of the server; needed where there are several
@@ -35,22 +35,62 @@ impl StatusCommand {
             Some(socket) => socket.clone(),
             None => only_socket(Path::new(SOCKETS))?,
         };
+        // First, so that nothing that happens meanwhile is missed.
+        let mut news = self.watch.then(|| News::of(&socket));
         loop {
             let answer = ask(&socket)?;
-            let text = if self.json { answer } else { render(&parse(&socket, &answer)?) };
-            let clear = if self.watch && !self.json { CLEAR } else { "" };
+            let text = match self.json {
+                true => answer,
+                false => {
+                    let status = parse(&socket, &answer)?;
+                    render(&status) + &if self.watch { render_events(&status.events) } else { String::new() }
+                }
+            };
             let mut out = std::io::stdout().lock();
-            let printed = writeln!(out, "{clear}{}", text.trim_end()).and_then(|()| out.flush());
+            // A file or a pipe gets one after the other.
+            let (before, after) = match self.watch && !self.json {
+                true if out.is_terminal() => (CLEAR, ""),
+                true => ("", "\n"),
+                false => ("", ""),
+            };
+            let printed = writeln!(out, "{before}{}{after}", text.trim_end()).and_then(|()| out.flush());
             match printed {
                 Ok(()) => {}
                 // `tunguard status | head` is no failure.
                 Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
                 Err(e) => return Err(Failure::system("writing to standard output", e)),
             }
-            if !self.watch {
-                return Ok(());
+            match &mut news {
+                Some(news) => news.wait(),
+                None => return Ok(()),
             }
-            std::thread::sleep(WATCH_EVERY);
+        }
+    }
+}
+
+/// What happens at the server.
+struct News(Option<UnixStream>);
+
+impl News {
+    fn of(socket: &Path) -> News {
+        let asked = UnixStream::connect(socket).and_then(|mut stream| {
+            stream.set_read_timeout(Some(WATCH_EVERY))?;
+            stream.write_all(b"watch\n")?;
+            Ok(stream)
+        });
+        News(asked.ok())
+    }
+
+    /// Waits until something happens, but not for long.
+    fn wait(&mut self) {
+        let Some(stream) = &mut self.0 else { return std::thread::sleep(WATCH_EVERY) };
+        match stream.read(&mut [0; 4096]) {
+            // It takes no more of us, or has none to tell.
+            Ok(0) => self.0 = None,
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+            Err(_) => self.0 = None,
+            // A move is seldom alone.
+            Ok(_) => std::thread::sleep(TOGETHER),
         }
     }
 }
@@ -66,7 +106,19 @@ struct Status {
     queue: Queue,
     handshakes: u64,
     guard_drops: BTreeMap<String, u64>,
+    events: Vec<Event>,
     sessions: Vec<Session>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Event {
+    time_ms: u64,
+    name: String,
+    from: Option<String>,
+    to: String,
+    after_ms: Option<u64>,
+    inside: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -174,6 +226,26 @@ fn render(status: &Status) -> String {
     text
 }
 
+/// The latest events, a line each.
+fn render_events(events: &[Event]) -> String {
+    let lines: String = events.iter().rev().take(EVENTS_SHOWN).rev().map(line).collect();
+    if lines.is_empty() { lines } else { format!("\n{lines}") }
+}
+
+/// The time of day as in the log: in UTC.
+fn line(event: &Event) -> String {
+    let seconds = event.time_ms / 1_000 % 86_400;
+    let (hours, minutes, seconds) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
+    let (name, to) = (harmless(&event.name), harmless(&event.to));
+    let what = match &event.from {
+        None => format!("is heard in a new session at {to}"),
+        Some(from) => format!("moved {} -> {to}", harmless(from)),
+    };
+    let inside = if event.inside { " inside the control connection" } else { "" };
+    let after = event.after_ms.map(|ms| format!(", {ms} ms")).unwrap_or_default();
+    format!("{hours:02}:{minutes:02}:{seconds:02}Z {name} {what}{inside}{after}\n")
+}
+
 fn row(session: &Session) -> [String; 11] {
     let addresses: Vec<String> = session.addresses.iter().map(|a| harmless(a)).collect();
     let peer = session.peer.as_ref().or(session.tcp_peer.as_ref());
@@ -251,6 +323,9 @@ fn harmless(text: &str) -> String {
 const SOCKETS: &str = "/run/tunguard";
 /// Cursor home, and everything below it gone.
 const CLEAR: &str = "\x1b[H\x1b[J";
+const EVENTS_SHOWN: usize = 10;
+/// After the first news.
+const TOGETHER: Duration = Duration::from_millis(20);
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// Some 1 kB a session.
@@ -289,6 +364,25 @@ mod tests {
              NAME             ADDRESSES         PEER            STATE                      AGE    HEARD   RTT     SENT    RECEIVED  SUITE        DROPS\n\
              alice\\u{1b}[31m  10.9.0.2 fd09::2  192.0.2.7:4500  established, control lost  1m01s  0s ago  0.4 ms  1.5 MB  999 B     aes-256-gcm  bad_tag 2\n"
         );
+    }
+
+    #[test]
+    fn events_become_lines() {
+        let answer = r#"{"events": [
+            {"time_ms": 43384123, "event": "moved", "name": "laptop", "session": "x", "from": "198.18.1.2:4000",
+                "to": "198.18.2.2:5000", "after_ms": 5, "inside": false},
+            {"time_ms": 86400000, "event": "heard", "name": "a\u001b", "to": "192.0.2.1:1"},
+            {"time_ms": 86399000, "from": "192.0.2.1:1", "to": "192.0.2.1:2", "name": "b", "inside": true}
+        ]}"#;
+        let status = parse(Path::new("x"), answer).expect("a status");
+        assert_eq!(
+            render_events(&status.events),
+            "\n12:03:04Z laptop moved 198.18.1.2:4000 -> 198.18.2.2:5000, 5 ms\n\
+             00:00:00Z a\\u{1b} is heard in a new session at 192.0.2.1:1\n\
+             23:59:59Z b moved 192.0.2.1:1 -> 192.0.2.1:2 inside the control connection\n"
+        );
+        assert_eq!(render_events(&[]), "");
+        assert!(!render(&status).contains("moved"), "only who watches is shown them");
     }
 
     #[test]

@@ -22,9 +22,9 @@ pub type SupervisorEnd = Channel<Reply, Request>;
 /// What the tunnel process may ask or tell; when is said by [`Phase::allows`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Connect to a remote. Answer: `Dialled` or `DialFailed`.
+    /// Connect to a remote, or else to one of the others. Answer: `Dialled` or `DialFailed`.
     Dial {
-        /// Its place in the configuration.
+        /// Place in the configuration of the one to begin with.
         remote: u16,
     },
     /// Set the host up for a session. Answer: `Configured` or `ConfigureFailed`.
@@ -76,7 +76,9 @@ pub struct Wishes {
 pub enum Reply {
     /// Connected; the TCP connection is the first descriptor, then comes a UDP socket for each carrier.
     Dialled {
-        /// The remote's name, as configured.
+        /// The remote's place in the configuration.
+        remote: u16,
+        /// Its name, as configured.
         host: String,
         /// Where it was reached; UDP goes there, too.
         address: Endpoint,
@@ -104,6 +106,13 @@ pub enum Reply {
         /// The address that the control connection was made from is gone from this host, or its link leads nowhere:
         /// nothing will come of it any more, which TCP itself would notice only much later.
         control_gone: bool,
+        /// There is a way to another remote, or to another address of this one.
+        elsewhere: bool,
+    },
+    /// The network changed: an attempt that waits for its time may begin now.
+    Moved {
+        /// Nothing comes of the connection that was handed over last: its address or link is gone.
+        cut_off: bool,
     },
     /// Say goodbye to the server and exit.
     Stop,
@@ -380,7 +389,7 @@ mod tests {
         for text in ["192.0.2.1:7", "[2001:db8::1]:7", "[fe80::1%3]:7"] {
             let address: SocketAddr = text.parse().expect("an address");
             let carriers = vec![CarrierName::any()];
-            let sent = Reply::Dialled { host: String::new(), address: address.into(), carriers };
+            let sent = Reply::Dialled { remote: 0, host: String::new(), address: address.into(), carriers };
             assert!(supervisor.send(&sent, &[]).expect("fits"));
             let Ok(Incoming::Message(Reply::Dialled { address: got, .. }, _)) = tunnel.receive(false) else {
                 panic!("{text} is lost");
@@ -401,7 +410,7 @@ mod tests {
         };
         let carriers = vec![link; crate::net::carriers::MAX_WAYS];
         let address = SocketAddr::from(([192, 0, 2, 1], 7)).into();
-        let sent = Reply::Dialled { host: "h".repeat(253), address, carriers: carriers.clone() };
+        let sent = Reply::Dialled { remote: 0, host: "h".repeat(253), address, carriers: carriers.clone() };
         let file = std::fs::File::open("/dev/null").expect("a file");
         let fds = vec![file.as_fd(); 1 + carriers.len()];
         assert!(supervisor.send(&sent, &fds).expect("fits"));

@@ -31,6 +31,7 @@ pub mod host;
 pub mod ipc;
 pub mod lookup;
 pub mod moves;
+mod nats;
 pub mod settings;
 pub mod supervisor;
 pub mod tunnel;

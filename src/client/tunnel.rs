@@ -22,6 +22,7 @@ use super::attempts::{Attempts, Failed, Next};
 use super::carry::{Buffers, Link, Tokens, Word};
 use super::connect::{Connecting, Wanted, take_over, without_sockets};
 use super::ipc::{CarrierName, Reply, Request, Setup, Ticket, TunnelEnd, Wishes, pack};
+use super::nats::Nats;
 use super::settings::{Configuring, Purpose};
 use super::{role, tunnel_log};
 use crate::exit::{Exit, Failure, Outcome};
@@ -129,6 +130,8 @@ struct Tunnel<'a> {
     /// When the next attempt starts, if one is due.
     retry_at: Option<Time>,
     configuring: Configuring,
+    /// What sessions learned of NATs.
+    nats: Nats,
     /// Inner addresses to ask for.
     want: Vec<IpAddr>,
     /// We have asked for a session since the one in use was made: if it is replaced, then by our own.
@@ -174,6 +177,7 @@ impl<'a> Tunnel<'a> {
             attempt: None,
             retry_at: Some(clock::now()),
             configuring: Configuring::default(),
+            nats: Nats::default(),
             want: setup.want.clone(),
             asked_since: false,
             resume_refused: false,
@@ -287,13 +291,16 @@ impl<'a> Tunnel<'a> {
 
     fn dialled(
         &mut self,
+        remote: usize,
         place: (String, SocketAddr),
-        carriers: Vec<CarrierName>,
-        fds: Vec<OwnedFd>,
+        (carriers, fds): (Vec<CarrierName>, Vec<OwnedFd>),
     ) -> Turn<()> {
         let Some(attempt) = self.attempt.as_mut().filter(|a| matches!(a.stage, Stage::Dialling)) else {
             return Err(out_of_place("Dialled"));
         };
+        self.attempts.handle_connected(remote);
+        // Looking for the address and the way took its time already.
+        attempt.deadline = clock::now() + ATTEMPT_WITHIN;
         let token = tokens_of(attempt.serial).control;
         let ticket = self.ticket.take();
         let sockets = (carriers, fds);
@@ -390,7 +397,10 @@ impl<'a> Tunnel<'a> {
         };
         let tokens = tokens_of(serial);
         log::info!("{}", link.summary(&self.setup.device));
-        link.start(&self.poller, tokens)?;
+        if let Some(old) = &self.link {
+            old.teach(&mut self.nats);
+        }
+        link.start(&self.poller, tokens, &self.nats)?;
         self.want = link.inner();
         if let Some(mut old) = self.link.replace(*link) {
             old.hush(&self.poller);
@@ -484,6 +494,7 @@ impl<'a> Tunnel<'a> {
 
     fn end_link(&mut self) -> Turn<()> {
         if let Some(link) = self.link.take() {
+            link.teach(&mut self.nats);
             link.end(&self.poller);
         }
         self.configuring.handle_replaced();
@@ -504,13 +515,14 @@ impl<'a> Tunnel<'a> {
         Ok(())
     }
 
-    /// The session goes on by what carriers there are. An attempt that is under way is left alone; one that waits for
-    /// better times may find them now.
+    /// The session goes on by what carriers there are, or is looked for elsewhere. An attempt that is under way is left
+    /// alone; one that waits for better times may find them now.
     fn network_changed(
         &mut self,
         server: SocketAddr,
         carriers: Vec<(CarrierName, OwnedFd)>,
         control_gone: bool,
+        elsewhere: bool,
     ) -> Turn<()> {
         let names: Vec<&str> = carriers.iter().map(|(name, _)| name.name.as_str()).collect();
         let reachable = !names.is_empty();
@@ -518,6 +530,10 @@ impl<'a> Tunnel<'a> {
             true => log::info!("the network changed: the server is reached by {}", names.join(", ")),
             false => log::warn!("the network changed: there is no way to the server for now"),
         }
+        if let Some(link) = &self.link {
+            link.teach(&mut self.nats);
+        }
+        self.nats.handle_carriers(carriers.iter().map(|(name, _)| name));
         let in_use = self.link.as_mut().filter(|link| link.address == server);
         let has_session = in_use.is_some();
         if let Some(link) = in_use {
@@ -525,13 +541,33 @@ impl<'a> Tunnel<'a> {
             link.server_to_tun(&self.tun, &mut self.buffers)?;
             link.take_carriers(&self.poller, take_over(carriers)?)?;
         }
-        if reachable && self.attempt.is_none() && (self.retry_at.is_some() || control_gone && has_session) {
-            self.attempts.handle_moved(clock::now());
-            self.retry_at = Some(clock::now());
-            let number = self.attempts.number();
-            log::info!("a new control connection is made at once (attempt {number})");
+        let needed = match reachable {
+            true => self.retry_at.is_some() || control_gone && has_session,
+            false => elsewhere,
+        };
+        if needed && self.attempt.is_none() {
+            self.attempt_at_once();
         }
         Ok(())
+    }
+
+    /// An attempt whose connection is cut off begins anew, and one that waits begins now.
+    fn moved(&mut self, cut_off: bool) -> Turn<()> {
+        let connecting = |attempt: &mut Attempt| cut_off && matches!(attempt.stage, Stage::Connecting(_));
+        if let Some(attempt) = self.attempt.take_if(connecting) {
+            self.drop_attempt(attempt, Reason::Internal);
+            self.attempt_at_once();
+        } else if self.attempt.is_none() && self.retry_at.is_some() {
+            self.attempt_at_once();
+        }
+        Ok(())
+    }
+
+    fn attempt_at_once(&mut self) {
+        self.attempts.handle_moved(clock::now());
+        self.retry_at = Some(clock::now());
+        let number = self.attempts.number();
+        log::info!("a new control connection is made at once (attempt {number})");
     }
 
     fn wait_for_packets(&self, interest: Interest) -> Turn<()> {
@@ -558,13 +594,16 @@ impl<'a> Tunnel<'a> {
 
     fn obey(&mut self, reply: Reply, fds: Vec<OwnedFd>) -> Turn<()> {
         match reply {
-            Reply::Dialled { host, address, carriers } => self.dialled((host, address.into()), carriers, fds),
-            Reply::Carriers { server, carriers, control_gone } => {
+            Reply::Dialled { remote, host, address, carriers } => {
+                self.dialled(remote.into(), (host, address.into()), (carriers, fds))
+            }
+            Reply::Moved { cut_off } => self.moved(cut_off),
+            Reply::Carriers { server, carriers, control_gone, elsewhere } => {
                 if carriers.len() != fds.len() {
                     return Err(without_sockets().into());
                 }
                 let carriers = carriers.into_iter().zip(fds).collect();
-                self.network_changed(server.into(), carriers, control_gone)
+                self.network_changed(server.into(), carriers, control_gone, elsewhere)
             }
             Reply::DialFailed { text } => {
                 self.attempt_failed(Failed::passing(Failure::new(Exit::System, text)), Reason::Internal)
@@ -624,7 +663,7 @@ const SUPERVISOR: u64 = 0;
 const TUN: u64 = 1;
 const FIRST_OF_SESSIONS: u64 = 2;
 const EVENTS: usize = 16;
-/// From the dial to the session.
+/// From the connection to the session; the dial has its own time.
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(15);
 /// Packets of the session before are on their way no longer than this.
 const DRAIN_FOR: Duration = Duration::from_secs(3);
