@@ -16,17 +16,20 @@
 //! 2. [`Segments`], [`pieces`]: the way out of the TUN device.
 //! 3. [`next_run`]: the way in.
 //! 4. [`ecn`]: congestion marks of the outer packet carried over to the inner one.
-//! 5. [`clamp_mss`], [`fragment()`], [`too_big()`]: packets made to fit a path, or their senders told.
+//! 5. [`clamp_mss`], [`fragment()`], [`too_big()`]: packets made to fit a path, or their senders told;
+//!    [`unreachable()`]: that nobody is there.
 //! 6. [`checksum`]: the Internet checksum, for all of these.
 
 pub mod checksum;
 mod coalesce;
 pub mod ecn;
 mod fragment;
+mod icmp;
 pub mod inner;
 mod mss;
 mod split;
 mod too_big;
+mod unreachable;
 
 #[cfg(test)]
 mod tests;
@@ -37,6 +40,7 @@ pub use inner::addresses;
 pub use mss::clamp_mss;
 pub use split::{MAX_SEGMENTS, Segment, Segments, pieces};
 pub use too_big::too_big;
+pub use unreachable::unreachable;
 
 /// Why a packet is not cut or merged. Whoever wrote the packet can provoke any of these: count and drop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
