@@ -32,6 +32,7 @@ pub mod ipc;
 pub mod lookup;
 pub mod moves;
 pub mod settings;
+pub mod starts;
 pub mod supervisor;
 pub mod tunnel;
 mod tunnel_log;

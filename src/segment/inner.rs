@@ -72,14 +72,8 @@ pub enum Transport {
 /// # Errors
 /// `TooShort`, `NotIp`, `BadHeaderLength`, `LengthMismatch`, `Fragment`, `NotTransport`.
 pub fn parse(packet: &[u8]) -> Result<Layout, SegmentError> {
-    let ip = ip(packet)?;
-    let (transport_at, protocol) = match ip.family {
-        Family::V4 => (ip.header_len, ip.protocol),
-        Family::V6 => skip_extensions(packet, ip.protocol)?,
-    };
-    if ip.fragment {
-        return Err(SegmentError::Fragment);
-    }
+    let family = ip(packet)?.family;
+    let (protocol, transport_at) = carried(packet)?;
     let rest = packet.get(transport_at..).ok_or(SegmentError::TooShort)?;
     let (transport, header_len) = match protocol {
         TCP => {
@@ -94,7 +88,20 @@ pub fn parse(packet: &[u8]) -> Result<Layout, SegmentError> {
         UDP => (Transport::Udp, UDP_LEN),
         _ => return Err(SegmentError::NotTransport),
     };
-    Ok(Layout { family: ip.family, transport, transport_at, payload_at: transport_at + header_len })
+    Ok(Layout { family, transport, transport_at, payload_at: transport_at + header_len })
+}
+
+/// The number of what an unfragmented packet carries, and where that starts.
+///
+/// # Errors
+/// `TooShort`, `NotIp`, `BadHeaderLength`, `LengthMismatch`, `Fragment`, `NotTransport`.
+pub fn carried(packet: &[u8]) -> Result<(u8, usize), SegmentError> {
+    let ip = ip(packet)?;
+    let (at, protocol) = match ip.family {
+        Family::V4 => (ip.header_len, ip.protocol),
+        Family::V6 => skip_extensions(packet, ip.protocol)?,
+    };
+    if ip.fragment { Err(SegmentError::Fragment) } else { Ok((protocol, at)) }
 }
 
 impl Family {
@@ -246,7 +253,8 @@ const V6_OFFSET: u16 = 0xfff8;
 pub(super) const MAX_EXTENSIONS: usize = 8;
 
 // RFC 9293; offsets from the start of the TCP header.
-const TCP: u8 = 6;
+/// TCP's number.
+pub const TCP: u8 = 6;
 pub(super) const TCP_MIN: usize = 20;
 pub(super) const TCP_SEQ: usize = 4;
 pub(super) const TCP_DATA_OFFSET: usize = 12;
@@ -259,7 +267,8 @@ pub(super) const URG: u8 = 0x20;
 pub(super) const CWR: u8 = 0x80;
 
 // RFC 768; offset from the start of the UDP header.
-const UDP: u8 = 17;
+/// UDP's number.
+pub const UDP: u8 = 17;
 const UDP_LEN: usize = 8;
 pub(super) const UDP_LENGTH: usize = 4;
 
