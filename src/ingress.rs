@@ -69,6 +69,11 @@ impl Ingress {
         }
     }
 
+    /// The packets that were opened and wait to be written.
+    pub fn packets<'a>(&'a self, buffers: &'a ReceiveBuffers) -> impl Iterator<Item = &'a [u8]> {
+        self.opened.iter().map(|p| &buffers[p.buffer][p.start..p.end])
+    }
+
     /// Hands everything that was opened to `write`, each call one virtio header and one packet or super-packet
     /// in pieces, and forgets it.
     pub fn write_out(

@@ -18,6 +18,7 @@ use crate::channel::{Broken, ControlChannel};
 use crate::drops::DropReason;
 use crate::egress::{self, Egress};
 use crate::exit::{Failure, Outcome};
+use super::idle::Idle;
 use crate::ingress::{Ingress, tun_refused};
 use crate::inside::{self, WithInside};
 use crate::keys::Role;
@@ -70,6 +71,8 @@ pub struct Link {
     keepalive: Keepalive,
     /// Datagrams that came inside the control connection, to be opened with the next turn.
     came_inside: Vec<Vec<u8>>,
+    /// When it isn't needed any more, where it was made on demand.
+    idle: Option<Idle>,
 }
 
 /// The descriptors' tokens in the epoll set.
@@ -158,7 +161,24 @@ impl Link {
             mode,
             keepalive,
             came_inside: Vec::new(),
+            idle: None,
         }
+    }
+
+    /// It isn't needed any more when it has carried nothing for so long.
+    pub fn set_idle(&mut self, limit: Duration) {
+        let idle = self.idle.get_or_insert_with(|| Idle::new(None, clock::now()));
+        idle.set_limit(Some(limit));
+    }
+
+    /// When that will be.
+    pub fn idle_at(&self) -> Option<Time> {
+        self.idle.as_ref()?.poll_timeout()
+    }
+
+    /// Whether anything came by it for the device.
+    pub fn is_answered(&self) -> bool {
+        self.session.traffic().received_packets > 0
     }
 
     /// Our inner addresses.
@@ -247,6 +267,9 @@ impl Link {
             let now = clock::now();
             match VnetHeader::parse(&packet[..len]) {
                 Some(vnet) => {
+                    if let Some(idle) = &mut self.idle {
+                        idle.carried(now, &packet[VNET_LEN..len]);
+                    }
                     egress.push(&mut self.session, &self.net, now, vnet, &packet[VNET_LEN..len]);
                 }
                 None => Egress::refuse(&mut self.session),
@@ -260,6 +283,21 @@ impl Link {
             let _ = tun.write(&[IoSlice::new(&vnet), IoSlice::new(&packet)]);
         }
         Ok(())
+    }
+
+    /// Sends packets that were read from the device before there was a session, with their virtio headers.
+    pub fn send_held(&mut self, held: &[Vec<u8>], buffers: &mut Buffers) {
+        let now = clock::now();
+        for read in held {
+            match VnetHeader::parse(read) {
+                Some(vnet) => {
+                    buffers.egress.push(&mut self.session, &self.net, now, vnet, &read[VNET_LEN..]);
+                }
+                None => Egress::refuse(&mut self.session),
+            }
+        }
+        buffers.egress.flush(&mut self.session, &self.net);
+        self.flush_inside();
     }
 
     /// Network to device.
@@ -276,6 +314,7 @@ impl Link {
                 for run in received.iter() {
                     ingress.open(&mut self.session, Role::Client, now, run, &mut runs[run.buffer]);
                 }
+                note_carried(&mut self.idle, now, ingress.packets(runs));
                 ingress.write_out(&mut self.session, runs, *uso, |parts| {
                     tun.write(parts).map_err(|e| tun_refused(&e))
                 });
@@ -288,8 +327,9 @@ impl Link {
     pub fn inside_to_tun(&mut self, tun: &Tun, buffers: &mut Buffers) {
         let Buffers { ingress, runs, uso, .. } = buffers;
         for datagram in std::mem::take(&mut self.came_inside) {
-            let run = inside::receive(self.address, &datagram, runs);
-            ingress.open(&mut self.session, Role::Client, clock::now(), &run, &mut runs[run.buffer]);
+            let (run, now) = (inside::receive(self.address, &datagram, runs), clock::now());
+            ingress.open(&mut self.session, Role::Client, now, &run, &mut runs[run.buffer]);
+            note_carried(&mut self.idle, now, ingress.packets(runs));
             ingress.write_out(&mut self.session, runs, *uso, |parts| {
                 tun.write(parts).map_err(|e| tun_refused(&e))
             });
@@ -457,6 +497,13 @@ impl Link {
         }
     }
 
+    /// Says goodbye, and goes on receiving until [`Word::ControlLost`], or for as long as the caller likes.
+    pub fn say_goodbye(&mut self, poller: &Poller, reason: Reason) {
+        self.session.leave(reason);
+        let words = self.drain(poller);
+        self.words.extend(words);
+    }
+
     /// Says goodbye, by whichever way is left, and closes the control channel.
     pub fn leave(mut self, poller: &Poller, reason: Reason) {
         self.session.leave(reason);
@@ -477,6 +524,17 @@ impl Link {
         self.hush(poller);
         self.net.udp.forget(poller);
         log::info!("this session {}; dropped: {}", self.session.traffic(), self.session.drops);
+    }
+}
+
+/// Packets came by the session. None is looked at as long as one of a moment ago counts.
+fn note_carried<'a>(idle: &mut Option<Idle>, now: Time, mut packets: impl Iterator<Item = &'a [u8]>) {
+    if let Some(idle) = idle.as_mut().filter(|idle| idle.last() < now) {
+        let before = idle.last();
+        let _ = packets.find(|packet| {
+            idle.carried(now, packet);
+            idle.last() != before
+        });
     }
 }
 

@@ -1,6 +1,8 @@
 //! The supervisor: the client's privileged half. It holds the device, routes and resolvers, starts the tunnel
 //! process, does for it what needs privilege, and starts it again when it dies. It reads nothing from the network.
 
+mod demand;
+
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -13,10 +15,12 @@ use std::time::Duration;
 
 use nix::unistd::{Uid, geteuid};
 
+use demand::Demand;
+
 use super::consent::{Policy, judge};
 use super::dial::{Connected, Dial, Dialling, Known};
 use super::host::Host;
-use super::ipc::{CarrierName, Phase, Reply, Request, Setup, SupervisorEnd, Verdict, Wishes, truncate};
+use super::ipc::{CarrierName, Phase, Progress, Reply, Request, Setup, SupervisorEnd, Verdict, Wishes, truncate};
 use super::moves::{self, Connection, Settle};
 use super::role;
 use crate::VERSION;
@@ -143,6 +147,9 @@ struct Supervisor<'a> {
     want: Vec<IpAddr>,
     /// When a tunnel process that was told to stop is killed.
     stop_by: Option<Time>,
+    /// Place of the remote that the last session was with.
+    first_remote: usize,
+    demand: Option<Demand>,
 }
 
 /// A running tunnel process.
@@ -201,12 +208,18 @@ impl<'a> Supervisor<'a> {
             established: false,
             want: Vec::new(),
             stop_by: None,
+            first_remote: 0,
+            demand: Demand::new(config, clock::now())?,
         })
     }
 
     /// The event loop, and then the host as it was.
     fn supervise(&mut self, mut host: Host) -> Outcome<()> {
+        let begun = self.begin_asleep(&mut host);
         let result = loop {
+            if let Err(failure) = &begun {
+                break Err(failure.clone());
+            }
             match self.turn(&mut host) {
                 Ok(Flow::On) => {}
                 Ok(Flow::Stop(result)) => break result,
@@ -235,6 +248,7 @@ impl<'a> Supervisor<'a> {
                 }
                 CHANNEL => self.hear_tunnel(host),
                 NETWORK => self.hear_network(host)?,
+                DEVICE => self.hear_device(clock::now())?,
                 // Dials are looked at below, whatever woke us.
                 _ => {}
             }
@@ -248,9 +262,10 @@ impl<'a> Supervisor<'a> {
             log::warn!("the tunnel process doesn't stop: it is killed");
             return Ok(Flow::Stop(Ok(())));
         }
-        if let Flow::Stop(result) = self.reap(now) {
+        if let Flow::Stop(result) = self.reap(host, now) {
             return Ok(Flow::Stop(result));
         }
+        self.step_demand(host, now)?;
         if self.restart_at.is_some_and(|at| at <= now) {
             self.restart_at = None;
             if let Err(failure) = self.start_process(now) {
@@ -265,7 +280,8 @@ impl<'a> Supervisor<'a> {
     fn poll_timeout(&self) -> Option<Time> {
         let dial = self.dial.as_ref().map(Dial::poll_timeout);
         let settle = self.settle.poll_timeout();
-        self.restart_at.into_iter().chain(self.stop_by).chain(dial).chain(settle).min()
+        let demand = self.poll_demand();
+        self.restart_at.into_iter().chain(self.stop_by).chain(dial).chain(settle).chain(demand).min()
     }
 
     fn hear_signals(&mut self) -> Flow {
@@ -336,12 +352,14 @@ impl<'a> Supervisor<'a> {
             uso: self.offloads.uso,
             established: self.established,
             want: self.want.clone(),
+            first_remote: self.first_remote as u16,
+            on_demand: self.demand_setup(),
             log_level: log::max_level() as u8,
         }
     }
 
     /// Looks whether the tunnel process is over, and what that means.
-    fn reap(&mut self, now: Time) -> Flow {
+    fn reap(&mut self, host: &mut Host, now: Time) -> Flow {
         let Some(process) = &mut self.process else { return Flow::On };
         let status = match process.child.try_wait() {
             Ok(None) => return Flow::On,
@@ -351,7 +369,9 @@ impl<'a> Supervisor<'a> {
         let process = self.forget_process();
         let stopping = self.stop_by.is_some();
         let last_word = process.and_then(|mut process| {
-            process.drain_last_word();
+            for progress in process.drain_last_word() {
+                let _ = self.heed_progress(progress, now);
+            }
             if now.since(process.started) > LIVED_WELL {
                 self.crashes = 0;
             }
@@ -359,6 +379,10 @@ impl<'a> Supervisor<'a> {
         });
         if stopping {
             return Flow::Stop(Ok(()));
+        }
+        let for_good = last_word.as_ref().is_some_and(|last| last.permanent && last.failure.is_some());
+        if !for_good && !self.demand_ended(host, now) {
+            return Flow::On;
         }
         match last_word {
             Some(LastWord { failure: Some(failure), permanent: true }) => return Flow::Stop(Err(failure)),
@@ -446,6 +470,7 @@ impl<'a> Supervisor<'a> {
             _ if !process.requests.take(now) => return Err("too many requests".to_owned()),
             Request::Dial { remote } => return self.start_dial(remote.into(), now),
             Request::Configure(wishes) => self.configure(&wishes, host)?,
+            Request::Progress(progress) => return self.heed_progress(progress, now),
         }
         Ok(())
     }
@@ -528,8 +553,11 @@ impl<'a> Supervisor<'a> {
     // The network.
 
     fn hear_network(&mut self, host: &mut Host) -> Outcome<()> {
-        let look_now = self.monitor.changed()? && self.settle.handle_event(clock::now());
-        if look_now {
+        let changed = self.monitor.changed()?;
+        if changed {
+            self.demand_moved();
+        }
+        if changed && self.settle.handle_event(clock::now()) {
             self.look_at_network(host);
         }
         Ok(())
@@ -605,6 +633,9 @@ impl<'a> Supervisor<'a> {
         if let Some(process) = &mut self.process {
             process.tell(&reply, &[]);
         }
+        if reply == Reply::Configured {
+            self.remember(wishes);
+        }
         // It may have changed while the session was being made.
         self.look_at_network(host);
         Ok(())
@@ -634,8 +665,9 @@ impl Process {
         self.last_word = Some(LastWord { failure, permanent });
     }
 
-    /// What is still in the channel of a dead process.
-    fn drain_last_word(&mut self) {
+    /// What is still in the channel of a dead process; its progress is handed out.
+    fn drain_last_word(&mut self) -> Vec<Progress> {
+        let mut made = Vec::new();
         for _ in 0..REQUESTS_PER_TURN {
             match self.channel.receive(false) {
                 Ok(Incoming::Message(Request::Ended { failure, permanent }, _))
@@ -646,10 +678,16 @@ impl Process {
                 Ok(Incoming::Message(Request::Log { level, text }, _)) => {
                     self.show(level, &text, clock::now());
                 }
+                Ok(Incoming::Message(request @ Request::Progress(progress), _))
+                    if self.phase.allows(&request) == Verdict::Allowed =>
+                {
+                    made.push(progress);
+                }
                 Ok(Incoming::Message(..)) => {}
-                _ => return,
+                _ => break,
             }
         }
+        made
     }
 }
 
@@ -669,6 +707,7 @@ fn name_of(request: &Request) -> &'static str {
     match request {
         Request::Dial { .. } => "Dial",
         Request::Configure(_) => "Configure",
+        Request::Progress(_) => "Progress",
         Request::Log { .. } => "Log",
         Request::Ended { .. } => "Ended",
     }
@@ -690,6 +729,7 @@ const SIGNALS: u64 = 0;
 const CHANNEL: u64 = 1;
 const DIAL: u64 = 2;
 const NETWORK: u64 = 3;
+const DEVICE: u64 = 4;
 const EVENTS: usize = 16;
 
 /// Requests of a tunnel process that may be read before signals and dials are looked at.

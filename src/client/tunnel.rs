@@ -9,6 +9,8 @@
 //! what is still on its way a little longer. Packets
 //! that come before there is any session wait in the device's queue.
 
+mod demand;
+
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
@@ -21,7 +23,7 @@ use openssl::ssl::SslContext;
 use super::attempts::{Attempts, Failed, Next};
 use super::carry::{Buffers, Link, Tokens, Word};
 use super::connect::{Connecting, Wanted, take_over, without_sockets};
-use super::ipc::{CarrierName, Reply, Request, Setup, TunnelEnd, Wishes, pack};
+use super::ipc::{CarrierName, Progress, Reply, Request, Setup, TunnelEnd, Wishes, pack};
 use super::settings::{Configuring, Purpose};
 use super::{role, tunnel_log};
 use crate::exit::{Exit, Failure, Outcome};
@@ -136,6 +138,10 @@ struct Tunnel<'a> {
     /// The server refuses to resume the session in use: the next one will be an ordinary one.
     resume_refused: bool,
     serial: u64,
+    /// Nobody needs the session any more: only what is on its way to us is waited for, until then.
+    leaving: Option<Time>,
+    /// Something has come by a session.
+    answered: bool,
 }
 
 struct Attempt {
@@ -166,7 +172,8 @@ impl<'a> Tunnel<'a> {
             tun,
             poller,
             buffers: Buffers::new(setup.uso),
-            attempts: Attempts::new(setup.remotes.into(), setup.established, clock::now()),
+            attempts: Attempts::new(setup.remotes.into(), setup.established, clock::now())
+                .starting_at(setup.first_remote.into()),
             link: None,
             draining: None,
             attempt: None,
@@ -176,6 +183,8 @@ impl<'a> Tunnel<'a> {
             asked_since: false,
             resume_refused: false,
             serial: 0,
+            leaving: None,
+            answered: false,
             setup,
         })
     }
@@ -206,6 +215,7 @@ impl<'a> Tunnel<'a> {
         let link = self.link.as_ref().and_then(Link::poll_timeout);
         let settings = self.configuring.poll_timeout();
         let draining = self.draining.as_ref().map(|(_, until)| *until);
+        let leaving = self.poll_leave();
         attempt
             .map(|a| a.deadline)
             .into_iter()
@@ -213,6 +223,7 @@ impl<'a> Tunnel<'a> {
             .chain(self.retry_at)
             .chain(settings)
             .chain(draining)
+            .chain(leaving)
             .min()
     }
 
@@ -234,7 +245,7 @@ impl<'a> Tunnel<'a> {
             let text = format!("no session within {} s", ATTEMPT_WITHIN.as_secs());
             self.attempt_failed(Failed::passing(Failure::new(Exit::Tls, text)), Reason::Timeout)?;
         }
-        Ok(())
+        self.leave_if_idle(now)
     }
 
     fn tun_to_server(&mut self) -> Turn<()> {
@@ -380,6 +391,7 @@ impl<'a> Tunnel<'a> {
         let tokens = tokens_of(serial);
         log::info!("{}", link.summary(&self.setup.device));
         link.start(&self.poller, tokens)?;
+        self.send_held(&mut link)?;
         self.want = link.inner();
         if let Some(mut old) = self.link.replace(*link) {
             old.hush(&self.poller);
@@ -427,6 +439,14 @@ impl<'a> Tunnel<'a> {
     fn heed_link(&mut self) -> Turn<()> {
         let Some(link) = &mut self.link else { return Ok(()) };
         link.inside_to_tun(&self.tun, &mut self.buffers);
+        if self.leaving.is_some() {
+            return self.heed_last_words();
+        }
+        if !self.answered && link.is_answered() {
+            self.answered = true;
+            self.tell(Progress::Answered)?;
+        }
+        let Some(link) = &mut self.link else { return Ok(()) };
         for word in link.drain(&self.poller) {
             match word {
                 Word::ControlLost(text) => self.reconnect(&format!("control connection lost: {text}"))?,
@@ -456,6 +476,9 @@ impl<'a> Tunnel<'a> {
     }
 
     fn session_over(&mut self, reason: Reason, by_peer: bool) -> Turn<()> {
+        if self.hung_up(reason, by_peer)? {
+            return Err(Over::Told);
+        }
         self.end_link()?;
         match reason {
             Reason::Revoked if by_peer => {
@@ -474,6 +497,7 @@ impl<'a> Tunnel<'a> {
     fn end_link(&mut self) -> Turn<()> {
         if let Some(link) = self.link.take() {
             link.end(&self.poller);
+            self.tell(Progress::Lost)?;
         }
         self.configuring.handle_replaced();
         self.wait_for_packets(Interest::Nothing)
@@ -547,6 +571,9 @@ impl<'a> Tunnel<'a> {
 
     fn obey(&mut self, reply: Reply, fds: Vec<OwnedFd>) -> Turn<()> {
         match reply {
+            Reply::Stop => Err(self.leave()),
+            // What was asked for before isn't needed any more.
+            _ if self.leaving.is_some() => Ok(()),
             Reply::Dialled { host, address, carriers } => self.dialled((host, address.into()), carriers, fds),
             Reply::Carriers { server, carriers, control_gone } => {
                 if carriers.len() != fds.len() {
@@ -560,7 +587,6 @@ impl<'a> Tunnel<'a> {
             }
             Reply::Configured => self.configured(Ok(())),
             Reply::ConfigureFailed { text } => self.configured(Err(text)),
-            Reply::Stop => Err(self.leave()),
         }
     }
 
