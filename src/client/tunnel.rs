@@ -311,7 +311,8 @@ impl<'a> Tunnel<'a> {
         };
         let token = tokens_of(*serial).control;
         let resume = self.link.as_ref().filter(|_| !self.resume_refused).map(Link::resumable);
-        let advanced = connecting.advance(&self.setup, Wanted { addresses: &self.want, resume });
+        let wanted = Wanted { addresses: &self.want, resume, on_demand: false, early: &[] };
+        let advanced = connecting.advance(&self.setup, wanted);
         self.asked_since |= connecting.greeted();
         self.resume_refused |= connecting.resume_refused();
         match advanced {
