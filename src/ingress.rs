@@ -53,6 +53,7 @@ impl Ingress {
             };
             match admit(session, role, received.ecn, &mut datagram[text.clone()]) {
                 Ok(()) => {
+                    session.carried(now, &datagram[text.clone()]);
                     // So that what comes back fits, too.
                     if let Some(mtu) = session.announced_mtu() {
                         clamp_mss(&mut datagram[text.clone()], partial_csum, mtu);
@@ -69,9 +70,17 @@ impl Ingress {
         }
     }
 
-    /// The packets that were opened and wait to be written.
-    pub fn packets<'a>(&'a self, buffers: &'a ReceiveBuffers) -> impl Iterator<Item = &'a [u8]> {
-        self.opened.iter().map(|p| &buffers[p.buffer][p.start..p.end])
+    /// Takes in a packet that came with the client's Hello, from the first `len` bytes of the first buffer.
+    pub fn take_early(&mut self, session: &mut Session, now: Time, len: usize, buffers: &mut ReceiveBuffers) {
+        let packet = &mut buffers[0][..len];
+        match admit(session, Role::Server, 0, packet) {
+            Ok(()) => {
+                session.carried(now, packet);
+                session.delivered_early();
+                self.opened.push(Place { buffer: 0, start: 0, end: len, partial_csum: false });
+            }
+            Err(reason) => session.drops.count(reason),
+        }
     }
 
     /// Hands everything that was opened to `write`, each call one virtio header and one packet or super-packet

@@ -18,7 +18,6 @@ use crate::channel::{Broken, ControlChannel};
 use crate::drops::DropReason;
 use crate::egress::{self, Egress};
 use crate::exit::{Failure, Outcome};
-use super::idle::Idle;
 use crate::ingress::{Ingress, tun_refused};
 use crate::inside::{self, WithInside};
 use crate::keys::Role;
@@ -71,8 +70,8 @@ pub struct Link {
     keepalive: Keepalive,
     /// Datagrams that came inside the control connection, to be opened with the next turn.
     came_inside: Vec<Vec<u8>>,
-    /// When it isn't needed any more, where it was made on demand.
-    idle: Option<Idle>,
+    /// It isn't needed any more when it has carried nothing for so long; where it was made on demand.
+    idle_limit: Option<Duration>,
 }
 
 /// The descriptors' tokens in the epoll set.
@@ -161,19 +160,20 @@ impl Link {
             mode,
             keepalive,
             came_inside: Vec::new(),
-            idle: None,
+            idle_limit: None,
         }
     }
 
-    /// It isn't needed any more when it has carried nothing for so long.
+    /// It isn't needed any more when it has carried nothing for `limit`, or for less if the server says so.
     pub fn set_idle(&mut self, limit: Duration) {
-        let idle = self.idle.get_or_insert_with(|| Idle::new(None, clock::now()));
-        idle.set_limit(Some(limit));
+        self.idle_limit = Some(limit);
     }
 
-    /// When that will be.
+    /// When that will be; to a second, as it is measured.
     pub fn idle_at(&self) -> Option<Time> {
-        self.idle.as_ref()?.poll_timeout()
+        let pushed = self.settings.idle.map(|seconds| Duration::from_secs(seconds.into()));
+        let limit = self.idle_limit?.min(pushed.unwrap_or(Duration::MAX));
+        Some(self.session.idle().last() + limit + Duration::from_secs(1))
     }
 
     /// Whether anything came by it for the device.
@@ -267,9 +267,6 @@ impl Link {
             let now = clock::now();
             match VnetHeader::parse(&packet[..len]) {
                 Some(vnet) => {
-                    if let Some(idle) = &mut self.idle {
-                        idle.carried(now, &packet[VNET_LEN..len]);
-                    }
                     egress.push(&mut self.session, &self.net, now, vnet, &packet[VNET_LEN..len]);
                 }
                 None => Egress::refuse(&mut self.session),
@@ -314,7 +311,6 @@ impl Link {
                 for run in received.iter() {
                     ingress.open(&mut self.session, Role::Client, now, run, &mut runs[run.buffer]);
                 }
-                note_carried(&mut self.idle, now, ingress.packets(runs));
                 ingress.write_out(&mut self.session, runs, *uso, |parts| {
                     tun.write(parts).map_err(|e| tun_refused(&e))
                 });
@@ -329,7 +325,6 @@ impl Link {
         for datagram in std::mem::take(&mut self.came_inside) {
             let (run, now) = (inside::receive(self.address, &datagram, runs), clock::now());
             ingress.open(&mut self.session, Role::Client, now, &run, &mut runs[run.buffer]);
-            note_carried(&mut self.idle, now, ingress.packets(runs));
             ingress.write_out(&mut self.session, runs, *uso, |parts| {
                 tun.write(parts).map_err(|e| tun_refused(&e))
             });
@@ -524,17 +519,6 @@ impl Link {
         self.hush(poller);
         self.net.udp.forget(poller);
         log::info!("this session {}; dropped: {}", self.session.traffic(), self.session.drops);
-    }
-}
-
-/// Packets came by the session. None is looked at as long as one of a moment ago counts.
-fn note_carried<'a>(idle: &mut Option<Idle>, now: Time, mut packets: impl Iterator<Item = &'a [u8]>) {
-    if let Some(idle) = idle.as_mut().filter(|idle| idle.last() < now) {
-        let before = idle.last();
-        let _ = packets.find(|packet| {
-            idle.carried(now, packet);
-            idle.last() != before
-        });
     }
 }
 

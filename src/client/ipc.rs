@@ -443,6 +443,7 @@ mod tests {
             settings: Settings {
                 routes: vec!["fd0b::/64".parse().expect("a network"); crate::wire::control::MAX_ROUTES],
                 dns: vec!["fd09::1".parse().expect("an address"); crate::wire::control::MAX_RESOLVERS],
+                idle: Some(u32::MAX),
             },
             server: "2001:db8::1".parse().expect("an address"),
         };

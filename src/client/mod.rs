@@ -28,7 +28,6 @@ pub mod connect;
 pub mod consent;
 pub mod dial;
 pub mod host;
-pub mod idle;
 pub mod ipc;
 pub mod lookup;
 pub mod moves;

@@ -20,7 +20,9 @@ use demand::Demand;
 use super::consent::{Policy, judge};
 use super::dial::{Connected, Dial, Dialling, Known};
 use super::host::Host;
-use super::ipc::{CarrierName, Phase, Progress, Reply, Request, Setup, SupervisorEnd, Verdict, Wishes, truncate};
+use super::ipc::{
+    CarrierName, Phase, Progress, Reply, Request, Setup, SupervisorEnd, Verdict, Wishes, truncate,
+};
 use super::moves::{self, Connection, Settle};
 use super::role;
 use crate::VERSION;

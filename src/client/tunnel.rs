@@ -142,6 +142,8 @@ struct Tunnel<'a> {
     leaving: Option<Time>,
     /// Something has come by a session.
     answered: bool,
+    /// Of the packets that are held, the first ones as they may be sent before there is a session.
+    early: Vec<Vec<u8>>,
 }
 
 struct Attempt {
@@ -185,6 +187,7 @@ impl<'a> Tunnel<'a> {
             serial: 0,
             leaving: None,
             answered: false,
+            early: setup.on_demand.as_ref().map(|demand| demand::early(&demand.held)).unwrap_or_default(),
             setup,
         })
     }
@@ -322,7 +325,9 @@ impl<'a> Tunnel<'a> {
         };
         let token = tokens_of(*serial).control;
         let resume = self.link.as_ref().filter(|_| !self.resume_refused).map(Link::resumable);
-        let advanced = connecting.advance(&self.setup, Wanted { addresses: &self.want, resume });
+        let (on_demand, early) = (self.setup.on_demand.is_some(), &self.early[..]);
+        let wanted = Wanted { addresses: &self.want, resume, on_demand, early };
+        let advanced = connecting.advance(&self.setup, wanted);
         self.asked_since |= connecting.greeted();
         self.resume_refused |= connecting.resume_refused();
         match advanced {
@@ -342,6 +347,7 @@ impl<'a> Tunnel<'a> {
         };
         // Silent until the host is set up. An end of the connection can't be silenced, so out of the set it goes.
         let _ = self.poller.remove(&*connecting);
+        self.early_arrived()?;
         match connecting.into_link(&self.setup, welcome, clock::now()) {
             Ok(link) => {
                 let wishes = wishes_of(&link);

@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 use ipnet::IpNet;
 
+use crate::segment::is_noise;
+
 /// One rule: `"10.0.0.0/8"`, `"tcp/22"`, `"10.1.0.0/16 udp/53"`, `"icmp"`. What it doesn't name may be anything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WakeRule {
@@ -29,7 +31,8 @@ enum Protocol {
 
 impl WakeRule {
     /// What is accepted, as a noun.
-    pub const WANTED: &'static str = r#"a rule, as in "10.0.0.0/8", "tcp/22", "10.1.0.0/16 udp/53" or "icmp""#;
+    pub const WANTED: &'static str =
+        r#"a rule, as in "10.0.0.0/8", "tcp/22", "10.1.0.0/16 udp/53" or "icmp""#;
 
     fn matches(&self, seen: &Seen) -> bool {
         self.net.is_none_or(|net| net.contains(&seen.destination))
@@ -132,26 +135,19 @@ pub struct Wake {
 }
 
 impl Wake {
-    /// These rules; without any, everything that [`is_data`].
+    /// These rules; without any, everything that isn't [noise](is_noise).
     pub fn new(rules: Vec<WakeRule>) -> Wake {
         Wake { rules }
     }
 
-    /// Whether this IP packet brings the tunnel up. What isn't data never does.
+    /// Whether this IP packet brings the tunnel up. Noise never does.
     pub fn matches(&self, packet: &[u8]) -> bool {
-        match Seen::of(packet) {
-            Some(seen) if seen.is_data() => {
-                self.rules.is_empty() || self.rules.iter().any(|rule| rule.matches(&seen))
-            }
-            _ => false,
+        if is_noise(packet) {
+            return false;
         }
+        let Some(seen) = Seen::of(packet) else { return false };
+        self.rules.is_empty() || self.rules.iter().any(|rule| rule.matches(&seen))
     }
-}
-
-/// Whether somebody wants something with this IP packet. What hosts and routers say to whoever is on a link is not:
-/// multicast, broadcasts, link-local, loopback and unspecified addresses, IGMP, MLD, neighbour and router discovery.
-pub fn is_data(packet: &[u8]) -> bool {
-    Seen::of(packet).is_some_and(|seen| seen.is_data())
 }
 
 /// The packet for the log: `10.9.0.2 -> 10.9.0.1 tcp/22`.
@@ -173,8 +169,6 @@ struct Seen {
     protocol: u8,
     /// Destination port of TCP and UDP; none of a fragment other than the first.
     port: Option<u16>,
-    /// Type of an ICMPv6 message.
-    icmp6: Option<u8>,
 }
 
 impl Seen {
@@ -201,13 +195,11 @@ impl Seen {
                 _ => return None,
             };
         let port = transport.filter(|_| [TCP, UDP].contains(&protocol)).and_then(|t| t.get(2..4));
-        let icmp6 = transport.filter(|_| protocol == ICMP_V6).and_then(|t| t.first());
         Some(Seen {
             source,
             destination,
             protocol,
             port: port.map(|bytes| u16::from_be_bytes([bytes[0], bytes[1]])),
-            icmp6: icmp6.copied(),
         })
     }
 
@@ -218,14 +210,6 @@ impl Seen {
             (ICMP, IpAddr::V4(_)) | (ICMP_V6, IpAddr::V6(_)) => Some(Protocol::Icmp),
             _ => None,
         }
-    }
-
-    fn is_data(&self) -> bool {
-        let chatter = match self.source {
-            IpAddr::V4(_) => self.protocol == IGMP,
-            IpAddr::V6(_) => self.icmp6.is_some_and(|kind| ICMP_V6_CHATTER.contains(&kind)),
-        };
-        !chatter && is_host(self.source) && is_host(self.destination)
     }
 }
 
@@ -240,17 +224,6 @@ impl fmt::Display for Seen {
     }
 }
 
-/// An address of one host, beyond its link.
-fn is_host(ip: IpAddr) -> bool {
-    match ip {
-        // From 224 on: multicast, reserved, broadcast.
-        IpAddr::V4(v4) => ![0, 127].contains(&v4.octets()[0]) && v4.octets()[0] < 224 && !v4.is_link_local(),
-        IpAddr::V6(v6) => {
-            !(v6.is_unspecified() || v6.is_loopback() || v6.is_multicast() || v6.is_unicast_link_local())
-        }
-    }
-}
-
 /// Number of the upper-layer protocol, and its header where it is in this packet.
 fn behind_extensions(packet: &[u8]) -> (u8, Option<&[u8]>) {
     let (mut at, mut protocol, mut later_fragment) = (40, packet[6], false);
@@ -259,7 +232,8 @@ fn behind_extensions(packet: &[u8]) -> (u8, Option<&[u8]>) {
             break;
         }
         // The rest of a later fragment's headers is in the first one.
-        let Some(header) = packet.get(at..).and_then(|rest| rest.first_chunk::<8>()).filter(|_| !later_fragment)
+        let Some(header) =
+            packet.get(at..).and_then(|rest| rest.first_chunk::<8>()).filter(|_| !later_fragment)
         else {
             return (protocol, None);
         };
@@ -278,7 +252,6 @@ fn behind_extensions(packet: &[u8]) -> (u8, Option<&[u8]>) {
 
 // IANA's protocol numbers.
 const ICMP: u8 = 1;
-const IGMP: u8 = 2;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMP_V6: u8 = 58;
@@ -288,8 +261,6 @@ const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
 /// As many as [`crate::segment`] follows.
 const MAX_EXTENSIONS: usize = 8;
-/// MLD (RFC 2710, RFC 3810), router and neighbour discovery and redirects (RFC 4861).
-const ICMP_V6_CHATTER: [u8; 9] = [130, 131, 132, 133, 134, 135, 136, 137, 143];
 
 #[cfg(test)]
 pub(super) mod tests {
@@ -346,7 +317,7 @@ pub(super) mod tests {
         assert!(!wake(&[]).matches(&v4([0; 4], [255; 4], 17, 67)));
         // An echo request is no chatter.
         let echo = v6("fd09::2", "fd09::1", 58, &[128, 0, 0, 0, 0, 1, 0, 1]);
-        assert!(wake(&["icmp"]).matches(&echo) && is_data(&echo));
+        assert!(wake(&["icmp"]).matches(&echo));
         assert_eq!(describe(&echo), "fd09::2 -> fd09::1 icmp");
     }
 
@@ -433,7 +404,7 @@ pub(super) mod tests {
                 *version = if first & 1 == 0 { 0x40 | first >> 4 } else { 0x60 };
             }
             let all = Wake::default();
-            prop_assert_eq!(all.matches(&bytes), is_data(&bytes));
+            prop_assert_eq!(all.matches(&bytes), !is_noise(&bytes));
             let _ = describe(&bytes);
         }
 
@@ -445,10 +416,10 @@ pub(super) mod tests {
             let net = IpNet::new(destination.into(), prefix).expect("a prefix").trunc();
             let by_net = Wake::new(vec![WakeRule { net: Some(net), ..WakeRule::default() }]);
             // Its own network matches wherever anything does.
-            prop_assert_eq!(by_net.matches(&packet), is_data(&packet));
+            prop_assert_eq!(by_net.matches(&packet), !is_noise(&packet));
             if port > 0 {
                 let by_port: WakeRule = format!("udp/{port}").parse().expect("a rule");
-                prop_assert_eq!(Wake::new(vec![by_port]).matches(&packet), protocol == 17 && is_data(&packet));
+                prop_assert_eq!(Wake::new(vec![by_port]).matches(&packet), protocol == 17 && !is_noise(&packet));
             }
         }
     }

@@ -269,7 +269,8 @@ fn read_on_demand(mut section: Section<'_>) -> OnDemand {
 fn read_addresses(value: &Value<'_>) -> Vec<IpNet> {
     let addresses = value.words::<InnerAddress>();
     for (place, (address, element)) in addresses.iter().enumerate() {
-        if addresses[..place].iter().any(|(other, _)| other.0.addr().is_ipv4() == address.0.addr().is_ipv4()) {
+        if addresses[..place].iter().any(|(other, _)| other.0.addr().is_ipv4() == address.0.addr().is_ipv4())
+        {
             element.fault("is the second one of its family");
         }
     }

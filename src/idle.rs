@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::wake::is_data;
+use crate::segment::is_noise;
 use crate::time::Time;
 
 /// Measures how long nothing was carried, to a second: what it calls over has been idle for the limit, and a second at
@@ -28,10 +28,10 @@ impl Idle {
     }
 
     /// An inner packet or super-packet came from either end. What hosts and routers send of themselves doesn't count
-    /// .
+    /// ([`is_noise`]).
     #[inline]
     pub fn carried(&mut self, now: Time, packet: &[u8]) {
-        if now.since(self.last) >= GRAIN && is_data(packet) {
+        if now.since(self.last) >= GRAIN && !is_noise(packet) {
             self.last = now;
         }
     }
@@ -63,8 +63,9 @@ const GRAIN: Duration = Duration::from_secs(1);
 mod tests {
     use super::*;
 
-    const DATA: [u8; 28] =
-        [0x45, 0, 0, 28, 0, 1, 0x40, 0, 64, 17, 0, 0, 10, 9, 0, 2, 192, 0, 2, 1, 0x12, 0x34, 0, 53, 0, 8, 0, 0];
+    const DATA: [u8; 28] = [
+        0x45, 0, 0, 28, 0, 1, 0x40, 0, 64, 17, 0, 0, 10, 9, 0, 2, 192, 0, 2, 1, 0x12, 0x34, 0, 53, 0, 8, 0, 0,
+    ];
 
     fn at(millis: u64) -> Time {
         Time::default() + Duration::from_millis(millis)
