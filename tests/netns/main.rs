@@ -48,6 +48,7 @@ mod matrix;
 mod moves;
 mod mtu;
 mod nat;
+mod on_demand;
 mod plaintext;
 mod resume;
 mod routing;
