@@ -371,9 +371,12 @@ fn cycles(test: &str, cycles: u32) {
     let before = Holdings::of(&server);
     let mut client = asleep(&lab, &on_demand(&lab, 1));
     let (sender, receiver) = datagrams(&lab);
+    let mut waits = Vec::new();
     for n in 0..cycles {
+        let (sent, cold) = (Instant::now(), is_quiet(&lab, &client));
         send(&sender, n);
         assert_eq!(receive(&receiver, 1), [n]);
+        waits.extend(cold.then(|| sent.elapsed()));
         // The goodbye comes two to three seconds after the last packet.
         says_something_new(&mut client, "idle for 1 s", n % 3 != 0);
         thread::sleep(Duration::from_millis(u64::from(n * 7 % 60)));
@@ -383,7 +386,10 @@ fn cycles(test: &str, cycles: u32) {
     eventually("it sleeps at last", || is_quiet(&lab, &client).then_some(()));
     lab.wait_for_sessions(0);
     before.are_back(&server);
+    waits.sort();
+    let (median, worst) = (waits.get(waits.len() / 2), waits.last());
     println!("{cycles} packets in {} sessions", client.log().matches("tunnel up: ").count());
+    println!("{} woke it from sleep: median {median:?}, worst {worst:?}", waits.len());
     assert_eq!(client.stop(), 0);
 }
 
