@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::common::{DEFAULT_PORT, Data, DeviceName, Pem, reserved};
+use super::common::{DEFAULT_PORT, Data, DeviceName, Pem, read_socket, reserved};
 use super::reader::{self, Document, Value, Word};
 use crate::exit::{Failure, Outcome};
 use crate::wire::control::{MAX_RESOLVERS, MAX_ROUTES};
@@ -249,19 +249,6 @@ fn read_networks(value: &Value<'_>) -> Vec<IpNet> {
     networks
 }
 
-/// `socket`, which must fit into a socket address.
-fn read_socket(value: &Value<'_>) -> Option<PathBuf> {
-    let path = value.path()?;
-    if path.as_os_str().len() > LONGEST_SOCKET {
-        value.fault(format_args!(
-            "is too long for a socket: {} is over {LONGEST_SOCKET} bytes",
-            path.display()
-        ));
-        return None;
-    }
-    Some(path)
-}
-
 /// `worker_uids = [first, last]`.
 fn read_worker_uids(value: &Value<'_>, max_clients: u16) -> Option<(u32, u32)> {
     let bounds = value.list("two user IDs, [first, last]")?;
@@ -311,8 +298,6 @@ const DEFAULT_CLIENTS_DIR: &str = "clients.d";
 const DEFAULT_WORKER_UIDS: (u32, u32) = (65_536, 99_999);
 /// User IDs beyond `max_clients`, for workers that are starting or ending.
 const SPARE_WORKER_UIDS: u64 = 64;
-/// `sun_path` without the NUL.
-const LONGEST_SOCKET: usize = 107;
 
 #[cfg(test)]
 mod tests {
