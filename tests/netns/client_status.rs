@@ -72,6 +72,7 @@ fn a_connected_client_shows_its_session() {
     }
     kill(tunnel, Signal::SIGCONT).expect("let it go on");
     // Its late reports, all asked for, are no violation.
+    lab.c(1).must(&["ping", "-n", "-q", "-c", "1", "-W", "5", INNER_V4]);
     eventually("reports come again", || (carried(&json(&socket)?) != after).then_some(()));
     assert_eq!(client.children(), [tunnel.as_raw()]);
 
