@@ -71,6 +71,8 @@ pub struct Link {
     keepalive: Keepalive,
     /// Datagrams that came inside the control connection, to be opened with the next turn.
     came_inside: Vec<Vec<u8>>,
+    /// It isn't needed any more when it has carried nothing for so long; where it was made on demand.
+    idle_limit: Option<Duration>,
 }
 
 /// The descriptors' tokens in the epoll set.
@@ -160,7 +162,25 @@ impl Link {
             mode,
             keepalive,
             came_inside: Vec::new(),
+            idle_limit: None,
         }
+    }
+
+    /// It isn't needed any more when it has carried nothing for `limit`, or for less if the server says so.
+    pub fn set_idle(&mut self, limit: Duration) {
+        self.idle_limit = Some(limit);
+    }
+
+    /// When that will be; to a second, as it is measured.
+    pub fn idle_at(&self) -> Option<Time> {
+        let pushed = self.settings.idle.map(|seconds| Duration::from_secs(seconds.into()));
+        let limit = self.idle_limit?.min(pushed.unwrap_or(Duration::MAX));
+        Some(self.session.idle().last() + limit + Duration::from_secs(1))
+    }
+
+    /// Whether anything came by it for the device.
+    pub fn is_answered(&self) -> bool {
+        self.session.traffic().received_packets > 0
     }
 
     /// Our inner addresses.
@@ -293,6 +313,21 @@ impl Link {
         Ok(())
     }
 
+    /// Sends packets that were read from the device before there was a session, with their virtio headers.
+    pub fn send_held(&mut self, held: &[Vec<u8>], buffers: &mut Buffers) {
+        let now = clock::now();
+        for read in held {
+            match VnetHeader::parse(read) {
+                Some(vnet) => {
+                    buffers.egress.push(&mut self.session, &self.net, now, vnet, &read[VNET_LEN..]);
+                }
+                None => Egress::refuse(&mut self.session),
+            }
+        }
+        buffers.egress.flush(&mut self.session, &self.net);
+        self.flush_inside();
+    }
+
     /// Network to device.
     pub fn server_to_tun(&mut self, tun: &Tun, buffers: &mut Buffers) -> Outcome<()> {
         let Buffers { ingress, runs, received, uso, .. } = buffers;
@@ -319,8 +354,8 @@ impl Link {
     pub fn inside_to_tun(&mut self, tun: &Tun, buffers: &mut Buffers) {
         let Buffers { ingress, runs, uso, .. } = buffers;
         for datagram in std::mem::take(&mut self.came_inside) {
-            let run = inside::receive(self.address, &datagram, runs);
-            ingress.open(&mut self.session, Role::Client, clock::now(), &run, &mut runs[run.buffer]);
+            let (run, now) = (inside::receive(self.address, &datagram, runs), clock::now());
+            ingress.open(&mut self.session, Role::Client, now, &run, &mut runs[run.buffer]);
             ingress.write_out(&mut self.session, runs, *uso, |parts| {
                 tun.write(parts).map_err(|e| tun_refused(&e))
             });
@@ -486,6 +521,13 @@ impl Link {
                 }
             },
         }
+    }
+
+    /// Says goodbye, and goes on receiving until [`Word::ControlLost`], or for as long as the caller likes.
+    pub fn say_goodbye(&mut self, poller: &Poller, reason: Reason) {
+        self.session.leave(reason);
+        let words = self.drain(poller);
+        self.words.extend(words);
     }
 
     /// Says goodbye, by whichever way is left, and closes the control channel.

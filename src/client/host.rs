@@ -139,6 +139,12 @@ impl Host {
         automatic && other && route.gateway.is_none() && route.destination.prefix_len() > 0
     }
 
+    /// The device holds so many packets for whoever reads it: its ring has as many places as its transmit queue
+    /// (tun_queue_resize() in drivers/net/tun.c). What comes beyond is dropped, and counted by the device.
+    pub fn set_queue(&mut self, packets: u32) -> Outcome<()> {
+        self.netlink.set_queue_len(self.index, packets)
+    }
+
     /// Makes the host what `plan` says.
     pub fn apply(&mut self, plan: &Plan) -> Outcome<()> {
         // 0. What this host can't do at all.

@@ -34,6 +34,8 @@ pub enum Request {
     Configure(Wishes),
     /// The answer to `Query`; boxed, as it is the largest.
     Report(Box<Report>),
+    /// How the session is doing, where it was made on demand.
+    Progress(Progress),
     /// A line for the log.
     Log {
         /// 1 error, 2 warning, 3 info, 4 debug, 5 trace (`log::Level`).
@@ -105,6 +107,24 @@ pub struct PathReport {
     pub lost: bool,
     /// Round trip in microseconds, where it was measured.
     pub rtt_us: Option<u64>,
+}
+
+/// Of a session that was made on demand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Progress {
+    /// The packets that came with [`Setup::on_demand`] have been sent.
+    HeldSent,
+    /// There is a session.
+    Established,
+    /// The first packet came by it.
+    Answered,
+    /// It is lost; another one is looked for.
+    Lost,
+    /// It is ended, as nobody needs it; then the tunnel process ends, too.
+    Leaving {
+        /// The server said so, not we.
+        by_server: bool,
+    },
 }
 
 /// What the server would like this host to be set up as.
@@ -246,8 +266,21 @@ pub struct Setup {
     pub established: bool,
     /// Inner addresses it had.
     pub want: Vec<IpAddr>,
+    /// Place of the remote to begin with.
+    pub first_remote: u16,
+    /// For a session that is made on demand.
+    pub on_demand: Option<Demand>,
     /// The most verbose level the log shows (`log::LevelFilter`).
     pub log_level: u8,
+}
+
+/// What a tunnel process has to know of a connection on demand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Demand {
+    /// A session without inner data for so many milliseconds is ended.
+    pub idle_ms: u64,
+    /// Packets with their virtio headers, to be sent before anything of the device.
+    pub held: Vec<Vec<u8>>,
 }
 
 impl Setup {
@@ -288,6 +321,7 @@ impl Phase {
     /// | Dial | yes | - | yes | - | ignored | - |
     /// | Configure | - | - | yes | yes | ignored | - |
     /// | Report | yes | yes | yes | yes | ignored | - |
+    /// | Progress | - | - | yes | yes | yes | - |
     /// | Log | yes | yes | yes | yes | yes | - |
     /// | Ended | yes | yes | yes | yes | yes | - |
     pub fn allows(self, request: &Request) -> Verdict {
@@ -295,13 +329,14 @@ impl Phase {
         match (self, request) {
             (Ended, _) => Verdict::Violation,
             (_, Request::Log { .. } | Request::Ended { .. }) => Verdict::Allowed,
+            (Connected | NextDial | Stopping, Request::Progress(_)) => Verdict::Allowed,
             // On its way to us when it was told to stop.
             (Stopping, Request::Dial { .. } | Request::Configure(_) | Request::Report(_)) => Verdict::Ignored,
             (_, Request::Report(_)) => Verdict::Allowed,
             (Fresh | Connected, Request::Dial { .. }) => Verdict::Allowed,
             (FirstDial | NextDial, Request::Dial { .. }) => Verdict::Violation,
             (Connected | NextDial, Request::Configure(_)) => Verdict::Allowed,
-            (Fresh | FirstDial, Request::Configure(_)) => Verdict::Violation,
+            (Fresh | FirstDial, Request::Configure(_) | Request::Progress(_)) => Verdict::Violation,
         }
     }
 
@@ -367,7 +402,7 @@ mod tests {
     use super::*;
     use crate::sys::seqpacket::Incoming;
 
-    fn requests() -> [Request; 5] {
+    fn requests() -> [Request; 6] {
         let wishes = Wishes {
             addresses: Vec::new(),
             mtu: 1420,
@@ -379,6 +414,7 @@ mod tests {
             Request::Dial { remote: 0 },
             Request::Configure(wishes),
             Request::Report(Box::default()),
+            Request::Progress(Progress::Established),
             Request::Log { level: 3, text: String::new() },
             Request::Ended { failure: None, permanent: false },
         ]
@@ -388,12 +424,12 @@ mod tests {
     fn the_phase_table() {
         use Verdict::{Allowed as Y, Ignored as I, Violation as N};
         for (phase, verdicts) in [
-            (Phase::Fresh, [Y, N, Y, Y, Y]),
-            (Phase::FirstDial, [N, N, Y, Y, Y]),
-            (Phase::Connected, [Y, Y, Y, Y, Y]),
-            (Phase::NextDial, [N, Y, Y, Y, Y]),
-            (Phase::Stopping, [I, I, I, Y, Y]),
-            (Phase::Ended, [N, N, N, N, N]),
+            (Phase::Fresh, [Y, N, Y, N, Y, Y]),
+            (Phase::FirstDial, [N, N, Y, N, Y, Y]),
+            (Phase::Connected, [Y, Y, Y, Y, Y, Y]),
+            (Phase::NextDial, [N, Y, Y, Y, Y, Y]),
+            (Phase::Stopping, [I, I, I, Y, Y, Y]),
+            (Phase::Ended, [N, N, N, N, N, N]),
         ] {
             for (request, verdict) in requests().iter().zip(verdicts) {
                 assert_eq!(phase.allows(request), verdict, "{phase:?} {request:?}");
@@ -510,6 +546,7 @@ mod tests {
             settings: Settings {
                 routes: vec!["fd0b::/64".parse().expect("a network"); crate::wire::control::MAX_ROUTES],
                 dns: vec!["fd09::1".parse().expect("an address"); crate::wire::control::MAX_RESOLVERS],
+                idle: Some(u32::MAX),
             },
             server: "2001:db8::1".parse().expect("an address"),
         };

@@ -1,6 +1,8 @@
 //! The supervisor: the client's privileged half. It holds the device, routes and resolvers, starts the tunnel
 //! process, does for it what needs privilege, and starts it again when it dies. It reads nothing from the network.
 
+mod demand;
+
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -13,11 +15,15 @@ use std::time::Duration;
 
 use nix::unistd::{Uid, geteuid};
 
+use demand::Demand;
+
 use super::admin::{Desk, Facts};
 use super::consent::{Policy, judge};
 use super::dial::{Connected, Dial, Dialling, Known};
 use super::host::Host;
-use super::ipc::{CarrierName, Phase, Reply, Request, Setup, SupervisorEnd, Verdict, Wishes, truncate};
+use super::ipc::{
+    CarrierName, Phase, Progress, Reply, Request, Setup, SupervisorEnd, Verdict, Wishes, truncate,
+};
 use super::moves::{self, Connection, Settle};
 use super::role;
 use crate::VERSION;
@@ -145,6 +151,9 @@ struct Supervisor<'a> {
     /// When a tunnel process that was told to stop is killed.
     stop_by: Option<Time>,
     desk: Desk,
+    /// Place of the remote that the last session was with.
+    first_remote: usize,
+    demand: Option<Demand>,
 }
 
 /// A running tunnel process.
@@ -205,12 +214,18 @@ impl<'a> Supervisor<'a> {
             want: Vec::new(),
             stop_by: None,
             desk,
+            first_remote: 0,
+            demand: Demand::new(config, clock::now())?,
         })
     }
 
     /// The event loop, and then the host as it was.
     fn supervise(&mut self, mut host: Host) -> Outcome<()> {
+        let begun = self.begin_asleep(&mut host);
         let result = loop {
+            if let Err(failure) = &begun {
+                break Err(failure.clone());
+            }
             match self.turn(&mut host) {
                 Ok(Flow::On) => {}
                 Ok(Flow::Stop(result)) => break result,
@@ -239,6 +254,7 @@ impl<'a> Supervisor<'a> {
                 }
                 CHANNEL => self.hear_tunnel(host),
                 NETWORK => self.hear_network(host)?,
+                DEVICE => self.hear_device(clock::now())?,
                 token if Desk::owns(token) => self.hear_admin(token),
                 // Dials are looked at below, whatever woke us.
                 _ => {}
@@ -254,9 +270,10 @@ impl<'a> Supervisor<'a> {
             log::warn!("the tunnel process doesn't stop: it is killed");
             return Ok(Flow::Stop(Ok(())));
         }
-        if let Flow::Stop(result) = self.reap(now) {
+        if let Flow::Stop(result) = self.reap(host, now) {
             return Ok(Flow::Stop(result));
         }
+        self.step_demand(host, now)?;
         if self.restart_at.is_some_and(|at| at <= now) {
             self.restart_at = None;
             if let Err(failure) = self.start_process(now) {
@@ -271,8 +288,9 @@ impl<'a> Supervisor<'a> {
     fn poll_timeout(&self) -> Option<Time> {
         let dial = self.dial.as_ref().map(Dial::poll_timeout);
         let settle = self.settle.poll_timeout();
-        let desk = self.desk.poll_timeout();
-        self.restart_at.into_iter().chain(self.stop_by).chain(dial).chain(settle).chain(desk).min()
+        let (desk, demand) = (self.desk.poll_timeout(), self.poll_demand());
+        let dues = [self.stop_by, dial, settle, demand, desk];
+        self.restart_at.into_iter().chain(dues.into_iter().flatten()).min()
     }
 
     fn hear_signals(&mut self) -> Flow {
@@ -343,12 +361,14 @@ impl<'a> Supervisor<'a> {
             uso: self.offloads.uso,
             established: self.established,
             want: self.want.clone(),
+            first_remote: self.first_remote as u16,
+            on_demand: self.demand_setup(),
             log_level: log::max_level() as u8,
         }
     }
 
     /// Looks whether the tunnel process is over, and what that means.
-    fn reap(&mut self, now: Time) -> Flow {
+    fn reap(&mut self, host: &mut Host, now: Time) -> Flow {
         let Some(process) = &mut self.process else { return Flow::On };
         let status = match process.child.try_wait() {
             Ok(None) => return Flow::On,
@@ -358,7 +378,9 @@ impl<'a> Supervisor<'a> {
         let process = self.forget_process();
         let stopping = self.stop_by.is_some();
         let last_word = process.and_then(|mut process| {
-            process.drain_last_word();
+            for progress in process.drain_last_word() {
+                let _ = self.heed_progress(progress, now);
+            }
             if now.since(process.started) > LIVED_WELL {
                 self.crashes = 0;
             }
@@ -366,6 +388,10 @@ impl<'a> Supervisor<'a> {
         });
         if stopping {
             return Flow::Stop(Ok(()));
+        }
+        let for_good = last_word.as_ref().is_some_and(|last| last.permanent && last.failure.is_some());
+        if !for_good && !self.demand_ended(host, now) {
+            return Flow::On;
         }
         match last_word {
             Some(LastWord { failure: Some(failure), permanent: true }) => return Flow::Stop(Err(failure)),
@@ -455,6 +481,7 @@ impl<'a> Supervisor<'a> {
             _ if !process.requests.take(now) => return Err("too many requests".to_owned()),
             Request::Dial { remote } => return self.start_dial(remote.into(), now),
             Request::Configure(wishes) => self.configure(&wishes, host)?,
+            Request::Progress(progress) => return self.heed_progress(progress, now),
         }
         Ok(())
     }
@@ -537,8 +564,11 @@ impl<'a> Supervisor<'a> {
     // The network.
 
     fn hear_network(&mut self, host: &mut Host) -> Outcome<()> {
-        let look_now = self.monitor.changed()? && self.settle.handle_event(clock::now());
-        if look_now {
+        let changed = self.monitor.changed()?;
+        if changed {
+            self.demand_moved();
+        }
+        if changed && self.settle.handle_event(clock::now()) {
             self.look_at_network(host);
         }
         Ok(())
@@ -614,6 +644,9 @@ impl<'a> Supervisor<'a> {
         if let Some(process) = &mut self.process {
             process.tell(&reply, &[]);
         }
+        if reply == Reply::Configured {
+            self.remember(wishes);
+        }
         // It may have changed while the session was being made.
         self.look_at_network(host);
         Ok(())
@@ -637,7 +670,7 @@ impl Supervisor<'_> {
                 addresses: host.addresses(),
                 tunnel: self.process.as_ref().map(|process| process.child.id()),
                 connection: self.in_use.as_ref(),
-                on_demand: None,
+                on_demand: self.demand.as_ref().map(Demand::shown),
             };
             let status = self.desk.status(&facts, now);
             self.desk.answer(key, &status, &self.poller);
@@ -668,8 +701,9 @@ impl Process {
         self.last_word = Some(LastWord { failure, permanent });
     }
 
-    /// What is still in the channel of a dead process.
-    fn drain_last_word(&mut self) {
+    /// What is still in the channel of a dead process; its progress is handed out.
+    fn drain_last_word(&mut self) -> Vec<Progress> {
+        let mut made = Vec::new();
         for _ in 0..REQUESTS_PER_TURN {
             match self.channel.receive(false) {
                 Ok(Incoming::Message(Request::Ended { failure, permanent }, _))
@@ -680,10 +714,16 @@ impl Process {
                 Ok(Incoming::Message(Request::Log { level, text }, _)) => {
                     self.show(level, &text, clock::now());
                 }
+                Ok(Incoming::Message(request @ Request::Progress(progress), _))
+                    if self.phase.allows(&request) == Verdict::Allowed =>
+                {
+                    made.push(progress);
+                }
                 Ok(Incoming::Message(..)) => {}
-                _ => return,
+                _ => break,
             }
         }
+        made
     }
 }
 
@@ -704,6 +744,7 @@ fn name_of(request: &Request) -> &'static str {
         Request::Dial { .. } => "Dial",
         Request::Configure(_) => "Configure",
         Request::Report(_) => "Report",
+        Request::Progress(_) => "Progress",
         Request::Log { .. } => "Log",
         Request::Ended { .. } => "Ended",
     }
@@ -725,6 +766,7 @@ const SIGNALS: u64 = 0;
 const CHANNEL: u64 = 1;
 const DIAL: u64 = 2;
 const NETWORK: u64 = 3;
+const DEVICE: u64 = 4;
 const EVENTS: usize = 16;
 
 /// Requests of a tunnel process that may be read before signals and dials are looked at.

@@ -9,6 +9,8 @@
 //! what is still on its way a little longer. Packets
 //! that come before there is any session wait in the device's queue.
 
+mod demand;
+
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
@@ -21,7 +23,7 @@ use openssl::ssl::SslContext;
 use super::attempts::{Attempts, Failed, Next};
 use super::carry::{Buffers, Link, Tokens, Word};
 use super::connect::{Connecting, Wanted, take_over, without_sockets};
-use super::ipc::{CarrierName, Reply, Report, Request, Setup, TunnelEnd, Wishes, pack};
+use super::ipc::{CarrierName, Progress, Reply, Report, Request, Setup, TunnelEnd, Wishes, pack};
 use super::settings::{Configuring, Purpose};
 use super::{role, tunnel_log};
 use crate::exit::{Exit, Failure, Outcome};
@@ -136,6 +138,12 @@ struct Tunnel<'a> {
     /// The server refuses to resume the session in use: the next one will be an ordinary one.
     resume_refused: bool,
     serial: u64,
+    /// Nobody needs the session any more: only what is on its way to us is waited for, until then.
+    leaving: Option<Time>,
+    /// Something has come by a session.
+    answered: bool,
+    /// Of the packets that are held, the first ones as they may be sent before there is a session.
+    early: Vec<Vec<u8>>,
 }
 
 struct Attempt {
@@ -166,7 +174,8 @@ impl<'a> Tunnel<'a> {
             tun,
             poller,
             buffers: Buffers::new(setup.uso),
-            attempts: Attempts::new(setup.remotes.into(), setup.established, clock::now()),
+            attempts: Attempts::new(setup.remotes.into(), setup.established, clock::now())
+                .starting_at(setup.first_remote.into()),
             link: None,
             draining: None,
             attempt: None,
@@ -176,6 +185,9 @@ impl<'a> Tunnel<'a> {
             asked_since: false,
             resume_refused: false,
             serial: 0,
+            leaving: None,
+            answered: false,
+            early: setup.on_demand.as_ref().map(|demand| demand::early(&demand.held)).unwrap_or_default(),
             setup,
         })
     }
@@ -206,6 +218,7 @@ impl<'a> Tunnel<'a> {
         let link = self.link.as_ref().and_then(Link::poll_timeout);
         let settings = self.configuring.poll_timeout();
         let draining = self.draining.as_ref().map(|(_, until)| *until);
+        let leaving = self.poll_leave();
         attempt
             .map(|a| a.deadline)
             .into_iter()
@@ -213,6 +226,7 @@ impl<'a> Tunnel<'a> {
             .chain(self.retry_at)
             .chain(settings)
             .chain(draining)
+            .chain(leaving)
             .min()
     }
 
@@ -234,7 +248,7 @@ impl<'a> Tunnel<'a> {
             let text = format!("no session within {} s", ATTEMPT_WITHIN.as_secs());
             self.attempt_failed(Failed::passing(Failure::new(Exit::Tls, text)), Reason::Timeout)?;
         }
-        Ok(())
+        self.leave_if_idle(now)
     }
 
     fn tun_to_server(&mut self) -> Turn<()> {
@@ -311,7 +325,9 @@ impl<'a> Tunnel<'a> {
         };
         let token = tokens_of(*serial).control;
         let resume = self.link.as_ref().filter(|_| !self.resume_refused).map(Link::resumable);
-        let advanced = connecting.advance(&self.setup, Wanted { addresses: &self.want, resume });
+        let (on_demand, early) = (self.setup.on_demand.is_some(), &self.early[..]);
+        let wanted = Wanted { addresses: &self.want, resume, on_demand, early };
+        let advanced = connecting.advance(&self.setup, wanted);
         self.asked_since |= connecting.greeted();
         self.resume_refused |= connecting.resume_refused();
         match advanced {
@@ -331,6 +347,7 @@ impl<'a> Tunnel<'a> {
         };
         // Silent until the host is set up. An end of the connection can't be silenced, so out of the set it goes.
         let _ = self.poller.remove(&*connecting);
+        self.early_arrived()?;
         match connecting.into_link(&self.setup, welcome, clock::now()) {
             Ok(link) => {
                 let wishes = wishes_of(&link);
@@ -380,6 +397,7 @@ impl<'a> Tunnel<'a> {
         let tokens = tokens_of(serial);
         log::info!("{}", link.summary(&self.setup.device));
         link.start(&self.poller, tokens)?;
+        self.send_held(&mut link)?;
         self.want = link.inner();
         if let Some(mut old) = self.link.replace(*link) {
             old.hush(&self.poller);
@@ -427,6 +445,14 @@ impl<'a> Tunnel<'a> {
     fn heed_link(&mut self) -> Turn<()> {
         let Some(link) = &mut self.link else { return Ok(()) };
         link.inside_to_tun(&self.tun, &mut self.buffers);
+        if self.leaving.is_some() {
+            return self.heed_last_words();
+        }
+        if !self.answered && link.is_answered() {
+            self.answered = true;
+            self.tell(Progress::Answered)?;
+        }
+        let Some(link) = &mut self.link else { return Ok(()) };
         for word in link.drain(&self.poller) {
             match word {
                 Word::ControlLost(text) => self.reconnect(&format!("control connection lost: {text}"))?,
@@ -456,6 +482,9 @@ impl<'a> Tunnel<'a> {
     }
 
     fn session_over(&mut self, reason: Reason, by_peer: bool) -> Turn<()> {
+        if self.hung_up(reason, by_peer)? {
+            return Err(Over::Told);
+        }
         self.end_link()?;
         match reason {
             Reason::Revoked if by_peer => {
@@ -474,6 +503,7 @@ impl<'a> Tunnel<'a> {
     fn end_link(&mut self) -> Turn<()> {
         if let Some(link) = self.link.take() {
             link.end(&self.poller);
+            self.tell(Progress::Lost)?;
         }
         self.configuring.handle_replaced();
         self.wait_for_packets(Interest::Nothing)
@@ -547,6 +577,9 @@ impl<'a> Tunnel<'a> {
 
     fn obey(&mut self, reply: Reply, fds: Vec<OwnedFd>) -> Turn<()> {
         match reply {
+            Reply::Stop => Err(self.leave()),
+            // What was asked for before isn't needed any more.
+            _ if self.leaving.is_some() => Ok(()),
             Reply::Dialled { host, address, carriers } => self.dialled((host, address.into()), carriers, fds),
             Reply::Carriers { server, carriers, control_gone } => {
                 if carriers.len() != fds.len() {
@@ -561,7 +594,6 @@ impl<'a> Tunnel<'a> {
             Reply::Configured => self.configured(Ok(())),
             Reply::ConfigureFailed { text } => self.configured(Err(text)),
             Reply::Query => self.report(clock::now()),
-            Reply::Stop => Err(self.leave()),
         }
     }
 
