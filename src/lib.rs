@@ -3,6 +3,7 @@
 //! Pure cores (no I/O, no clock) come first; the shells around them are the binaries `tunguard`,
 //! `tunguard-guard` and `tunguard-worker`. All system calls that need `unsafe` are in [`sys`].
 
+pub mod admin;
 pub mod batch;
 pub mod budget;
 pub mod channel;

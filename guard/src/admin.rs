@@ -1,142 +1,30 @@
-//! The admin socket: one line asks, one JSON document answers.
+//! What the guard answers on its admin socket ([`tunguard::admin`]).
 
 use std::collections::HashSet;
-use std::fs;
-use std::io::{ErrorKind, Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use tunguard::VERSION;
-use tunguard::exit::{Exit, Failure, Outcome};
+use tunguard::admin;
 use tunguard::ipc::{Reply, Report};
 use tunguard::net;
 use tunguard::sys::clock;
-use tunguard::sys::poller::Interest;
 use tunguard::time::Time;
 
 use crate::accounts::GuardDrop;
 use crate::clients::{Phase, Session, Worker};
-use crate::run::{Guard, Source};
-
-/// The socket and the conversations on it.
-pub struct Admin {
-    path: PathBuf,
-    /// The listening socket.
-    pub listener: UnixListener,
-    next: u64,
-    conversations: Vec<Conversation>,
-}
-
-struct Conversation {
-    key: u64,
-    stream: UnixStream,
-    question: Vec<u8>,
-    /// Workers whose report is awaited, and how long.
-    awaited: HashSet<u64>,
-    until: Option<Time>,
-    answer: Vec<u8>,
-    /// Gives up on a peer that neither asks nor reads.
-    deadline: Time,
-}
-
-impl Admin {
-    /// Listens on `path`. A socket that a dead guard left is replaced.
-    ///
-    /// Errors: [`Exit::DeviceInUse`] where another guard answers on it.
-    pub fn listen(path: &Path) -> Outcome<Admin> {
-        let failed = |e| Failure::system(format!("listen on {}", path.display()), e);
-        if UnixStream::connect(path).is_ok() {
-            let text =
-                format!("another server answers on {}: stop it, or set another `socket`", path.display());
-            return Err(Failure::new(Exit::DeviceInUse, text));
-        }
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(failed)?;
-        }
-        if fs::symlink_metadata(path).is_ok_and(|m| !m.file_type().is_socket()) {
-            let text = format!("socket = {:?} is there and no socket: remove it, or set another", path);
-            return Err(Failure::usage(text));
-        }
-        match fs::remove_file(path) {
-            Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed(e)),
-            _ => {}
-        }
-        let listener = UnixListener::bind(path).map_err(failed)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Admin { path: path.to_owned(), listener, next: 0, conversations: Vec::new() })
-    }
-
-    /// When the next conversation has to go on.
-    pub fn deadline(&self) -> Option<Time> {
-        self.conversations.iter().map(|c| c.until.unwrap_or(c.deadline).min(c.deadline)).min()
-    }
-}
-
-impl Drop for Admin {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
-    }
-}
+use crate::run::Guard;
 
 impl Guard {
     /// Takes in somebody who wants to ask.
     pub fn accept_admin(&mut self) {
-        while let Ok((stream, _)) = self.admin.listener.accept() {
-            if self.admin.conversations.len() >= MAX_CONVERSATIONS || stream.set_nonblocking(true).is_err() {
-                continue;
-            }
-            let key = self.admin.next;
-            self.admin.next += 1;
-            if self.poller.add(stream.as_fd(), Source::Conversation(key).token(), Interest::Read).is_err() {
-                continue;
-            }
-            self.admin.conversations.push(Conversation {
-                key,
-                stream,
-                question: Vec::new(),
-                awaited: HashSet::new(),
-                until: None,
-                answer: Vec::new(),
-                deadline: clock::now() + PATIENCE,
-            });
-        }
+        self.admin.accept(&self.poller, clock::now());
     }
 
     /// A conversation's socket is ready.
     pub fn converse(&mut self, key: u64) {
-        let Some(at) = self.admin.conversations.iter().position(|c| c.key == key) else { return };
-        let conversation = &mut self.admin.conversations[at];
-        if !conversation.answer.is_empty() {
-            return self.say(at);
-        }
-        let mut bytes = [0; MAX_QUESTION];
-        match conversation.stream.read(&mut bytes) {
-            // It has asked, and sends nothing more: the answer is on its way.
-            Ok(0) if conversation.until.is_some() => {
-                let token = Source::Conversation(key).token();
-                let _ = self.poller.modify(conversation.stream.as_fd(), token, Interest::Nothing);
-                return;
-            }
-            Ok(0) => return self.hang_up(at),
-            Ok(n) => conversation.question.extend(&bytes[..n]),
-            Err(e) if e.kind() == ErrorKind::WouldBlock => return,
-            Err(_) => return self.hang_up(at),
-        }
-        match conversation.question.iter().position(|b| *b == b'\n') {
-            Some(end) if &conversation.question[..end] == b"status" && conversation.until.is_none() => {
-                self.ask_workers(at);
-            }
-            None if conversation.question.len() < MAX_QUESTION => {}
-            _ => {
-                conversation.answer = b"{\"error\": \"unknown question: ask for status\"}\n".to_vec();
-                self.say(at);
-            }
+        if self.admin.converse(key, &self.poller) {
+            self.ask_workers(key);
         }
     }
 
@@ -145,33 +33,19 @@ impl Guard {
         if let Some(session) = self.workers.get_mut(key).and_then(|w| w.session.as_mut()) {
             session.report = report;
         }
-        for conversation in &mut self.admin.conversations {
-            conversation.awaited.remove(&key);
-        }
+        self.admin.reported(key);
         self.continue_conversations(clock::now());
     }
 
     /// Answers what waits for nobody any more, and gives up on the deaf and dumb.
     pub fn continue_conversations(&mut self, now: Time) {
-        let mut at = 0;
-        while at < self.admin.conversations.len() {
-            let conversation = &mut self.admin.conversations[at];
-            let before = conversation.key;
-            if conversation.until.is_some_and(|until| conversation.awaited.is_empty() || now >= until) {
-                conversation.until = None;
-                let status = self.status(now);
-                self.admin.conversations[at].answer = status;
-                self.say(at);
-            } else if now >= conversation.deadline {
-                self.hang_up(at);
-            }
-            if self.admin.conversations.get(at).is_some_and(|c| c.key == before) {
-                at += 1;
-            }
+        while let Some(key) = self.admin.due(now, &self.poller) {
+            let status = self.status(now);
+            self.admin.answer(key, status, &self.poller);
         }
     }
 
-    fn ask_workers(&mut self, at: usize) {
+    fn ask_workers(&mut self, conversation: u64) {
         let mut awaited = HashSet::new();
         let reports = |worker: &Worker| matches!(worker.phase, Phase::Established | Phase::Draining);
         for (key, worker) in self.workers.iter_mut().filter(|(_, worker)| reports(worker)) {
@@ -182,34 +56,8 @@ impl Guard {
             }
         }
         let now = clock::now();
-        let conversation = &mut self.admin.conversations[at];
-        conversation.awaited = awaited;
-        // A worker that is stopped or busy doesn't hold the answer up: its last report is shown.
-        conversation.until = Some(now + REPORT_WAIT);
+        self.admin.wait_for(conversation, awaited, now);
         self.continue_conversations(now);
-    }
-
-    fn say(&mut self, at: usize) {
-        let conversation = &mut self.admin.conversations[at];
-        loop {
-            match conversation.stream.write(&conversation.answer) {
-                Ok(n) => {
-                    conversation.answer.drain(..n);
-                    if conversation.answer.is_empty() {
-                        return self.hang_up(at);
-                    }
-                }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-                Err(_) => return self.hang_up(at),
-            }
-        }
-        let token = Source::Conversation(conversation.key).token();
-        let _ = self.poller.modify(conversation.stream.as_fd(), token, Interest::Write);
-    }
-
-    fn hang_up(&mut self, at: usize) {
-        let conversation = self.admin.conversations.swap_remove(at);
-        let _ = self.poller.remove(conversation.stream.as_fd());
     }
 
     fn status(&self, now: Time) -> Vec<u8> {
@@ -241,9 +89,7 @@ impl Guard {
             "guard_drops": drops,
             "sessions": sessions.iter().map(|(s, w)| session_status(s, w, now)).collect::<Vec<_>>(),
         });
-        let mut text = serde_json::to_vec_pretty(&status).unwrap_or_default();
-        text.push(b'\n');
-        text
+        admin::document(&status)
     }
 }
 
@@ -285,9 +131,5 @@ fn session_status(session: &Session, worker: &Worker, now: Time) -> Value {
     })
 }
 
-const MAX_CONVERSATIONS: usize = 16;
-const MAX_QUESTION: usize = 256;
 /// Reports a worker may owe us.
 const MAX_ASKED: u32 = 4;
-const PATIENCE: Duration = Duration::from_secs(5);
-const REPORT_WAIT: Duration = Duration::from_millis(500);

@@ -12,6 +12,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use tunguard::admin::Admin;
 use tunguard::batch::{BatchReader, BatchWriter};
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Failure, Outcome};
@@ -25,7 +26,6 @@ use tunguard::wire::control::Reason;
 use tunguard::wire::vnet::VNET_LEN;
 
 use crate::accounts::{Accounts, GuardDrop};
-use crate::admin::Admin;
 use crate::clients::{Budget, Workers};
 use crate::host::{Host, Queues};
 use crate::leases::Leases;

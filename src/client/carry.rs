@@ -13,7 +13,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::carriers::Carriers;
-use super::ipc::CarrierName;
+use super::ipc::{CarrierName, PathReport, SessionReport};
 use crate::channel::{Broken, ControlChannel};
 use crate::drops::DropReason;
 use crate::egress::{self, Egress};
@@ -22,8 +22,8 @@ use crate::ingress::{Ingress, tun_refused};
 use crate::inside::{self, WithInside};
 use crate::keys::Role;
 use crate::path::{INSIDE, Path};
-use crate::paths::PathEvent;
 use crate::paths::{Keepalive, Mode};
+use crate::paths::{Known, PathEvent};
 use crate::resume::ResumeSecret;
 use crate::session::{Event, Session};
 use crate::sys::clock;
@@ -55,6 +55,7 @@ pub struct Link {
     /// What the server pushed last.
     pub settings: Settings,
     resume_secret: ResumeSecret,
+    since: Time,
     /// The data channel has worked.
     proven: bool,
     /// When to warn that it doesn't.
@@ -151,6 +152,7 @@ impl Link {
             mtu: welcome.mtu,
             settings: welcome.settings,
             resume_secret: welcome.resume_secret,
+            since: now,
             proven: false,
             warn_at: Some(now + WARN_AFTER),
             words: Vec::new(),
@@ -195,6 +197,35 @@ impl Link {
             self.mtu,
             self.session.suite()
         )
+    }
+
+    /// What the status shows of it.
+    pub fn report(&self, now: Time) -> SessionReport {
+        let session = &self.session;
+        let in_use = session.path().map(|known| known.path.key());
+        let path = |known: &Known| PathReport {
+            carrier: self.net.udp.name_of(&known.path).to_owned(),
+            server: known.path.remote.into(),
+            in_use: in_use == Some(known.path.key()),
+            proven: known.is_proven(),
+            lost: known.is_lost(),
+            rtt_us: known.rtt.map(|rtt| rtt.as_micros() as u64),
+        };
+        SessionReport {
+            id: session.id(),
+            host: self.host.clone(),
+            server: self.address.into(),
+            suite: session.suite(),
+            epoch: session.epoch(),
+            age_ms: now.since(self.since).as_millis() as u64,
+            silent_ms: now.since(session.last_heard()).as_millis() as u64,
+            mtu: self.mtu,
+            path_mtu: session.mtu().map(|mtu| mtu as u64),
+            control: self.control.is_some(),
+            traffic: session.traffic(),
+            drops: session.drops,
+            paths: session.paths().iter().map(path).collect(),
+        }
     }
 
     /// What it can be resumed with on another connection.

@@ -114,6 +114,11 @@ impl Host {
         Ok(held.iter().filter(|held| held.net.addr() == address).map(|held| held.device).collect())
     }
 
+    /// Inner addresses on the device.
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+
     /// The device's index.
     pub fn index(&self) -> u32 {
         self.index

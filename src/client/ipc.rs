@@ -8,11 +8,14 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::config::common::Suite;
+use crate::drops::Drops;
 use crate::exit::{Exit, Failure};
 use crate::paths::{Keepalive, Mode};
+use crate::session::Traffic;
 use crate::sys::seqpacket::Channel;
 use crate::tls::Credentials;
 use crate::wire::control::Settings;
+use crate::wire::data::SessionId;
 
 /// The tunnel process's end.
 pub type TunnelEnd = Channel<Request, Reply>;
@@ -29,6 +32,8 @@ pub enum Request {
     },
     /// Set the host up for a session. Answer: `Configured` or `ConfigureFailed`.
     Configure(Wishes),
+    /// The answer to `Query`; boxed, as it is the largest.
+    Report(Box<Report>),
     /// How the session is doing, where it was made on demand.
     Progress(Progress),
     /// A line for the log.
@@ -45,6 +50,63 @@ pub enum Request {
         /// Starting again wouldn't help.
         permanent: bool,
     },
+}
+
+/// What the tunnel process knows and the supervisor doesn't.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// The session in use.
+    pub session: Option<SessionReport>,
+    /// The next session is being made, or waited for.
+    pub connecting: bool,
+}
+
+/// A session, as its client's end sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionReport {
+    /// Its ID.
+    pub id: SessionId,
+    /// The remote's name, as configured.
+    pub host: String,
+    /// Where it was reached.
+    pub server: Endpoint,
+    /// Suite of the data channel.
+    pub suite: Suite,
+    /// Epoch sent with.
+    pub epoch: u64,
+    /// Milliseconds it is in use.
+    pub age_ms: u64,
+    /// Milliseconds since the server was last heard.
+    pub silent_ms: u64,
+    /// Inner MTU.
+    pub mtu: u16,
+    /// The largest inner packet that goes in one piece, where it was measured.
+    pub path_mtu: Option<u64>,
+    /// There is a control connection.
+    pub control: bool,
+    /// Inner packets and bytes.
+    pub traffic: Traffic,
+    /// Packets dropped, by reason.
+    pub drops: Drops,
+    /// The ways to the server, the one in use first.
+    pub paths: Vec<PathReport>,
+}
+
+/// A way to the server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathReport {
+    /// What its carrier is called.
+    pub carrier: String,
+    /// Where it leads.
+    pub server: Endpoint,
+    /// Packets go by it.
+    pub in_use: bool,
+    /// A challenge was answered on it.
+    pub proven: bool,
+    /// Nothing answers on it any more.
+    pub lost: bool,
+    /// Round trip in microseconds, where it was measured.
+    pub rtt_us: Option<u64>,
 }
 
 /// Of a session that was made on demand.
@@ -114,6 +176,8 @@ pub enum Reply {
         /// nothing will come of it any more, which TCP itself would notice only much later.
         control_gone: bool,
     },
+    /// Report, please.
+    Query,
     /// Say goodbye to the server and exit.
     Stop,
 }
@@ -250,12 +314,13 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// Whether `request` is in place.
+    /// Whether `request` is in place. A `Report` must have been asked for, too.
     ///
     /// | request | Fresh | FirstDial | Connected | NextDial | Stopping | Ended |
     /// |---|---|---|---|---|---|---|
     /// | Dial | yes | - | yes | - | ignored | - |
     /// | Configure | - | - | yes | yes | ignored | - |
+    /// | Report | yes | yes | yes | yes | ignored | - |
     /// | Progress | - | - | yes | yes | yes | - |
     /// | Log | yes | yes | yes | yes | yes | - |
     /// | Ended | yes | yes | yes | yes | yes | - |
@@ -266,7 +331,8 @@ impl Phase {
             (_, Request::Log { .. } | Request::Ended { .. }) => Verdict::Allowed,
             (Connected | NextDial | Stopping, Request::Progress(_)) => Verdict::Allowed,
             // On its way to us when it was told to stop.
-            (Stopping, Request::Dial { .. } | Request::Configure(_)) => Verdict::Ignored,
+            (Stopping, Request::Dial { .. } | Request::Configure(_) | Request::Report(_)) => Verdict::Ignored,
+            (_, Request::Report(_)) => Verdict::Allowed,
             (Fresh | Connected, Request::Dial { .. }) => Verdict::Allowed,
             (FirstDial | NextDial, Request::Dial { .. }) => Verdict::Violation,
             (Connected | NextDial, Request::Configure(_)) => Verdict::Allowed,
@@ -282,6 +348,11 @@ impl Phase {
     /// Whether it may have a session that outlives a change of the network.
     pub fn has_connection(self) -> bool {
         matches!(self, Phase::Connected | Phase::NextDial)
+    }
+
+    /// Whether it is neither stopping nor over.
+    pub fn is_at_work(self) -> bool {
+        !matches!(self, Phase::Stopping | Phase::Ended)
     }
 
     /// The connection was made, or not.
@@ -331,7 +402,7 @@ mod tests {
     use super::*;
     use crate::sys::seqpacket::Incoming;
 
-    fn requests() -> [Request; 5] {
+    fn requests() -> [Request; 6] {
         let wishes = Wishes {
             addresses: Vec::new(),
             mtu: 1420,
@@ -342,6 +413,7 @@ mod tests {
         [
             Request::Dial { remote: 0 },
             Request::Configure(wishes),
+            Request::Report(Box::default()),
             Request::Progress(Progress::Established),
             Request::Log { level: 3, text: String::new() },
             Request::Ended { failure: None, permanent: false },
@@ -352,12 +424,12 @@ mod tests {
     fn the_phase_table() {
         use Verdict::{Allowed as Y, Ignored as I, Violation as N};
         for (phase, verdicts) in [
-            (Phase::Fresh, [Y, N, N, Y, Y]),
-            (Phase::FirstDial, [N, N, N, Y, Y]),
-            (Phase::Connected, [Y, Y, Y, Y, Y]),
-            (Phase::NextDial, [N, Y, Y, Y, Y]),
-            (Phase::Stopping, [I, I, Y, Y, Y]),
-            (Phase::Ended, [N, N, N, N, N]),
+            (Phase::Fresh, [Y, N, Y, N, Y, Y]),
+            (Phase::FirstDial, [N, N, Y, N, Y, Y]),
+            (Phase::Connected, [Y, Y, Y, Y, Y, Y]),
+            (Phase::NextDial, [N, Y, Y, Y, Y, Y]),
+            (Phase::Stopping, [I, I, I, Y, Y, Y]),
+            (Phase::Ended, [N, N, N, N, N, N]),
         ] {
             for (request, verdict) in requests().iter().zip(verdicts) {
                 assert_eq!(phase.allows(request), verdict, "{phase:?} {request:?}");
@@ -432,6 +504,37 @@ mod tests {
             panic!("it is lost");
         };
         assert_eq!((got, fds.len()), (carriers, 9));
+    }
+
+    #[test]
+    fn the_longest_report_fits_a_message() {
+        let path = PathReport {
+            carrier: "a-name-of-15-by".to_owned(),
+            server: SocketAddr::from(([0; 16], 7)).into(),
+            in_use: true,
+            proven: true,
+            lost: true,
+            rtt_us: Some(u64::MAX),
+        };
+        let session = SessionReport {
+            id: SessionId::new(1, [2; 6]),
+            host: "h".repeat(253),
+            server: path.server,
+            suite: Suite::Aes256Gcm,
+            epoch: u64::MAX,
+            age_ms: u64::MAX,
+            silent_ms: u64::MAX,
+            mtu: u16::MAX,
+            path_mtu: Some(u64::MAX),
+            control: true,
+            traffic: Traffic::default(),
+            drops: Drops::default(),
+            paths: vec![path; 2 * (1 + crate::net::carriers::MAX_WAYS)],
+        };
+        let (tunnel, supervisor) = crate::sys::seqpacket::pair::<Request, Reply>().expect("a pair");
+        let report = Report { session: Some(session), connecting: true };
+        assert!(tunnel.send(&Request::Report(Box::new(report)), &[]).expect("fits"));
+        drop(supervisor);
     }
 
     #[test]

@@ -97,6 +97,11 @@ impl Connection {
         !as_told || control_gone && !self.told_of_control && !ways.is_empty()
     }
 
+    /// The links that the tunnel process was told of, best first.
+    pub fn ways(&self) -> &[Way] {
+        &self.told
+    }
+
     /// It was told so.
     pub fn handle_told(&mut self, ways: Vec<Way>, control_gone: bool) {
         self.told_of_control = control_gone && !ways.is_empty();

@@ -135,6 +135,17 @@ impl OnDemand {
         matches!(self.state, State::Asleep | State::GivenUp { .. })
     }
 
+    /// The state's name, for the status.
+    pub fn state(&self) -> &'static str {
+        match self.state {
+            State::Asleep => "asleep",
+            State::Waking(_) => "waking",
+            State::Up => "up",
+            State::Leaving(_) => "falling asleep",
+            State::GivingUp(_) | State::GivenUp { .. } => "gave up",
+        }
+    }
+
     /// What the next tunnel process is to send first.
     pub fn held(&self) -> &[Vec<u8>] {
         &self.held

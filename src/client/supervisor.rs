@@ -17,6 +17,7 @@ use nix::unistd::{Uid, geteuid};
 
 use demand::Demand;
 
+use super::admin::{Desk, Facts};
 use super::consent::{Policy, judge};
 use super::dial::{Connected, Dial, Dialling, Known};
 use super::host::Host;
@@ -149,6 +150,7 @@ struct Supervisor<'a> {
     want: Vec<IpAddr>,
     /// When a tunnel process that was told to stop is killed.
     stop_by: Option<Time>,
+    desk: Desk,
     /// Place of the remote that the last session was with.
     first_remote: usize,
     demand: Option<Demand>,
@@ -188,6 +190,7 @@ impl<'a> Supervisor<'a> {
             poller.add(fd, SIGNALS, Interest::Read).map_err(full)?;
         }
         poller.add(&monitor, NETWORK, Interest::Read).map_err(full)?;
+        let desk = Desk::open(config, &poller, clock::now());
         Ok(Supervisor {
             config,
             credentials,
@@ -210,6 +213,7 @@ impl<'a> Supervisor<'a> {
             established: false,
             want: Vec::new(),
             stop_by: None,
+            desk,
             first_remote: 0,
             demand: Demand::new(config, clock::now())?,
         })
@@ -251,6 +255,7 @@ impl<'a> Supervisor<'a> {
                 CHANNEL => self.hear_tunnel(host),
                 NETWORK => self.hear_network(host)?,
                 DEVICE => self.hear_device(clock::now())?,
+                token if Desk::owns(token) => self.hear_admin(token),
                 // Dials are looked at below, whatever woke us.
                 _ => {}
             }
@@ -260,6 +265,7 @@ impl<'a> Supervisor<'a> {
             self.look_at_network(host);
         }
         self.step_dial(host, now);
+        self.answer_admin(host, now);
         if self.stop_by.is_some_and(|by| by <= now) {
             log::warn!("the tunnel process doesn't stop: it is killed");
             return Ok(Flow::Stop(Ok(())));
@@ -282,8 +288,9 @@ impl<'a> Supervisor<'a> {
     fn poll_timeout(&self) -> Option<Time> {
         let dial = self.dial.as_ref().map(Dial::poll_timeout);
         let settle = self.settle.poll_timeout();
-        let demand = self.poll_demand();
-        self.restart_at.into_iter().chain(self.stop_by).chain(dial).chain(settle).chain(demand).min()
+        let (desk, demand) = (self.desk.poll_timeout(), self.poll_demand());
+        let dues = [self.stop_by, dial, settle, demand, desk];
+        self.restart_at.into_iter().chain(dues.into_iter().flatten()).min()
     }
 
     fn hear_signals(&mut self) -> Flow {
@@ -405,6 +412,7 @@ impl<'a> Supervisor<'a> {
     }
 
     fn forget_process(&mut self) -> Option<Process> {
+        self.desk.handle_gone();
         self.dial = None;
         self.dialled = None;
         self.in_use = None;
@@ -469,6 +477,7 @@ impl<'a> Supervisor<'a> {
         match request {
             Request::Log { level, text } => process.show(level, &text, now),
             Request::Ended { failure, permanent } => process.note_end(failure, permanent),
+            Request::Report(report) => self.desk.take_report(*report)?,
             _ if !process.requests.take(now) => return Err("too many requests".to_owned()),
             Request::Dial { remote } => return self.start_dial(remote.into(), now),
             Request::Configure(wishes) => self.configure(&wishes, host)?,
@@ -644,6 +653,31 @@ impl<'a> Supervisor<'a> {
     }
 }
 
+// Those who ask.
+impl Supervisor<'_> {
+    fn hear_admin(&mut self, token: u64) {
+        let now = clock::now();
+        let Some(key) = self.desk.hear(token, &self.poller, now) else { return };
+        let tunnel = self.process.as_ref().filter(|p| p.phase.is_at_work() && self.desk.may_ask());
+        let asked = tunnel.is_some_and(|p| matches!(p.channel.send(&Reply::Query, &[]), Ok(true)));
+        self.desk.wait_for(key, asked, now);
+    }
+
+    fn answer_admin(&mut self, host: &Host, now: Time) {
+        while let Some(key) = self.desk.due(now, &self.poller) {
+            let facts = Facts {
+                config: self.config,
+                addresses: host.addresses(),
+                tunnel: self.process.as_ref().map(|process| process.child.id()),
+                connection: self.in_use.as_ref(),
+                on_demand: self.demand.as_ref().map(Demand::shown),
+            };
+            let status = self.desk.status(&facts, now);
+            self.desk.answer(key, &status, &self.poller);
+        }
+    }
+}
+
 impl Process {
     fn tell(&mut self, reply: &Reply, fds: &[std::os::fd::BorrowedFd<'_>]) {
         if !matches!(self.channel.send(reply, fds), Ok(true)) {
@@ -709,6 +743,7 @@ fn name_of(request: &Request) -> &'static str {
     match request {
         Request::Dial { .. } => "Dial",
         Request::Configure(_) => "Configure",
+        Request::Report(_) => "Report",
         Request::Progress(_) => "Progress",
         Request::Log { .. } => "Log",
         Request::Ended { .. } => "Ended",

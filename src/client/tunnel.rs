@@ -23,7 +23,7 @@ use openssl::ssl::SslContext;
 use super::attempts::{Attempts, Failed, Next};
 use super::carry::{Buffers, Link, Tokens, Word};
 use super::connect::{Connecting, Wanted, take_over, without_sockets};
-use super::ipc::{CarrierName, Progress, Reply, Request, Setup, TunnelEnd, Wishes, pack};
+use super::ipc::{CarrierName, Progress, Reply, Report, Request, Setup, TunnelEnd, Wishes, pack};
 use super::settings::{Configuring, Purpose};
 use super::{role, tunnel_log};
 use crate::exit::{Exit, Failure, Outcome};
@@ -593,7 +593,14 @@ impl<'a> Tunnel<'a> {
             }
             Reply::Configured => self.configured(Ok(())),
             Reply::ConfigureFailed { text } => self.configured(Err(text)),
+            Reply::Query => self.report(clock::now()),
         }
+    }
+
+    fn report(&self, now: Time) -> Turn<()> {
+        let session = self.link.as_ref().map(|link| link.report(now));
+        let connecting = self.attempt.is_some() || self.retry_at.is_some();
+        self.ask(&Request::Report(Box::new(Report { session, connecting })))
     }
 
     /// Says goodbye to every server that may know us.

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::common::{DEFAULT_PORT, Data, DeviceName, Pem, from_word, parse_duration, quoted, reserved};
+use super::common::{
+    DEFAULT_PORT, Data, DeviceName, Pem, from_word, parse_duration, quoted, read_socket, reserved,
+};
 use super::reader::{self, Document, Section, Value, Word};
 use crate::client::wake::WakeRule;
 use crate::exit::{Failure, Outcome};
@@ -113,6 +115,8 @@ pub struct ClientConfig {
     pub user: String,
     /// State that outlives the process (what to repair after a crash); `state_dir`, default `/run/tunguard`.
     pub state_dir: PathBuf,
+    /// Admin socket; `socket`, default `client-DEVICE.sock` in `state_dir`.
+    pub socket: PathBuf,
 }
 
 impl ClientConfig {
@@ -149,6 +153,7 @@ impl ClientConfig {
         let accept_dns = root.value("dns").and_then(|v| v.choice(&[("pushed", true), ("none", false)]));
         let user = root.value("user").and_then(|v| read_user(&v));
         let state_dir = root.value("state_dir").and_then(|v| v.path());
+        let socket = root.value("socket").and_then(|v| read_socket(&v));
 
         let mut section = root.section("tls");
         let ca = section.required("ca", "a path or PEM text").and_then(|v| v.pem("tls.ca"));
@@ -170,10 +175,13 @@ impl ClientConfig {
         let on_demand = read_on_demand(root.section("on_demand"));
         root.end();
 
+        let device = device.unwrap_or_default();
+        let state_dir = state_dir.unwrap_or_else(|| PathBuf::from("/run/tunguard"));
         Some(ClientConfig {
             file,
             remote,
-            device: device.unwrap_or_default(),
+            socket: socket.unwrap_or_else(|| state_dir.join(format!("client-{device}.sock"))),
+            device,
             routes: routes.unwrap_or(Routes::Pushed),
             accept_dns: accept_dns.unwrap_or(true),
             tls: ClientTls { ca: ca?, cert: cert?, key: key?, server_name: server_name.map(|host| host.0) },
@@ -185,7 +193,7 @@ impl ClientConfig {
             },
             on_demand,
             user: user.unwrap_or_else(|| "nobody".to_owned()),
-            state_dir: state_dir.unwrap_or_else(|| PathBuf::from("/run/tunguard")),
+            state_dir,
         })
     }
 }
@@ -497,6 +505,7 @@ mod tests {
             on_demand: OnDemand::default(),
             user: "nobody".to_owned(),
             state_dir: "/run/tunguard".into(),
+            socket: "/run/tunguard/client-tg0.sock".into(),
         };
         assert_eq!(parse(LEAST), Ok(expected));
     }
@@ -540,6 +549,7 @@ mod tests {
         assert!(!config.accept_dns);
         assert_eq!(config.user, "1000");
         assert_eq!(config.state_dir, Path::new("/etc/tunguard/state"));
+        assert_eq!(config.socket, Path::new("/etc/tunguard/state/client-vpn.sock"));
         let key = Pem::Inline { key: "tls.key", text: "-----BEGIN PRIVATE KEY-----\n".to_owned() };
         assert_eq!(config.tls.key, key);
         assert_eq!(config.tls.server_name.as_deref(), Some("server.lab"));
@@ -646,7 +656,7 @@ mod tests {
     fn rejected() {
         let remote = r#"HOST or HOST:PORT, as in "vpn.example.org" or "[2001:db8::1]:55555""#;
         let routes = r#""pushed", "none" or a list of networks"#;
-        let known = "remote, device, routes, dns, user, state_dir, tls, data, mobility, on_demand";
+        let known = "remote, device, routes, dns, user, state_dir, socket, tls, data, mobility, on_demand";
         let device = "1 to 15 letters, digits, '-', '_' or '.'";
         for (line, sentence) in [
             ("remote = []", &*format!("remote is empty: at least one is needed, {remote}")),

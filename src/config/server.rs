@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::common::{DEFAULT_PORT, Data, DeviceName, Pem, parse_duration, reserved};
+use super::common::{DEFAULT_PORT, Data, DeviceName, Pem, parse_duration, read_socket, reserved};
 use super::reader::{self, Document, Value, Word};
 use crate::exit::{Failure, Outcome};
 use crate::wire::control::{MAX_RESOLVERS, MAX_ROUTES};
@@ -268,19 +268,6 @@ fn read_idle(value: &Value<'_>) -> Option<Option<Duration>> {
     None
 }
 
-/// `socket`, which must fit into a socket address.
-fn read_socket(value: &Value<'_>) -> Option<PathBuf> {
-    let path = value.path()?;
-    if path.as_os_str().len() > LONGEST_SOCKET {
-        value.fault(format_args!(
-            "is too long for a socket: {} is over {LONGEST_SOCKET} bytes",
-            path.display()
-        ));
-        return None;
-    }
-    Some(path)
-}
-
 /// `worker_uids = [first, last]`.
 fn read_worker_uids(value: &Value<'_>, max_clients: u16) -> Option<(u32, u32)> {
     let bounds = value.list("two user IDs, [first, last]")?;
@@ -334,8 +321,6 @@ const SPARE_WORKER_UIDS: u64 = 64;
 const IDLE_WANTED: &str = r#""off", or a duration, as in "10m""#;
 /// A shorter limit would end sessions that wait for an answer.
 const IDLE_LEAST: Duration = Duration::from_secs(10);
-/// `sun_path` without the NUL.
-const LONGEST_SOCKET: usize = 107;
 
 #[cfg(test)]
 mod tests {

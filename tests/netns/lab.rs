@@ -394,7 +394,7 @@ impl Config {
         1 + self.0.keys().position(|k| k == key).expect("a key that was set")
     }
 
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         self.0.iter().map(|(key, value)| format!("{key} = {value}\n")).collect()
     }
 }

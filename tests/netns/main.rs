@@ -39,6 +39,7 @@ mod traffic;
 mod attacks;
 mod carriers;
 mod churn;
+mod client_status;
 mod garbage;
 mod hardship;
 mod identity;

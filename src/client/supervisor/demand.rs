@@ -61,6 +61,13 @@ impl Demand {
     }
 }
 
+impl Demand {
+    /// For the status: what it does, and what was counted.
+    pub fn shown(&self) -> (&'static str, &Starts) {
+        (self.core.state(), &self.starts)
+    }
+}
+
 impl Supervisor<'_> {
     /// Sets the host up as it was in the last session, or as configured, if that is known; then no process is started
     /// before a packet comes.
