@@ -1,4 +1,4 @@
-# What run.sh, scale.sh, roam.sh and the peers share; sourced. Needs $NS_SERVER, $NS_CLIENT and $WORK.
+# What run.sh, scale.sh, roam.sh, ondemand.sh and the peers share; sourced. Needs $NS_SERVER, $NS_CLIENT and $WORK.
 
 export OUTER_SERVER=${OUTER_SERVER:-10.83.0.1} OUTER_CLIENT=${OUTER_CLIENT:-10.83.0.2}
 # As it stands in URLs, and before a port.
@@ -33,6 +33,35 @@ drop_namespaces() {
         for pid in $(ip netns pids "$ns" 2>/dev/null); do kill -9 "$pid" 2>/dev/null || true; done
         ip netns del "$ns" 2>/dev/null || true
     done
+}
+
+# plug NAMESPACE DEVICE NETWORK HOST
+plug() {
+    ip -n "$1" -batch - <<IP
+addr add 198.18.$3.$4/24 dev $2
+addr add 2001:db8:$3::$4/64 dev $2 nodad
+link set $2 up
+IP
+}
+# lead_through_tun NAMESPACE RTT: what it forwards between r (network 90) and s (network 100) comes out half of RTT later;
+# the process that does it in $wire
+lead_through_tun() {
+    ip netns exec "$1" "$BIN/tunguard-roam" delay --device far --ms "$(reckon "$2 / 2")" &
+    wire=$!
+    promptly ip -n "$1" link show far
+    ip -n "$1" -batch - <<'IP'
+link set far up txqueuelen 10000
+route add default dev far table 100
+rule add iif r lookup 100
+rule add iif s lookup 100
+route add 198.18.0.0/16 via 198.18.90.1
+IP
+    ip -6 -n "$1" -batch - <<'IP'
+route add default dev far table 100
+rule add iif r lookup 100
+rule add iif s lookup 100
+route add 2001:db8::/32 via 2001:db8:90::1
+IP
 }
 
 # eventually TRIES COMMAND...: every 0.1 s

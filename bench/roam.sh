@@ -143,7 +143,7 @@ build_network() {
         plug "$ROUTER" wan 90 1
         plug "$WIRE" r 90 2
         plug "$WIRE" s 100 1
-        lead_through_tun
+        lead_through_tun "$WIRE" "$rtt"
         ip -n "$ROUTER" -batch - <<'IP'
 route add default via 198.18.90.2
 route add default via 2001:db8:90::2
@@ -157,14 +157,6 @@ IP
     nat=0 natted=none
     router_rules ''
 }
-# plug NAMESPACE DEVICE NETWORK HOST
-plug() {
-    ip -n "$1" -batch - <<IP
-addr add 198.18.$3.$4/24 dev $2
-addr add 2001:db8:$3::$4/64 dev $2 nodad
-link set $2 up
-IP
-}
 # plug_in CARRIER METRIC: at the client
 plug_in() {
     plug "$NS_CLIENT" "${carriers[$1]}" "$1" "${host[$1]}"
@@ -174,24 +166,6 @@ plug_in() {
 default_route() {
     echo "route $1 default via 198.18.$2.1 dev ${carriers[$2]} metric $3"
     echo "route $1 default via 2001:db8:$2::1 dev ${carriers[$2]} metric $3"
-}
-lead_through_tun() {
-    ip netns exec "$WIRE" "$roam" delay --device far --ms "$(reckon "$rtt / 2")" &
-    wire=$!
-    promptly ip -n "$WIRE" link show far
-    ip -n "$WIRE" -batch - <<'IP'
-link set far up txqueuelen 10000
-route add default dev far table 100
-rule add iif r lookup 100
-rule add iif s lookup 100
-route add 198.18.0.0/16 via 198.18.90.1
-IP
-    ip -6 -n "$WIRE" -batch - <<'IP'
-route add default dev far table 100
-rule add iif r lookup 100
-rule add iif s lookup 100
-route add 2001:db8::/32 via 2001:db8:90::1
-IP
 }
 
 # router_rules NAT: what is NATed: nothing, "udp" or "all". A new zone of the tracker is what makes the router forget:

@@ -90,6 +90,12 @@ pub fn receive(peer: SocketAddr, datagram: &[u8], buffers: &mut ReceiveBuffers) 
     Received { buffer: 0, len: datagram.len(), stride: datagram.len().max(1), path: path(peer), ecn: 0 }
 }
 
+/// Puts an inner packet that came with the client's Hello where [`crate::ingress::Ingress::take_early`] looks for it.
+pub fn receive_early(packet: &[u8], buffers: &mut ReceiveBuffers) -> usize {
+    buffers[0][..packet.len()].copy_from_slice(packet);
+    packet.len()
+}
+
 /// What may wait; more is dropped, so that TCP inside the tunnel notices.
 const WAITING_BYTES: usize = 256 << 10;
 /// What the connection may have taken without having sent it.

@@ -3,6 +3,7 @@
 //! Pure cores (no I/O, no clock) come first; the shells around them are the binaries `tunguard`,
 //! `tunguard-guard` and `tunguard-worker`. All system calls that need `unsafe` are in [`sys`].
 
+pub mod admin;
 pub mod batch;
 pub mod budget;
 pub mod channel;
@@ -10,11 +11,13 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod drops;
+pub mod early;
 pub mod egress;
 pub mod epochs;
 pub mod escape;
 pub mod exit;
 pub mod hardware;
+pub mod idle;
 pub mod ingress;
 pub mod inside;
 pub mod ipc;

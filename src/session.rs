@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use crate::config::common::Suite;
 use crate::drops::{DropReason, Drops};
 use crate::epochs::{Epochs, Limits};
+use crate::idle::Idle;
 use crate::keys::{Role, Secret};
 use crate::path::Path;
 use crate::paths::{Keepalive, Known, Mode, PathEvent, Paths, REBIND_BYTES, Say, Silence};
@@ -46,6 +47,7 @@ pub struct Session {
     /// Packets dropped, by reason.
     pub drops: Drops,
     traffic: Traffic,
+    idle: Idle,
     control: Control,
     last_heard: Time,
     messages: VecDeque<Message>,
@@ -103,6 +105,8 @@ pub struct Traffic {
     pub sent_inside: u64,
     /// Datagrams that came inside the control connection.
     pub received_inside: u64,
+    /// Of the packets delivered: came with the client's Hello, in no datagram.
+    pub received_early: u64,
 }
 
 /// For the log.
@@ -193,6 +197,7 @@ impl Session {
             linger: start.linger,
             drops: Drops::default(),
             traffic: Traffic::default(),
+            idle: Idle::new(None, now),
             control: Control::Up,
             last_heard: now,
             messages: VecDeque::new(),
@@ -351,6 +356,32 @@ impl Session {
         self.inner.iter().any(|net| net.contains(&ip))
     }
 
+    /// An inner packet or super-packet goes by, either way.
+    pub fn carried(&mut self, now: Time, packet: &[u8]) {
+        self.idle.carried(now, packet);
+    }
+
+    /// How long the session has carried nothing.
+    pub fn idle(&self) -> &Idle {
+        &self.idle
+    }
+
+    /// Ends the session when it has carried nothing for so long; `None`: never.
+    pub fn set_idle(&mut self, limit: Option<Duration>) {
+        self.idle.set_limit(limit);
+    }
+
+    /// Inner packets came with the client's Hello, inside the control connection, which is `path`.
+    pub fn heard_early(&mut self, now: Time, path: Path) {
+        self.last_heard = now;
+        self.paths.heard_early(now, path);
+    }
+
+    /// Counts one of them as delivered.
+    pub fn delivered_early(&mut self) {
+        self.traffic.received_early += 1;
+    }
+
     /// Counts a packet or super-packet that was taken in to be sent, as `packets` of the path's size.
     pub fn taken(&mut self, packets: u64) {
         self.traffic.read_packets += 1;
@@ -481,11 +512,12 @@ impl Session {
                 self.events.push_back(Event::Settings(settings));
             }
             Message::Notice(text) if self.role == Role::Client => self.events.push_back(Event::Notice(text)),
-            // A datagram is the data path's, which comes before this.
+            // Packets and datagrams are the data path's, which comes before this.
             Message::Update(_)
             | Message::Notice(_)
             | Message::Hello(_)
             | Message::Welcome(_)
+            | Message::Early(_)
             | Message::Datagram(_) => {
                 return Err(Reason::Protocol);
             }
@@ -512,6 +544,9 @@ impl Session {
         }
         if self.linger_until().is_some_and(|until| now >= until) {
             self.end(Reason::Timeout, false);
+        }
+        if self.idle.is_over(now) {
+            self.end(Reason::Idle, false);
         }
         if self.paths.poll_timeout().is_some_and(|at| now >= at) {
             self.paths.handle_timeout(now);
@@ -562,6 +597,7 @@ impl Session {
             Some(self.epochs.hard_stop()),
             self.epochs.retire_at(),
             self.linger_until(),
+            self.idle.poll_timeout(),
             self.paths.poll_timeout(),
         ]
         .into_iter()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # tunguard as its users run it. SUITE and TUN_WRITE may choose others than the defaults, MOBILITY is the text of the
-# client's [mobility].
+# client's [mobility], ON_DEMAND that of its [on_demand].
 set -eu
 . "$(dirname "$0")/../lib.sh"
 dir=$WORK/peer
@@ -15,6 +15,7 @@ case $1 in
         "$BIN/tunguard" pki client bench >/dev/null
         "$BIN/tunguard" pki profile bench --remote "$OUTER_HOST:55555" >client.toml
         sed -i '1,/^\[tls\]/ s/^\[tls\]/state_dir = "run"\n[tls]/' client.toml
+        [ -z "${ON_DEMAND:-}" ] || printf '\n[on_demand]\n%s\n' "$ON_DEMAND" >>client.toml
         [ -z "${MOBILITY:-}" ] || printf '\n[mobility]\n%s\n' "$MOBILITY" >>client.toml
         cat >server.toml <<TOML
 networks = ["10.9.0.0/24", "fd09::/64"]

@@ -1,169 +1,31 @@
-//! The admin socket: one line asks. `status` is answered by one JSON document, `watch` by a JSON document a line, for each
-//! time that a client is heard somewhere else.
+//! What the guard answers on its admin socket ([`tunguard::admin`]).
 
 use std::collections::HashSet;
-use std::fs;
-use std::io::{ErrorKind, Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use tunguard::VERSION;
-use tunguard::exit::{Exit, Failure, Outcome};
+use tunguard::admin;
 use tunguard::ipc::{Reply, Report};
 use tunguard::net;
 use tunguard::sys::clock;
-use tunguard::sys::poller::Interest;
 use tunguard::time::Time;
 
 use crate::accounts::GuardDrop;
 use crate::clients::{Phase, Session, Worker};
-use crate::events::{Events, Heard};
-use crate::run::{Guard, Source};
-
-/// The socket and the conversations on it.
-pub struct Admin {
-    path: PathBuf,
-    /// The listening socket.
-    pub listener: UnixListener,
-    next: u64,
-    conversations: Vec<Conversation>,
-    events: Events,
-}
-
-struct Conversation {
-    key: u64,
-    stream: UnixStream,
-    question: Vec<u8>,
-    /// Workers whose report is awaited, and how long.
-    awaited: HashSet<u64>,
-    until: Option<Time>,
-    answer: Vec<u8>,
-    /// It wants to hear of what happens.
-    watches: bool,
-    /// Gives up on a peer that neither asks nor reads.
-    deadline: Time,
-}
-
-impl Admin {
-    /// Listens on `path`. A socket that a dead guard left is replaced.
-    ///
-    /// Errors: [`Exit::DeviceInUse`] where another guard answers on it.
-    pub fn listen(path: &Path) -> Outcome<Admin> {
-        let failed = |e| Failure::system(format!("listen on {}", path.display()), e);
-        if UnixStream::connect(path).is_ok() {
-            let text =
-                format!("another server answers on {}: stop it, or set another `socket`", path.display());
-            return Err(Failure::new(Exit::DeviceInUse, text));
-        }
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(failed)?;
-        }
-        if fs::symlink_metadata(path).is_ok_and(|m| !m.file_type().is_socket()) {
-            let text = format!("socket = {:?} is there and no socket: remove it, or set another", path);
-            return Err(Failure::usage(text));
-        }
-        match fs::remove_file(path) {
-            Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed(e)),
-            _ => {}
-        }
-        let listener = UnixListener::bind(path).map_err(failed)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Admin {
-            path: path.to_owned(),
-            listener,
-            next: 0,
-            conversations: Vec::new(),
-            events: Events::default(),
-        })
-    }
-
-    /// When the next conversation has to go on.
-    pub fn deadline(&self) -> Option<Time> {
-        let waiting = self.conversations.iter().filter(|c| !c.watches);
-        waiting.map(|c| c.until.unwrap_or(c.deadline).min(c.deadline)).min()
-    }
-}
-
-impl Drop for Admin {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
-    }
-}
+use crate::events::Heard;
+use crate::run::Guard;
 
 impl Guard {
     /// Takes in somebody who wants to ask.
     pub fn accept_admin(&mut self) {
-        while let Ok((stream, _)) = self.admin.listener.accept() {
-            if self.admin.conversations.len() >= MAX_CONVERSATIONS || stream.set_nonblocking(true).is_err() {
-                continue;
-            }
-            let key = self.admin.next;
-            self.admin.next += 1;
-            if self.poller.add(stream.as_fd(), Source::Conversation(key).token(), Interest::Read).is_err() {
-                continue;
-            }
-            self.admin.conversations.push(Conversation {
-                key,
-                stream,
-                question: Vec::new(),
-                awaited: HashSet::new(),
-                until: None,
-                answer: Vec::new(),
-                watches: false,
-                deadline: clock::now() + PATIENCE,
-            });
-        }
+        self.admin.accept(&self.poller, clock::now());
     }
 
     /// A conversation's socket is ready.
     pub fn converse(&mut self, key: u64) {
-        let Some(at) = self.admin.conversations.iter().position(|c| c.key == key) else { return };
-        let conversation = &mut self.admin.conversations[at];
-        if !conversation.answer.is_empty() {
-            return self.say(at);
-        }
-        let watchers = self.admin.conversations.iter().filter(|c| c.watches).count();
-        let conversation = &mut self.admin.conversations[at];
-        let mut bytes = [0; MAX_QUESTION];
-        match conversation.stream.read(&mut bytes) {
-            // It has asked, and sends nothing more: the answer is on its way.
-            Ok(0) if conversation.until.is_some() => {
-                let token = Source::Conversation(key).token();
-                let _ = self.poller.modify(conversation.stream.as_fd(), token, Interest::Nothing);
-                return;
-            }
-            Ok(0) => return self.hang_up(at),
-            Ok(n) => conversation.question.extend(&bytes[..n]),
-            Err(e) if e.kind() == ErrorKind::WouldBlock => return,
-            Err(_) => return self.hang_up(at),
-        }
-        match conversation.question.iter().position(|b| *b == b'\n') {
-            Some(end) if &conversation.question[..end] == b"status" && conversation.until.is_none() => {
-                self.ask_workers(at);
-            }
-            Some(end)
-                if &conversation.question[..end] == b"watch"
-                    && conversation.until.is_none()
-                    && !conversation.watches
-                    && watchers < MAX_WATCHERS =>
-            {
-                conversation.watches = true;
-            }
-            // What a watcher says next ends it.
-            _ if conversation.watches => self.hang_up(at),
-            None if conversation.question.len() < MAX_QUESTION => {}
-            _ => {
-                conversation.answer =
-                    b"{\"error\": \"unknown question: ask for status, or watch; or too many watch\"}\n"
-                        .to_vec();
-                self.say(at);
-            }
+        if self.admin.converse(key, &self.poller) {
+            self.ask_workers(key);
         }
     }
 
@@ -172,49 +34,25 @@ impl Guard {
         if let Some(session) = self.workers.get_mut(key).and_then(|w| w.session.as_mut()) {
             session.report = report;
         }
-        for conversation in &mut self.admin.conversations {
-            conversation.awaited.remove(&key);
-        }
+        self.admin.reported(key);
         self.continue_conversations(clock::now());
     }
 
     /// Answers what waits for nobody any more, and gives up on the deaf and dumb.
     pub fn continue_conversations(&mut self, now: Time) {
-        let mut at = 0;
-        while at < self.admin.conversations.len() {
-            let conversation = &mut self.admin.conversations[at];
-            let before = conversation.key;
-            if conversation.until.is_some_and(|until| conversation.awaited.is_empty() || now >= until) {
-                conversation.until = None;
-                let status = self.status(now);
-                self.admin.conversations[at].answer = status;
-                self.say(at);
-            } else if now >= conversation.deadline && !conversation.watches {
-                self.hang_up(at);
-            }
-            if self.admin.conversations.get(at).is_some_and(|c| c.key == before) {
-                at += 1;
-            }
+        while let Some(key) = self.admin.due(now, &self.poller) {
+            let status = self.status(now);
+            self.admin.answer(key, status, &self.poller);
         }
     }
 
     /// A client was heard somewhere else: whoever watches is told.
     pub fn tell_watchers(&mut self, heard: Heard<'_>) {
-        let line = self.admin.events.add(heard);
-        let watchers = self.admin.conversations.iter_mut().filter(|c| c.watches);
-        watchers.for_each(|watcher| watcher.answer.extend(line.as_bytes()));
-        for at in (0..self.admin.conversations.len()).rev() {
-            let conversation = &self.admin.conversations[at];
-            match conversation.answer.len() {
-                _ if !conversation.watches => {}
-                // It doesn't read.
-                MAX_UNREAD.. => self.hang_up(at),
-                _ => self.say(at),
-            }
-        }
+        let line = self.events.add(heard);
+        self.admin.tell(&line, &self.poller);
     }
 
-    fn ask_workers(&mut self, at: usize) {
+    fn ask_workers(&mut self, conversation: u64) {
         let mut awaited = HashSet::new();
         let reports = |worker: &Worker| matches!(worker.phase, Phase::Established | Phase::Draining);
         for (key, worker) in self.workers.iter_mut().filter(|(_, worker)| reports(worker)) {
@@ -225,39 +63,8 @@ impl Guard {
             }
         }
         let now = clock::now();
-        let conversation = &mut self.admin.conversations[at];
-        conversation.awaited = awaited;
-        // A worker that is stopped or busy doesn't hold the answer up: its last report is shown.
-        conversation.until = Some(now + REPORT_WAIT);
+        self.admin.wait_for(conversation, awaited, now);
         self.continue_conversations(now);
-    }
-
-    fn say(&mut self, at: usize) {
-        let conversation = &mut self.admin.conversations[at];
-        loop {
-            match conversation.stream.write(&conversation.answer) {
-                Ok(n) => {
-                    conversation.answer.drain(..n);
-                    if conversation.answer.is_empty() && !conversation.watches {
-                        return self.hang_up(at);
-                    }
-                    if conversation.answer.is_empty() {
-                        let token = Source::Conversation(conversation.key).token();
-                        let _ = self.poller.modify(conversation.stream.as_fd(), token, Interest::Read);
-                        return;
-                    }
-                }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-                Err(_) => return self.hang_up(at),
-            }
-        }
-        let token = Source::Conversation(conversation.key).token();
-        let _ = self.poller.modify(conversation.stream.as_fd(), token, Interest::Write);
-    }
-
-    fn hang_up(&mut self, at: usize) {
-        let conversation = self.admin.conversations.swap_remove(at);
-        let _ = self.poller.remove(conversation.stream.as_fd());
     }
 
     fn status(&self, now: Time) -> Vec<u8> {
@@ -287,12 +94,10 @@ impl Guard {
             "device_bytes": self.accounts.read_bytes,
             "queued_packets": self.accounts.queued_packets,
             "guard_drops": drops,
-            "events": self.admin.events.list(),
+            "events": self.events.list(),
             "sessions": sessions.iter().map(|(s, w)| session_status(s, w, now)).collect::<Vec<_>>(),
         });
-        let mut text = serde_json::to_vec_pretty(&status).unwrap_or_default();
-        text.push(b'\n');
-        text
+        admin::document(&status)
     }
 }
 
@@ -337,13 +142,5 @@ fn session_status(session: &Session, worker: &Worker, now: Time) -> Value {
     })
 }
 
-const MAX_CONVERSATIONS: usize = 16;
-/// Fewer than that: there is always one left to ask for the status.
-const MAX_WATCHERS: usize = 8;
-/// Bytes of events that may wait for somebody who watches.
-const MAX_UNREAD: usize = 64 << 10;
-const MAX_QUESTION: usize = 256;
 /// Reports a worker may owe us.
 const MAX_ASKED: u32 = 4;
-const PATIENCE: Duration = Duration::from_secs(5);
-const REPORT_WAIT: Duration = Duration::from_millis(500);

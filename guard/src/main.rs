@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use tunguard::VERSION;
+use tunguard::admin::Admin;
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::stderr_log::{self, StderrLog};
@@ -78,7 +79,7 @@ fn start(log: StderrLog) -> Outcome<run::Guard> {
     let queues = host::prepare_queues(&config)?;
     // 6. What was promised to whom before.
     let leases = leases::Leases::load(&config)?;
-    let admin = admin::Admin::listen(&config.socket)?;
+    let admin = Admin::listen(&config.socket, "server", |key| run::Source::Conversation(key).token())?;
     run::Guard::new(config, trust, spawner, listener, slots, host, queues, leases, admin)
 }
 

@@ -12,6 +12,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use tunguard::admin::Admin;
 use tunguard::batch::{BatchReader, BatchWriter};
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Failure, Outcome};
@@ -25,8 +26,8 @@ use tunguard::wire::control::Reason;
 use tunguard::wire::vnet::VNET_LEN;
 
 use crate::accounts::{Accounts, GuardDrop};
-use crate::admin::Admin;
 use crate::clients::{Budget, Workers};
+use crate::events::Events;
 use crate::host::{Host, Queues};
 use crate::leases::Leases;
 use crate::lives::Accepting;
@@ -68,6 +69,8 @@ pub struct Guard {
     /// Log lines about connections that came to nothing.
     pub(crate) strangers: Budget,
     certificates_checked: Time,
+    /// What happened lately.
+    pub(crate) events: Events,
     /// TLS sessions to be taken up again.
     pub(crate) tickets: Tickets,
     /// Since when the present certificates and lists decide whom to trust.
@@ -186,6 +189,7 @@ impl Guard {
             next_switch: None,
             strangers: Budget::of_log_lines(now),
             certificates_checked: now,
+            events: Events::default(),
             tickets: Tickets::default(),
             trusted_since: now,
             stopping: None,

@@ -1,6 +1,7 @@
 //! The commands of `tunguard`, each on top of a library module.
 
 pub mod client;
+mod client_status;
 pub mod logging;
 pub mod pki;
 pub mod server;

@@ -1,29 +1,35 @@
-//! `tunguard status`: asks a running server by its admin socket.
+//! `tunguard status`: asks servers and clients that run here by their admin sockets.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{ErrorKind, IsTerminal, Read, Write};
+use std::io::{IsTerminal, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use nix::poll::{PollFd, PollFlags, poll};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
+use super::client_status;
 use crate::escape::Escaped;
 use crate::exit::{Failure, Outcome};
 
-/// Show a running server's sessions
+/// Show a running server's sessions, or a client's
+///
+/// Without --socket: whatever runs here, as far as its socket is in /run/tunguard.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct StatusCommand {
-    /// Print the server's answer as it is, for scripts
+    /// Print the answer as it is, for scripts; --socket is needed where there are several
     #[arg(long)]
     json: bool,
     /// Show it again every second, and when a client moves, until Ctrl-C
     #[arg(long)]
     watch: bool,
-    /// Admin socket of the server; needed where there are several
+    /// Admin socket: DEVICE.sock of a server, client-DEVICE.sock of a client, unless it is configured
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 }
@@ -31,21 +37,13 @@ pub struct StatusCommand {
 impl StatusCommand {
     /// Prints the status, once or again and again.
     pub fn run(self) -> Outcome<()> {
-        let socket = match &self.socket {
-            Some(socket) => socket.clone(),
-            None => only_socket(Path::new(SOCKETS))?,
-        };
         // First, so that nothing that happens meanwhile is missed.
-        let mut news = self.watch.then(|| News::of(&socket));
+        let mut news = match self.watch {
+            true => Some(News::of(&self.sockets()?)),
+            false => None,
+        };
         loop {
-            let answer = ask(&socket)?;
-            let text = match self.json {
-                true => answer,
-                false => {
-                    let status = parse(&socket, &answer)?;
-                    render(&status) + &if self.watch { render_events(&status.events) } else { String::new() }
-                }
-            };
+            let text = self.text()?;
             let mut out = std::io::stdout().lock();
             // A file or a pipe gets one after the other.
             let (before, after) = match self.watch && !self.json {
@@ -66,32 +64,59 @@ impl StatusCommand {
             }
         }
     }
+
+    fn sockets(&self) -> Outcome<Vec<PathBuf>> {
+        match &self.socket {
+            Some(socket) => Ok(vec![socket.clone()]),
+            None => sockets(Path::new(SOCKETS)),
+        }
+    }
+
+    fn text(&self) -> Outcome<String> {
+        let sockets = self.sockets()?;
+        match &sockets[..] {
+            [socket] if self.json => ask(socket),
+            several if self.json => {
+                let list: Vec<String> = several.iter().map(|s| s.display().to_string()).collect();
+                let text = format!("several of them run here: give --socket one of {}", list.join(", "));
+                Err(Failure::usage(text))
+            }
+            some => {
+                let shown = some.iter().map(|socket| show(socket, &ask(socket)?, self.watch));
+                Ok(shown.collect::<Outcome<Vec<String>>>()?.join("\n"))
+            }
+        }
+    }
 }
 
-/// What happens at the server.
-struct News(Option<UnixStream>);
+/// What happens at those that run here.
+struct News(Vec<UnixStream>);
 
 impl News {
-    fn of(socket: &Path) -> News {
-        let asked = UnixStream::connect(socket).and_then(|mut stream| {
-            stream.set_read_timeout(Some(WATCH_EVERY))?;
-            stream.write_all(b"watch\n")?;
-            Ok(stream)
-        });
-        News(asked.ok())
+    fn of(sockets: &[PathBuf]) -> News {
+        let watch = |socket: &PathBuf| {
+            let mut stream = UnixStream::connect(socket).ok()?;
+            stream.write_all(b"watch\n").ok()?;
+            Some(stream)
+        };
+        News(sockets.iter().filter_map(watch).collect())
     }
 
     /// Waits until something happens, but not for long.
     fn wait(&mut self) {
-        let Some(stream) = &mut self.0 else { return std::thread::sleep(WATCH_EVERY) };
-        match stream.read(&mut [0; 4096]) {
-            // It takes no more of us, or has none to tell.
-            Ok(0) => self.0 = None,
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-            Err(_) => self.0 = None,
-            // A move is seldom alone.
-            Ok(_) => std::thread::sleep(TOGETHER),
+        let mut fds: Vec<PollFd<'_>> =
+            self.0.iter().map(|stream| PollFd::new(stream.as_fd(), PollFlags::POLLIN)).collect();
+        match poll(&mut fds, WATCH_EVERY) {
+            Ok(1..) => {}
+            _ => return,
         }
+        let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
+        let mut ready = ready.into_iter();
+        // One that takes no more of us, or is gone, says so by its end.
+        let goes_on = |mut stream: &UnixStream| stream.read(&mut [0; 4096]).is_ok_and(|n| n > 0);
+        self.0.retain(|stream| !ready.next().unwrap_or(false) || goes_on(stream));
+        // A move is seldom alone.
+        std::thread::sleep(TOGETHER);
     }
 }
 
@@ -147,23 +172,40 @@ struct Session {
     drops: BTreeMap<String, u64>,
 }
 
-fn only_socket(directory: &Path) -> Outcome<PathBuf> {
+/// The sockets in `directory`. Where there are several, those that nobody listens on any more don't count.
+fn sockets(directory: &Path) -> Outcome<Vec<PathBuf>> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut sockets: Vec<PathBuf> =
         entries.map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "sock")).collect();
     sockets.sort();
-    match &sockets[..] {
-        [one] => Ok(one.clone()),
-        [] => {
-            let text = format!(
-                "no server's socket in {}: is one running here? (--socket PATH)",
-                directory.display()
-            );
-            Err(Failure::new(crate::exit::Exit::System, text))
-        }
-        several => {
-            let list: Vec<String> = several.iter().map(|s| s.display().to_string()).collect();
-            Err(Failure::usage(format!("several servers run here: give --socket one of {}", list.join(", "))))
+    if sockets.is_empty() {
+        let text = format!(
+            "no socket of a server or client in {}: does one run here? (--socket PATH)",
+            directory.display()
+        );
+        return Err(Failure::new(crate::exit::Exit::System, text));
+    }
+    let is_dead = |socket: &PathBuf| {
+        UnixStream::connect(socket).is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionRefused)
+    };
+    let alive: Vec<PathBuf> = sockets.iter().filter(|socket| !is_dead(socket)).cloned().collect();
+    // With none alive the first one's error says how it is.
+    Ok(if alive.is_empty() { sockets.into_iter().take(1).collect() } else { alive })
+}
+
+/// The answer of whoever it is, for people.
+fn show(socket: &Path, answer: &str, events: bool) -> Outcome<String> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Role {
+        role: String,
+    }
+    let Role { role } = parse(socket, answer)?;
+    match &role[..] {
+        "client" => Ok(client_status::render(&parse(socket, answer)?)),
+        _ => {
+            let status: Status = parse(socket, answer)?;
+            Ok(render(&status) + &if events { render_events(&status.events) } else { String::new() })
         }
     }
 }
@@ -172,12 +214,10 @@ fn ask(socket: &Path) -> Outcome<String> {
     let failed = |e: std::io::Error| {
         let hint = match e.kind() {
             std::io::ErrorKind::PermissionDenied => " (root's to ask)",
-            std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::NotFound => {
-                " (is the server running?)"
-            }
+            std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::NotFound => " (is it running?)",
             _ => "",
         };
-        Failure::system(format!("ask the server by {}", socket.display()), format!("{e}{hint}"))
+        Failure::system(format!("ask by {}", socket.display()), format!("{e}{hint}"))
     };
     let mut stream = UnixStream::connect(socket).map_err(failed)?;
     stream.set_read_timeout(Some(ANSWER_WITHIN)).map_err(failed)?;
@@ -188,7 +228,7 @@ fn ask(socket: &Path) -> Outcome<String> {
     Ok(answer)
 }
 
-fn parse(socket: &Path, answer: &str) -> Outcome<Status> {
+fn parse<T: DeserializeOwned>(socket: &Path, answer: &str) -> Outcome<T> {
     serde_json::from_str(answer).map_err(|e| {
         let text = format!("{}: the answer is no status: {e}", socket.display());
         Failure::new(crate::exit::Exit::Malformed, text)
@@ -268,7 +308,7 @@ fn row(session: &Session) -> [String; 11] {
     ]
 }
 
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
+pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
     let widths: [usize; N] = std::array::from_fn(width);
     let mut text = String::new();
@@ -281,7 +321,7 @@ fn table<const N: usize>(rows: &[[String; N]]) -> String {
     text
 }
 
-fn counts(drops: &BTreeMap<String, u64>) -> Option<String> {
+pub(super) fn counts(drops: &BTreeMap<String, u64>) -> Option<String> {
     let list: Vec<String> = drops
         .iter()
         .filter(|(_, packets)| **packets > 0)
@@ -290,11 +330,11 @@ fn counts(drops: &BTreeMap<String, u64>) -> Option<String> {
     (!list.is_empty()).then(|| list.join(", "))
 }
 
-fn plural(number: u64, noun: &str) -> String {
+pub(super) fn plural(number: u64, noun: &str) -> String {
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
 }
 
-fn age(seconds: u64) -> String {
+pub(super) fn age(seconds: u64) -> String {
     let (d, h, m, s) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
     match (d, h, m) {
         (0, 0, 0) => format!("{s}s"),
@@ -304,7 +344,7 @@ fn age(seconds: u64) -> String {
     }
 }
 
-fn bytes(number: u64) -> String {
+pub(super) fn bytes(number: u64) -> String {
     let mut value = number as f64;
     for unit in ["B", "kB", "MB", "GB"] {
         if value < 1000.0 {
@@ -316,7 +356,7 @@ fn bytes(number: u64) -> String {
 }
 
 /// Names come out of certificates.
-fn harmless(text: &str) -> String {
+pub(super) fn harmless(text: &str) -> String {
     Escaped(text).to_string()
 }
 
@@ -326,7 +366,8 @@ const CLEAR: &str = "\x1b[H\x1b[J";
 const EVENTS_SHOWN: usize = 10;
 /// After the first news.
 const TOGETHER: Duration = Duration::from_millis(20);
-const WATCH_EVERY: Duration = Duration::from_secs(1);
+/// Milliseconds.
+const WATCH_EVERY: u16 = 1_000;
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// Some 1 kB a session.
 const ANSWER_BYTES: u64 = 64 << 20;
@@ -335,10 +376,13 @@ const EXAMPLES: &str = "\
 Examples:
   tunguard status
   tunguard status --watch
-  tunguard status --json --socket /run/tunguard/tg0.sock";
+  tunguard status --json --socket /run/tunguard/tg0.sock
+  tunguard status --socket /run/tunguard/client-tg0.sock";
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
 
     #[test]
@@ -374,7 +418,7 @@ mod tests {
             {"time_ms": 86400000, "event": "heard", "name": "a\u001b", "to": "192.0.2.1:1"},
             {"time_ms": 86399000, "from": "192.0.2.1:1", "to": "192.0.2.1:2", "name": "b", "inside": true}
         ]}"#;
-        let status = parse(Path::new("x"), answer).expect("a status");
+        let status: Status = parse(Path::new("x"), answer).expect("a status");
         assert_eq!(
             render_events(&status.events),
             "\n12:03:04Z laptop moved 198.18.1.2:4000 -> 198.18.2.2:5000, 5 ms\n\
@@ -388,20 +432,33 @@ mod tests {
     #[test]
     fn an_empty_answer_is_a_status_and_garbage_is_none() {
         assert!(render(&parse(Path::new("x"), "{}").expect("a status")).contains("0 sessions"));
-        assert!(parse(Path::new("x"), "").is_err());
-        assert!(parse(Path::new("x"), "7").is_err());
+        assert!(parse::<Status>(Path::new("x"), "").is_err());
+        assert!(parse::<Status>(Path::new("x"), "7").is_err());
     }
 
     #[test]
-    fn the_socket_is_guessed_only_where_there_is_one() {
+    fn dead_sockets_are_passed_over_beside_others() {
         let directory = tempfile::tempdir().expect("a directory");
-        assert!(only_socket(&directory.path().join("missing")).is_err());
-        assert!(only_socket(directory.path()).is_err());
-        fs::write(directory.path().join("tg0.sock"), "").expect("writes");
-        fs::write(directory.path().join("other.json"), "").expect("writes");
-        assert_eq!(only_socket(directory.path()), Ok(directory.path().join("tg0.sock")));
-        fs::write(directory.path().join("tg1.sock"), "").expect("writes");
-        assert!(only_socket(directory.path()).expect_err("two").text.contains("tg1.sock"));
+        let path = |name| directory.path().join(name);
+        assert!(sockets(&path("missing")).is_err());
+        assert!(sockets(directory.path()).is_err());
+        fs::write(path("other.json"), "").expect("writes");
+        assert!(sockets(directory.path()).is_err());
+        drop(UnixListener::bind(path("client-tg0.sock")).expect("binds"));
+        assert_eq!(sockets(directory.path()), Ok(vec![path("client-tg0.sock")]), "to say that it is dead");
+        let _server = UnixListener::bind(path("tg0.sock")).expect("binds");
+        assert_eq!(sockets(directory.path()), Ok(vec![path("tg0.sock")]));
+        let _client = UnixListener::bind(path("client-tg1.sock")).expect("binds");
+        assert_eq!(sockets(directory.path()), Ok(vec![path("client-tg1.sock"), path("tg0.sock")]));
+    }
+
+    #[test]
+    fn a_clients_answer_is_told_from_a_servers() {
+        let shown = |answer| show(Path::new("x"), answer, false).expect("a status");
+        assert!(shown(r#"{"role": "client"}"#).contains("client on"));
+        assert!(shown("{}").contains("listening on"));
+        assert!(show(Path::new("x"), "", false).is_err());
+        assert!(show(Path::new("x"), r#"{"role": 7}"#, false).is_err());
     }
 
     #[test]

@@ -95,6 +95,12 @@ impl Attempts {
         }
     }
 
+    /// Begins with this remote rather than with the first.
+    pub fn starting_at(mut self, remote: usize) -> Attempts {
+        self.remote = remote % self.remotes;
+        self
+    }
+
     /// The remote to begin with, or the one that was connected to.
     pub fn remote(&self) -> usize {
         self.remote

@@ -13,7 +13,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::carriers::Carriers;
-use super::ipc::CarrierName;
+use super::ipc::{CarrierName, PathReport, SessionReport};
 use super::nats::Nats;
 use crate::channel::{Broken, ControlChannel};
 use crate::egress::{self, Egress};
@@ -22,8 +22,8 @@ use crate::ingress::{Ingress, tun_refused};
 use crate::inside::{self, WithInside};
 use crate::keys::Role;
 use crate::path::{INSIDE, Path};
-use crate::paths::PathEvent;
 use crate::paths::{Keepalive, Mode};
+use crate::paths::{Known, PathEvent};
 use crate::resume::ResumeSecret;
 use crate::session::{Event, Session};
 use crate::sys::clock;
@@ -55,6 +55,7 @@ pub struct Link {
     /// What the server pushed last.
     pub settings: Settings,
     resume_secret: ResumeSecret,
+    since: Time,
     /// The data channel has worked.
     proven: bool,
     /// When to warn that it doesn't.
@@ -72,6 +73,8 @@ pub struct Link {
     keepalive: Keepalive,
     /// Datagrams that came inside the control connection, to be opened with the next turn.
     came_inside: Vec<Vec<u8>>,
+    /// It isn't needed any more when it has carried nothing for so long; where it was made on demand.
+    idle_limit: Option<Duration>,
 }
 
 /// The descriptors' tokens in the epoll set.
@@ -151,6 +154,7 @@ impl Link {
             mtu: welcome.mtu,
             settings: welcome.settings,
             resume_secret: welcome.resume_secret,
+            since: now,
             proven: false,
             warn_at: Some(now + WARN_AFTER),
             doubt_until: None,
@@ -161,7 +165,25 @@ impl Link {
             mode,
             keepalive,
             came_inside: Vec::new(),
+            idle_limit: None,
         }
+    }
+
+    /// It isn't needed any more when it has carried nothing for `limit`, or for less if the server says so.
+    pub fn set_idle(&mut self, limit: Duration) {
+        self.idle_limit = Some(limit);
+    }
+
+    /// When that will be; to a second, as it is measured.
+    pub fn idle_at(&self) -> Option<Time> {
+        let pushed = self.settings.idle.map(|seconds| Duration::from_secs(seconds.into()));
+        let limit = self.idle_limit?.min(pushed.unwrap_or(Duration::MAX));
+        Some(self.session.idle().last() + limit + Duration::from_secs(1))
+    }
+
+    /// Whether anything came by it for the device.
+    pub fn is_answered(&self) -> bool {
+        self.session.traffic().received_packets > 0
     }
 
     /// Our inner addresses.
@@ -179,6 +201,35 @@ impl Link {
             self.session.suite(),
             self.address
         )
+    }
+
+    /// What the status shows of it.
+    pub fn report(&self, now: Time) -> SessionReport {
+        let session = &self.session;
+        let in_use = session.path().map(|known| known.path.key());
+        let path = |known: &Known| PathReport {
+            carrier: self.net.udp.name_of(&known.path).to_owned(),
+            server: known.path.remote.into(),
+            in_use: in_use == Some(known.path.key()),
+            proven: known.is_proven(),
+            lost: known.is_lost(),
+            rtt_us: known.rtt.map(|rtt| rtt.as_micros() as u64),
+        };
+        SessionReport {
+            id: session.id(),
+            host: self.host.clone(),
+            server: self.address.into(),
+            suite: session.suite(),
+            epoch: session.epoch(),
+            age_ms: now.since(self.since).as_millis() as u64,
+            silent_ms: now.since(session.last_heard()).as_millis() as u64,
+            mtu: self.mtu,
+            path_mtu: session.mtu().map(|mtu| mtu as u64),
+            control: self.control.is_some(),
+            traffic: session.traffic(),
+            drops: session.drops,
+            paths: session.paths().iter().map(path).collect(),
+        }
     }
 
     /// What it can be resumed with on another connection.
@@ -279,6 +330,21 @@ impl Link {
         Ok(())
     }
 
+    /// Sends packets that were read from the device before there was a session, with their virtio headers.
+    pub fn send_held(&mut self, held: &[Vec<u8>], buffers: &mut Buffers) {
+        let now = clock::now();
+        for read in held {
+            match VnetHeader::parse(read) {
+                Some(vnet) => {
+                    buffers.egress.push(&mut self.session, &self.net, now, vnet, &read[VNET_LEN..]);
+                }
+                None => Egress::refuse(&mut self.session),
+            }
+        }
+        buffers.egress.flush(&mut self.session, &self.net);
+        self.flush_inside();
+    }
+
     /// Network to device.
     pub fn server_to_tun(&mut self, tun: &Tun, buffers: &mut Buffers) -> Outcome<()> {
         let Buffers { ingress, runs, received, uso, .. } = buffers;
@@ -305,9 +371,9 @@ impl Link {
     pub fn inside_to_tun(&mut self, tun: &Tun, buffers: &mut Buffers) {
         let Buffers { ingress, runs, uso, .. } = buffers;
         for datagram in std::mem::take(&mut self.came_inside) {
-            let run = inside::receive(self.address, &datagram, runs);
+            let (run, now) = (inside::receive(self.address, &datagram, runs), clock::now());
             self.session.came_inside();
-            ingress.open(&mut self.session, Role::Client, clock::now(), &run, &mut runs[run.buffer]);
+            ingress.open(&mut self.session, Role::Client, now, &run, &mut runs[run.buffer]);
             ingress.write_out(&mut self.session, runs, *uso, |parts| {
                 tun.write(parts).map_err(|e| tun_refused(&e))
             });
@@ -490,6 +556,13 @@ impl Link {
                 }
             }
         }
+    }
+
+    /// Says goodbye, and goes on receiving until [`Word::ControlLost`], or for as long as the caller likes.
+    pub fn say_goodbye(&mut self, poller: &Poller, reason: Reason) {
+        self.session.leave(reason);
+        let words = self.drain(poller);
+        self.words.extend(words);
     }
 
     /// Says goodbye, by whichever way is left, and closes the control channel.

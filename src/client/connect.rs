@@ -14,6 +14,7 @@ use super::carriers::Carriers;
 use super::carry::Link;
 use super::ipc::{CarrierName, Setup, Ticket};
 use crate::channel::{Broken, ControlChannel, Progress};
+use crate::early::Early;
 use crate::epochs::Limits;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::hardware;
@@ -25,7 +26,7 @@ use crate::sys::poller::Interest;
 use crate::sys::udp::Carrier;
 use crate::time::Time;
 use crate::tls;
-use crate::wire::control::{self, Hello, Message, Reason, Resume, Welcome};
+use crate::wire::control::{self, FEATURE_ON_DEMAND, Hello, Message, Reason, Resume, Welcome};
 use crate::wire::data::SessionId;
 
 /// A connection on its way to a session: [`advance`](Connecting::advance) whenever the socket is ready, then
@@ -51,6 +52,11 @@ pub struct Wanted<'a> {
     pub addresses: &'a [IpAddr],
     /// The session that is to be taken up again, and its secret.
     pub resume: Option<(SessionId, &'a ResumeSecret)>,
+    /// We come and go by ourselves, as the tunnel is used.
+    pub on_demand: bool,
+    /// Inner packets to be delivered as soon as there is a session, within the bounds of [`Early`]; the rest is left out.
+    /// Not with `resume`: that session carries them.
+    pub early: &'a [Vec<u8>],
 }
 
 impl Connecting {
@@ -144,13 +150,19 @@ impl Connecting {
         self.resuming = resume.is_some();
         let hello = Hello {
             version: control::VERSION,
-            features: hardware::features(),
+            features: hardware::features() | if want.on_demand { FEATURE_ON_DEMAND } else { 0 },
             suites: setup.suites.clone(),
             want: want.addresses.to_vec(),
             resume,
         };
         self.greeted = true;
-        self.control.send(&Message::Hello(hello)).map_err(broken)
+        self.control.send(&Message::Hello(hello)).map_err(broken)?;
+        let mut early = Early::default();
+        let packets = if self.resuming { &[] } else { want.early };
+        for packet in packets.iter().take_while(|packet| early.take(packet.len()).is_ok()) {
+            self.control.send(&Message::Early(packet.clone())).map_err(broken)?;
+        }
+        Ok(())
     }
 
     /// The ticket the server gave us ahead of its welcome.

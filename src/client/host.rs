@@ -136,6 +136,11 @@ impl Host {
         Ok(held.iter().filter(|held| held.net.addr() == address).map(|held| held.device).collect())
     }
 
+    /// Inner addresses on the device.
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+
     /// The device's index.
     pub fn index(&self) -> u32 {
         self.index
@@ -154,6 +159,12 @@ impl Host {
         let automatic = [libc::RTPROT_KERNEL, RTPROT_RA, RTPROT_DHCP].contains(&route.protocol);
         let other = route.device != self.index && route.kind == RouteKind::Unicast;
         automatic && other && route.gateway.is_none() && route.destination.prefix_len() > 0
+    }
+
+    /// The device holds so many packets for whoever reads it: its ring has as many places as its transmit queue
+    /// (tun_queue_resize() in drivers/net/tun.c). What comes beyond is dropped, and counted by the device.
+    pub fn set_queue(&mut self, packets: u32) -> Outcome<()> {
+        self.netlink.set_queue_len(self.index, packets)
     }
 
     /// Makes the host what `plan` says.

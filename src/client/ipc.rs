@@ -8,11 +8,14 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::config::common::Suite;
+use crate::drops::Drops;
 use crate::exit::{Exit, Failure};
 use crate::paths::{Keepalive, Mode};
+use crate::session::Traffic;
 use crate::sys::seqpacket::Channel;
 use crate::tls::{Credentials, SavedSession};
 use crate::wire::control::Settings;
+use crate::wire::data::SessionId;
 
 /// The tunnel process's end.
 pub type TunnelEnd = Channel<Request, Reply>;
@@ -31,6 +34,10 @@ pub enum Request {
     Configure(Wishes),
     /// The server gave us a ticket: it is kept for the next tunnel process.
     Ticket(Ticket),
+    /// The answer to `Query`; boxed, as it is the largest.
+    Report(Box<Report>),
+    /// How the session is doing, where it was made on demand.
+    Progress(Progress),
     /// A line for the log.
     Log {
         /// 1 error, 2 warning, 3 info, 4 debug, 5 trace (`log::Level`).
@@ -54,6 +61,81 @@ pub struct Ticket {
     pub server_name: String,
     /// The session.
     pub session: SavedSession,
+}
+
+/// What the tunnel process knows and the supervisor doesn't.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// The session in use.
+    pub session: Option<SessionReport>,
+    /// The next session is being made, or waited for.
+    pub connecting: bool,
+}
+
+/// A session, as its client's end sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionReport {
+    /// Its ID.
+    pub id: SessionId,
+    /// The remote's name, as configured.
+    pub host: String,
+    /// Where it was reached.
+    pub server: Endpoint,
+    /// Suite of the data channel.
+    pub suite: Suite,
+    /// Epoch sent with.
+    pub epoch: u64,
+    /// Milliseconds it is in use.
+    pub age_ms: u64,
+    /// Milliseconds since the server was last heard.
+    pub silent_ms: u64,
+    /// Inner MTU.
+    pub mtu: u16,
+    /// The largest inner packet that goes in one piece, where it was measured.
+    pub path_mtu: Option<u64>,
+    /// There is a control connection.
+    pub control: bool,
+    /// Inner packets and bytes.
+    pub traffic: Traffic,
+    /// Packets dropped, by reason.
+    pub drops: Drops,
+    /// The ways to the server, the one in use first.
+    pub paths: Vec<PathReport>,
+}
+
+/// A way to the server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PathReport {
+    /// What its carrier is called.
+    pub carrier: String,
+    /// Where it leads.
+    pub server: Endpoint,
+    /// Packets go by it.
+    pub in_use: bool,
+    /// A challenge was answered on it.
+    pub proven: bool,
+    /// Nothing answers on it any more.
+    pub lost: bool,
+    /// Round trip in microseconds, where it was measured.
+    pub rtt_us: Option<u64>,
+}
+
+/// Of a session that was made on demand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Progress {
+    /// The packets that came with [`Setup::on_demand`] have been sent.
+    HeldSent,
+    /// There is a session.
+    Established,
+    /// The first packet came by it.
+    Answered,
+    /// It is lost; another one is looked for.
+    Lost,
+    /// It is ended, as nobody needs it; then the tunnel process ends, too.
+    Leaving {
+        /// The server said so, not we.
+        by_server: bool,
+    },
 }
 
 /// What the server would like this host to be set up as.
@@ -114,6 +196,8 @@ pub enum Reply {
         /// Nothing comes of the connection that was handed over last: its address or link is gone.
         cut_off: bool,
     },
+    /// Report, please.
+    Query,
     /// Say goodbye to the server and exit.
     Stop,
 }
@@ -204,8 +288,21 @@ pub struct Setup {
     pub want: Vec<IpAddr>,
     /// A TLS session that it had.
     pub ticket: Option<Ticket>,
+    /// Place of the remote to begin with.
+    pub first_remote: u16,
+    /// For a session that is made on demand.
+    pub on_demand: Option<Demand>,
     /// The most verbose level the log shows (`log::LevelFilter`).
     pub log_level: u8,
+}
+
+/// What a tunnel process has to know of a connection on demand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Demand {
+    /// A session without inner data for so many milliseconds is ended.
+    pub idle_ms: u64,
+    /// Packets with their virtio headers, to be sent before anything of the device.
+    pub held: Vec<Vec<u8>>,
 }
 
 impl Setup {
@@ -239,12 +336,14 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// Whether `request` is in place.
+    /// Whether `request` is in place. A `Report` must have been asked for, too.
     ///
     /// | request | Fresh | FirstDial | Connected | NextDial | Stopping | Ended |
     /// |---|---|---|---|---|---|---|
     /// | Dial | yes | - | yes | - | ignored | - |
     /// | Configure | - | - | yes | yes | ignored | - |
+    /// | Report | yes | yes | yes | yes | ignored | - |
+    /// | Progress | - | - | yes | yes | yes | - |
     /// | Log | yes | yes | yes | yes | yes | - |
     /// | Ended | yes | yes | yes | yes | yes | - |
     pub fn allows(self, request: &Request) -> Verdict {
@@ -252,12 +351,19 @@ impl Phase {
         match (self, request) {
             (Ended, _) => Verdict::Violation,
             (_, Request::Log { .. } | Request::Ended { .. }) => Verdict::Allowed,
+            (Connected | NextDial | Stopping, Request::Progress(_)) => Verdict::Allowed,
             // On its way to us when it was told to stop.
-            (Stopping, Request::Dial { .. } | Request::Configure(_) | Request::Ticket(_)) => Verdict::Ignored,
+            (
+                Stopping,
+                Request::Dial { .. } | Request::Configure(_) | Request::Ticket(_) | Request::Report(_),
+            ) => Verdict::Ignored,
+            (_, Request::Report(_)) => Verdict::Allowed,
             (Fresh | Connected, Request::Dial { .. }) => Verdict::Allowed,
             (FirstDial | NextDial, Request::Dial { .. }) => Verdict::Violation,
             (Connected | NextDial, Request::Configure(_) | Request::Ticket(_)) => Verdict::Allowed,
-            (Fresh | FirstDial, Request::Configure(_) | Request::Ticket(_)) => Verdict::Violation,
+            (Fresh | FirstDial, Request::Configure(_) | Request::Ticket(_) | Request::Progress(_)) => {
+                Verdict::Violation
+            }
         }
     }
 
@@ -269,6 +375,11 @@ impl Phase {
     /// Whether it may have a session that outlives a change of the network.
     pub fn has_connection(self) -> bool {
         matches!(self, Phase::Connected | Phase::NextDial)
+    }
+
+    /// Whether it is neither stopping nor over.
+    pub fn is_at_work(self) -> bool {
+        !matches!(self, Phase::Stopping | Phase::Ended)
     }
 
     /// The connection was made, or not.
@@ -318,7 +429,7 @@ mod tests {
     use super::*;
     use crate::sys::seqpacket::Incoming;
 
-    fn requests() -> [Request; 4] {
+    fn requests() -> [Request; 6] {
         let wishes = Wishes {
             addresses: Vec::new(),
             mtu: 1420,
@@ -329,6 +440,8 @@ mod tests {
         [
             Request::Dial { remote: 0 },
             Request::Configure(wishes),
+            Request::Report(Box::default()),
+            Request::Progress(Progress::Established),
             Request::Log { level: 3, text: String::new() },
             Request::Ended { failure: None, permanent: false },
         ]
@@ -338,12 +451,12 @@ mod tests {
     fn the_phase_table() {
         use Verdict::{Allowed as Y, Ignored as I, Violation as N};
         for (phase, verdicts) in [
-            (Phase::Fresh, [Y, N, Y, Y]),
-            (Phase::FirstDial, [N, N, Y, Y]),
-            (Phase::Connected, [Y, Y, Y, Y]),
-            (Phase::NextDial, [N, Y, Y, Y]),
-            (Phase::Stopping, [I, I, Y, Y]),
-            (Phase::Ended, [N, N, N, N]),
+            (Phase::Fresh, [Y, N, Y, N, Y, Y]),
+            (Phase::FirstDial, [N, N, Y, N, Y, Y]),
+            (Phase::Connected, [Y, Y, Y, Y, Y, Y]),
+            (Phase::NextDial, [N, Y, Y, Y, Y, Y]),
+            (Phase::Stopping, [I, I, I, Y, Y, Y]),
+            (Phase::Ended, [N, N, N, N, N, N]),
         ] {
             for (request, verdict) in requests().iter().zip(verdicts) {
                 assert_eq!(phase.allows(request), verdict, "{phase:?} {request:?}");
@@ -421,6 +534,37 @@ mod tests {
     }
 
     #[test]
+    fn the_longest_report_fits_a_message() {
+        let path = PathReport {
+            carrier: "a-name-of-15-by".to_owned(),
+            server: SocketAddr::from(([0; 16], 7)).into(),
+            in_use: true,
+            proven: true,
+            lost: true,
+            rtt_us: Some(u64::MAX),
+        };
+        let session = SessionReport {
+            id: SessionId::new(1, [2; 6]),
+            host: "h".repeat(253),
+            server: path.server,
+            suite: Suite::Aes256Gcm,
+            epoch: u64::MAX,
+            age_ms: u64::MAX,
+            silent_ms: u64::MAX,
+            mtu: u16::MAX,
+            path_mtu: Some(u64::MAX),
+            control: true,
+            traffic: Traffic::default(),
+            drops: Drops::default(),
+            paths: vec![path; 2 * (1 + crate::net::carriers::MAX_WAYS)],
+        };
+        let (tunnel, supervisor) = crate::sys::seqpacket::pair::<Request, Reply>().expect("a pair");
+        let report = Report { session: Some(session), connecting: true };
+        assert!(tunnel.send(&Request::Report(Box::new(report)), &[]).expect("fits"));
+        drop(supervisor);
+    }
+
+    #[test]
     fn the_longest_wishes_fit_a_message() {
         let wishes = Wishes {
             addresses: vec!["fd09::2/64".parse().expect("a network"); crate::wire::control::MAX_ADDRESSES],
@@ -429,6 +573,7 @@ mod tests {
             settings: Settings {
                 routes: vec!["fd0b::/64".parse().expect("a network"); crate::wire::control::MAX_ROUTES],
                 dns: vec!["fd09::1".parse().expect("an address"); crate::wire::control::MAX_RESOLVERS],
+                idle: Some(u32::MAX),
             },
             server: "2001:db8::1".parse().expect("an address"),
         };

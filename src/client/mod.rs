@@ -19,8 +19,12 @@
 //! [`moves`] is what the supervisor does when the network changes, and hands over sockets for it.
 //! [`settings`] says when the server's later wishes are passed on (pure).
 //!
+//! [`admin`] is what the supervisor tells `tunguard status`, with [`starts`] if it connects on demand (both pure but for
+//! the socket).
+//!
 //! [`ipc`] is all that the two processes say to each other, [`tunnel`] the unprivileged one's start and loop.
 
+pub mod admin;
 pub mod attempts;
 pub mod carriers;
 mod carry;
@@ -32,10 +36,14 @@ pub mod ipc;
 pub mod lookup;
 pub mod moves;
 mod nats;
+pub mod on_demand;
+pub mod remembered;
 pub mod settings;
+pub mod starts;
 pub mod supervisor;
 pub mod tunnel;
 mod tunnel_log;
+pub mod wake;
 
 pub use supervisor::{require_root, run};
 

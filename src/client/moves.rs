@@ -100,6 +100,11 @@ impl Connection {
         !as_told || cut_off || elsewhere && !self.told_of_others && ways.is_empty()
     }
 
+    /// The links that the tunnel process was told of, best first.
+    pub fn ways(&self) -> &[Way] {
+        &self.told
+    }
+
     /// It was told so.
     pub fn handle_told(&mut self, ways: Vec<Way>, control_gone: bool, elsewhere: bool) {
         self.told_of_control = control_gone && !ways.is_empty();

@@ -1,6 +1,8 @@
 //! The supervisor: the client's privileged half. It holds the device, routes and resolvers, starts the tunnel
 //! process, does for it what needs privilege, and starts it again when it dies. It reads nothing from the network.
 
+mod demand;
+
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -13,11 +15,14 @@ use std::time::Duration;
 
 use nix::unistd::{Uid, geteuid};
 
+use demand::Demand;
+
+use super::admin::{Desk, Facts};
 use super::consent::{Policy, judge};
 use super::dial::{Connected, Dial, Dialling, Known};
 use super::host::{Footing, Host};
 use super::ipc::{
-    CarrierName, Phase, Reply, Request, Setup, SupervisorEnd, Ticket, Verdict, Wishes, truncate,
+    CarrierName, Phase, Progress, Reply, Request, Setup, SupervisorEnd, Ticket, Verdict, Wishes, truncate,
 };
 use super::moves::{self, Connection, Settle};
 use super::role;
@@ -152,6 +157,10 @@ struct Supervisor<'a> {
     ticket: Option<Ticket>,
     /// When a tunnel process that was told to stop is killed.
     stop_by: Option<Time>,
+    desk: Desk,
+    /// Place of the remote that the last session was with.
+    first_remote: usize,
+    demand: Option<Demand>,
 }
 
 /// A running tunnel process.
@@ -188,6 +197,7 @@ impl<'a> Supervisor<'a> {
             poller.add(fd, SIGNALS, Interest::Read).map_err(full)?;
         }
         poller.add(&monitor, NETWORK, Interest::Read).map_err(full)?;
+        let desk = Desk::open(config, &poller, clock::now());
         Ok(Supervisor {
             config,
             credentials,
@@ -213,12 +223,19 @@ impl<'a> Supervisor<'a> {
             want: Vec::new(),
             ticket: None,
             stop_by: None,
+            desk,
+            first_remote: 0,
+            demand: Demand::new(config, clock::now())?,
         })
     }
 
     /// The event loop, and then the host as it was.
     fn supervise(&mut self, mut host: Host) -> Outcome<()> {
+        let begun = self.begin_asleep(&mut host);
         let result = loop {
+            if let Err(failure) = &begun {
+                break Err(failure.clone());
+            }
             match self.turn(&mut host) {
                 Ok(Flow::On) => {}
                 Ok(Flow::Stop(result)) => break result,
@@ -247,6 +264,8 @@ impl<'a> Supervisor<'a> {
                 }
                 CHANNEL => self.hear_tunnel(host),
                 NETWORK => self.hear_network(host)?,
+                DEVICE => self.hear_device(clock::now())?,
+                token if Desk::owns(token) => self.hear_admin(token),
                 // Dials are looked at below, whatever woke us.
                 _ => {}
             }
@@ -256,13 +275,15 @@ impl<'a> Supervisor<'a> {
             self.look_at_network(host);
         }
         self.step_dial(host, now);
+        self.answer_admin(host, now);
         if self.stop_by.is_some_and(|by| by <= now) {
             log::warn!("the tunnel process doesn't stop: it is killed");
             return Ok(Flow::Stop(Ok(())));
         }
-        if let Flow::Stop(result) = self.reap(now) {
+        if let Flow::Stop(result) = self.reap(host, now) {
             return Ok(Flow::Stop(result));
         }
+        self.step_demand(host, now)?;
         if self.restart_at.is_some_and(|at| at <= now) {
             self.restart_at = None;
             if let Err(failure) = self.start_process(now) {
@@ -277,7 +298,9 @@ impl<'a> Supervisor<'a> {
     fn poll_timeout(&self) -> Option<Time> {
         let dial = self.dial.as_ref().map(|(dial, _)| dial.poll_timeout());
         let settle = self.settle.poll_timeout();
-        self.restart_at.into_iter().chain(self.stop_by).chain(dial).chain(settle).min()
+        let (desk, demand) = (self.desk.poll_timeout(), self.poll_demand());
+        let dues = [self.stop_by, dial, settle, demand, desk];
+        self.restart_at.into_iter().chain(dues.into_iter().flatten()).min()
     }
 
     fn hear_signals(&mut self) -> Flow {
@@ -350,12 +373,14 @@ impl<'a> Supervisor<'a> {
             want: self.want.clone(),
             // Good for one connection.
             ticket: self.ticket.take(),
+            first_remote: self.first_remote as u16,
+            on_demand: self.demand_setup(),
             log_level: log::max_level() as u8,
         }
     }
 
     /// Looks whether the tunnel process is over, and what that means.
-    fn reap(&mut self, now: Time) -> Flow {
+    fn reap(&mut self, host: &mut Host, now: Time) -> Flow {
         let Some(process) = &mut self.process else { return Flow::On };
         let status = match process.child.try_wait() {
             Ok(None) => return Flow::On,
@@ -365,7 +390,9 @@ impl<'a> Supervisor<'a> {
         let process = self.forget_process();
         let stopping = self.stop_by.is_some();
         let last_word = process.and_then(|mut process| {
-            process.drain_last_word();
+            for progress in process.drain_last_word() {
+                let _ = self.heed_progress(progress, now);
+            }
             if now.since(process.started) > LIVED_WELL {
                 self.crashes = 0;
             }
@@ -373,6 +400,10 @@ impl<'a> Supervisor<'a> {
         });
         if stopping {
             return Flow::Stop(Ok(()));
+        }
+        let for_good = last_word.as_ref().is_some_and(|last| last.permanent && last.failure.is_some());
+        if !for_good && !self.demand_ended(host, now) {
+            return Flow::On;
         }
         match last_word {
             Some(LastWord { failure: Some(failure), permanent: true }) => return Flow::Stop(Err(failure)),
@@ -393,6 +424,7 @@ impl<'a> Supervisor<'a> {
     }
 
     fn forget_process(&mut self) -> Option<Process> {
+        self.desk.handle_gone();
         self.dial = None;
         self.dialled = None;
         self.in_use = None;
@@ -457,10 +489,12 @@ impl<'a> Supervisor<'a> {
         match request {
             Request::Log { level, text } => process.show(level, &text, now),
             Request::Ended { failure, permanent } => process.note_end(failure, permanent),
+            Request::Report(report) => self.desk.take_report(*report)?,
             _ if !process.requests.take(now) => return Err("too many requests".to_owned()),
             Request::Dial { remote } => return self.start_dial(remote.into(), host, now),
             Request::Configure(wishes) => self.configure(&wishes, host)?,
             Request::Ticket(ticket) => self.ticket = Some(ticket).filter(|t| t.session.is_plausible()),
+            Request::Progress(progress) => return self.heed_progress(progress, now),
         }
         Ok(())
     }
@@ -567,8 +601,11 @@ impl<'a> Supervisor<'a> {
     // The network.
 
     fn hear_network(&mut self, host: &mut Host) -> Outcome<()> {
-        let look_now = self.monitor.changed()? && self.settle.handle_event(clock::now());
-        if look_now {
+        let changed = self.monitor.changed()?;
+        if changed {
+            self.demand_moved();
+        }
+        if changed && self.settle.handle_event(clock::now()) {
             self.look_at_network(host);
         }
         Ok(())
@@ -686,9 +723,37 @@ impl<'a> Supervisor<'a> {
         if let Some(process) = &mut self.process {
             process.tell(&reply, &[]);
         }
+        if reply == Reply::Configured {
+            self.remember(wishes);
+        }
         // It may have changed while the session was being made.
         self.look_at_network(host);
         Ok(())
+    }
+}
+
+// Those who ask.
+impl Supervisor<'_> {
+    fn hear_admin(&mut self, token: u64) {
+        let now = clock::now();
+        let Some(key) = self.desk.hear(token, &self.poller, now) else { return };
+        let tunnel = self.process.as_ref().filter(|p| p.phase.is_at_work() && self.desk.may_ask());
+        let asked = tunnel.is_some_and(|p| matches!(p.channel.send(&Reply::Query, &[]), Ok(true)));
+        self.desk.wait_for(key, asked, now);
+    }
+
+    fn answer_admin(&mut self, host: &Host, now: Time) {
+        while let Some(key) = self.desk.due(now, &self.poller) {
+            let facts = Facts {
+                config: self.config,
+                addresses: host.addresses(),
+                tunnel: self.process.as_ref().map(|process| process.child.id()),
+                connection: self.in_use.as_ref(),
+                on_demand: self.demand.as_ref().map(Demand::shown),
+            };
+            let status = self.desk.status(&facts, now);
+            self.desk.answer(key, &status, &self.poller);
+        }
     }
 }
 
@@ -715,8 +780,9 @@ impl Process {
         self.last_word = Some(LastWord { failure, permanent });
     }
 
-    /// What is still in the channel of a dead process.
-    fn drain_last_word(&mut self) {
+    /// What is still in the channel of a dead process; its progress is handed out.
+    fn drain_last_word(&mut self) -> Vec<Progress> {
+        let mut made = Vec::new();
         for _ in 0..REQUESTS_PER_TURN {
             match self.channel.receive(false) {
                 Ok(Incoming::Message(Request::Ended { failure, permanent }, _))
@@ -727,10 +793,16 @@ impl Process {
                 Ok(Incoming::Message(Request::Log { level, text }, _)) => {
                     self.show(level, &text, clock::now());
                 }
+                Ok(Incoming::Message(request @ Request::Progress(progress), _))
+                    if self.phase.allows(&request) == Verdict::Allowed =>
+                {
+                    made.push(progress);
+                }
                 Ok(Incoming::Message(..)) => {}
-                _ => return,
+                _ => break,
             }
         }
+        made
     }
 }
 
@@ -751,6 +823,8 @@ fn name_of(request: &Request) -> &'static str {
         Request::Dial { .. } => "Dial",
         Request::Configure(_) => "Configure",
         Request::Ticket(_) => "Ticket",
+        Request::Report(_) => "Report",
+        Request::Progress(_) => "Progress",
         Request::Log { .. } => "Log",
         Request::Ended { .. } => "Ended",
     }
@@ -772,6 +846,7 @@ const SIGNALS: u64 = 0;
 const CHANNEL: u64 = 1;
 const DIAL: u64 = 2;
 const NETWORK: u64 = 3;
+const DEVICE: u64 = 4;
 const EVENTS: usize = 16;
 
 /// Requests of a tunnel process that may be read before signals and dials are looked at.

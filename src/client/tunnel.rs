@@ -9,6 +9,8 @@
 //! what is still on its way a little longer. Packets
 //! that come before there is any session wait in the device's queue.
 
+mod demand;
+
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
@@ -21,7 +23,7 @@ use openssl::ssl::SslContext;
 use super::attempts::{Attempts, Failed, Next};
 use super::carry::{Buffers, Link, Tokens, Word};
 use super::connect::{Connecting, Wanted, take_over, without_sockets};
-use super::ipc::{CarrierName, Reply, Request, Setup, Ticket, TunnelEnd, Wishes, pack};
+use super::ipc::{CarrierName, Progress, Reply, Report, Request, Setup, Ticket, TunnelEnd, Wishes, pack};
 use super::nats::Nats;
 use super::settings::{Configuring, Purpose};
 use super::{role, tunnel_log};
@@ -141,6 +143,12 @@ struct Tunnel<'a> {
     serial: u64,
     /// A TLS session to take up again.
     ticket: Option<Ticket>,
+    /// Nobody needs the session any more: only what is on its way to us is waited for, until then.
+    leaving: Option<Time>,
+    /// Something has come by a session.
+    answered: bool,
+    /// Of the packets that are held, the first ones as they may be sent before there is a session.
+    early: Vec<Vec<u8>>,
 }
 
 struct Attempt {
@@ -171,7 +179,8 @@ impl<'a> Tunnel<'a> {
             tun,
             poller,
             buffers: Buffers::new(setup.uso),
-            attempts: Attempts::new(setup.remotes.into(), setup.established, clock::now()),
+            attempts: Attempts::new(setup.remotes.into(), setup.established, clock::now())
+                .starting_at(setup.first_remote.into()),
             link: None,
             draining: None,
             attempt: None,
@@ -183,6 +192,9 @@ impl<'a> Tunnel<'a> {
             resume_refused: false,
             serial: 0,
             ticket: setup.ticket.take(),
+            leaving: None,
+            answered: false,
+            early: setup.on_demand.as_ref().map(|demand| demand::early(&demand.held)).unwrap_or_default(),
             setup,
         })
     }
@@ -213,6 +225,7 @@ impl<'a> Tunnel<'a> {
         let link = self.link.as_ref().and_then(Link::poll_timeout);
         let settings = self.configuring.poll_timeout();
         let draining = self.draining.as_ref().map(|(_, until)| *until);
+        let leaving = self.poll_leave();
         attempt
             .map(|a| a.deadline)
             .into_iter()
@@ -220,6 +233,7 @@ impl<'a> Tunnel<'a> {
             .chain(self.retry_at)
             .chain(settings)
             .chain(draining)
+            .chain(leaving)
             .min()
     }
 
@@ -241,7 +255,7 @@ impl<'a> Tunnel<'a> {
             let text = format!("no session within {} s", ATTEMPT_WITHIN.as_secs());
             self.attempt_failed(Failed::passing(Failure::new(Exit::Tls, text)), Reason::Timeout)?;
         }
-        Ok(())
+        self.leave_if_idle(now)
     }
 
     fn tun_to_server(&mut self) -> Turn<()> {
@@ -324,7 +338,9 @@ impl<'a> Tunnel<'a> {
         };
         let token = tokens_of(*serial).control;
         let resume = self.link.as_ref().filter(|_| !self.resume_refused).map(Link::resumable);
-        let advanced = connecting.advance(&self.setup, Wanted { addresses: &self.want, resume });
+        let (on_demand, early) = (self.setup.on_demand.is_some(), &self.early[..]);
+        let wanted = Wanted { addresses: &self.want, resume, on_demand, early };
+        let advanced = connecting.advance(&self.setup, wanted);
         self.asked_since |= connecting.greeted();
         self.resume_refused |= connecting.resume_refused();
         match advanced {
@@ -349,6 +365,7 @@ impl<'a> Tunnel<'a> {
         }
         // Silent until the host is set up. An end of the connection can't be silenced, so out of the set it goes.
         let _ = self.poller.remove(&*connecting);
+        self.early_arrived()?;
         match connecting.into_link(&self.setup, welcome, clock::now()) {
             Ok(link) => {
                 let wishes = wishes_of(&link);
@@ -401,6 +418,7 @@ impl<'a> Tunnel<'a> {
             old.teach(&mut self.nats);
         }
         link.start(&self.poller, tokens, &self.nats)?;
+        self.send_held(&mut link)?;
         self.want = link.inner();
         if let Some(mut old) = self.link.replace(*link) {
             old.hush(&self.poller);
@@ -448,6 +466,14 @@ impl<'a> Tunnel<'a> {
     fn heed_link(&mut self) -> Turn<()> {
         let Some(link) = &mut self.link else { return Ok(()) };
         link.inside_to_tun(&self.tun, &mut self.buffers);
+        if self.leaving.is_some() {
+            return self.heed_last_words();
+        }
+        if !self.answered && link.is_answered() {
+            self.answered = true;
+            self.tell(Progress::Answered)?;
+        }
+        let Some(link) = &mut self.link else { return Ok(()) };
         for word in link.drain(&self.poller) {
             match word {
                 Word::ControlLost(text) => self.reconnect(&format!("control connection lost: {text}"))?,
@@ -477,6 +503,9 @@ impl<'a> Tunnel<'a> {
     }
 
     fn session_over(&mut self, reason: Reason, by_peer: bool) -> Turn<()> {
+        if self.hung_up(reason, by_peer)? {
+            return Err(Over::Told);
+        }
         self.end_link()?;
         match reason {
             Reason::Revoked if by_peer => {
@@ -496,6 +525,7 @@ impl<'a> Tunnel<'a> {
         if let Some(link) = self.link.take() {
             link.teach(&mut self.nats);
             link.end(&self.poller);
+            self.tell(Progress::Lost)?;
         }
         self.configuring.handle_replaced();
         self.wait_for_packets(Interest::Nothing)
@@ -594,6 +624,9 @@ impl<'a> Tunnel<'a> {
 
     fn obey(&mut self, reply: Reply, fds: Vec<OwnedFd>) -> Turn<()> {
         match reply {
+            Reply::Stop => Err(self.leave()),
+            // What was asked for before isn't needed any more.
+            _ if self.leaving.is_some() => Ok(()),
             Reply::Dialled { remote, host, address, carriers } => {
                 self.dialled(remote.into(), (host, address.into()), (carriers, fds))
             }
@@ -610,8 +643,14 @@ impl<'a> Tunnel<'a> {
             }
             Reply::Configured => self.configured(Ok(())),
             Reply::ConfigureFailed { text } => self.configured(Err(text)),
-            Reply::Stop => Err(self.leave()),
+            Reply::Query => self.report(clock::now()),
         }
+    }
+
+    fn report(&self, now: Time) -> Turn<()> {
+        let session = self.link.as_ref().map(|link| link.report(now));
+        let connecting = self.attempt.is_some() || self.retry_at.is_some();
+        self.ask(&Request::Report(Box::new(Report { session, connecting })))
     }
 
     /// Says goodbye to every server that may know us.

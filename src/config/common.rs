@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::reader::{Section, Word, abridged};
+use super::reader::{Section, Value, Word, abridged};
 use crate::exit::{Failure, Outcome};
 
 /// The port where nothing else is said.
@@ -283,6 +283,22 @@ pub(super) fn quoted(text: &str) -> Cow<'static, str> {
 }
 
 /// Units of a duration and their milliseconds.
+/// `socket`, which must fit into a socket address.
+pub(super) fn read_socket(value: &Value<'_>) -> Option<PathBuf> {
+    let path = value.path()?;
+    if path.as_os_str().len() > LONGEST_SOCKET {
+        value.fault(format_args!(
+            "is too long for a socket: {} is over {LONGEST_SOCKET} bytes",
+            path.display()
+        ));
+        return None;
+    }
+    Some(path)
+}
+
+/// `sun_path` without the NUL.
+const LONGEST_SOCKET: usize = 107;
+
 const UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 /// In milliseconds.
 const LONGEST_DURATION: u64 = 365 * 86_400_000;

@@ -72,14 +72,8 @@ pub enum Transport {
 /// # Errors
 /// `TooShort`, `NotIp`, `BadHeaderLength`, `LengthMismatch`, `Fragment`, `NotTransport`.
 pub fn parse(packet: &[u8]) -> Result<Layout, SegmentError> {
-    let ip = ip(packet)?;
-    let (transport_at, protocol) = match ip.family {
-        Family::V4 => (ip.header_len, ip.protocol),
-        Family::V6 => skip_extensions(packet, ip.protocol)?,
-    };
-    if ip.fragment {
-        return Err(SegmentError::Fragment);
-    }
+    let family = ip(packet)?.family;
+    let (protocol, transport_at) = carried(packet)?;
     let rest = packet.get(transport_at..).ok_or(SegmentError::TooShort)?;
     let (transport, header_len) = match protocol {
         TCP => {
@@ -94,7 +88,20 @@ pub fn parse(packet: &[u8]) -> Result<Layout, SegmentError> {
         UDP => (Transport::Udp, UDP_LEN),
         _ => return Err(SegmentError::NotTransport),
     };
-    Ok(Layout { family: ip.family, transport, transport_at, payload_at: transport_at + header_len })
+    Ok(Layout { family, transport, transport_at, payload_at: transport_at + header_len })
+}
+
+/// The number of what an unfragmented packet carries, and where that starts.
+///
+/// # Errors
+/// `TooShort`, `NotIp`, `BadHeaderLength`, `LengthMismatch`, `Fragment`, `NotTransport`.
+pub fn carried(packet: &[u8]) -> Result<(u8, usize), SegmentError> {
+    let ip = ip(packet)?;
+    let (at, protocol) = match ip.family {
+        Family::V4 => (ip.header_len, ip.protocol),
+        Family::V6 => skip_extensions(packet, ip.protocol)?,
+    };
+    if ip.fragment { Err(SegmentError::Fragment) } else { Ok((protocol, at)) }
 }
 
 impl Family {
@@ -184,6 +191,24 @@ fn skip_extensions(packet: &[u8], mut protocol: u8) -> Result<(usize, u8), Segme
     Err(SegmentError::NotTransport)
 }
 
+/// Place and number of what an IPv6 packet carries, behind the headers that hosts skip, those of a first fragment as
+/// well; `None` for a fragment other than the first, and where the headers go on beyond the packet. `packet` is at least
+/// 40 bytes.
+pub(super) fn upper_layer(packet: &[u8]) -> Option<(usize, u8)> {
+    let (mut at, mut protocol) = (V6_LEN, packet[V6_NEXT_HEADER]);
+    for _ in 0..=MAX_EXTENSIONS {
+        let len = match protocol {
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => (usize::from(*packet.get(at + 1)?) + 1) * 8,
+            FRAGMENT if be16(packet.get(at..at + 8)?, 2) & V6_OFFSET != 0 => return None,
+            FRAGMENT => 8,
+            _ => return Some((at, protocol)),
+        };
+        protocol = packet[at];
+        at += len;
+    }
+    None
+}
+
 /// The sum of an IPv4 header without the three fields that differ between segments: length, ID, checksum.
 /// `header` is at least 20 bytes.
 pub(super) fn v4_constant_sum(header: &[u8]) -> u32 {
@@ -223,11 +248,13 @@ pub(super) const HOP_BY_HOP: u8 = 0;
 pub(super) const ROUTING: u8 = 43;
 pub(super) const FRAGMENT: u8 = 44;
 pub(super) const DESTINATION_OPTIONS: u8 = 60;
+const V6_OFFSET: u16 = 0xfff8;
 /// More than any packet that is not an attack carries (RFC 8504, section 5.3 lets hosts limit this).
 pub(super) const MAX_EXTENSIONS: usize = 8;
 
 // RFC 9293; offsets from the start of the TCP header.
-const TCP: u8 = 6;
+/// TCP's number.
+pub const TCP: u8 = 6;
 pub(super) const TCP_MIN: usize = 20;
 pub(super) const TCP_SEQ: usize = 4;
 pub(super) const TCP_DATA_OFFSET: usize = 12;
@@ -240,7 +267,8 @@ pub(super) const URG: u8 = 0x20;
 pub(super) const CWR: u8 = 0x80;
 
 // RFC 768; offset from the start of the UDP header.
-const UDP: u8 = 17;
+/// UDP's number.
+pub const UDP: u8 = 17;
 const UDP_LEN: usize = 8;
 pub(super) const UDP_LENGTH: usize = 4;
 

@@ -26,7 +26,9 @@ use tunguard::sys::tun::Tun;
 use tunguard::sys::udp::Carrier;
 use tunguard::time::Time;
 use tunguard::tls::{self, Revoked};
-use tunguard::wire::control::{self, FEATURE_AES_HARDWARE, Hello, Message, Reason, Resume, Welcome};
+use tunguard::wire::control::{
+    self, FEATURE_AES_HARDWARE, FEATURE_ON_DEMAND, Hello, Message, Reason, Resume, Welcome,
+};
 
 use crate::downlink::Downlink;
 use crate::nursery::Prepared;
@@ -47,6 +49,8 @@ pub struct Admitted {
     pub exit: TunExit,
     /// Who the client is.
     pub name: String,
+    /// It comes and goes by itself, as its tunnel is used.
+    pub on_demand: bool,
 }
 
 /// Where a client's packets leave the worker.
@@ -114,6 +118,7 @@ struct Made {
     downlink: Downlink,
     exit: TunExit,
     name: String,
+    on_demand: bool,
 }
 
 impl Made {
@@ -125,6 +130,7 @@ impl Made {
             downlink: self.downlink,
             exit: self.exit,
             name: self.name,
+            on_demand: self.on_demand,
         }
     }
 }
@@ -145,6 +151,7 @@ impl Admission<'_> {
         // 2. What does it have and want?
         let hello = self.hello()?;
         let suite = choose_suite(&self.setup.suites, &hello)?;
+        let on_demand = hello.features & FEATURE_ON_DEMAND != 0;
         // 3. The guard grants a session, addresses and a slot.
         let resume = hello.resume.map(|resume| self.resumption(resume)).transpose()?;
         let claim = Claim { name: identity.name.clone(), cert: identity.cert, want: hello.want, resume };
@@ -185,7 +192,7 @@ impl Admission<'_> {
             grant.addresses.iter().map(|a| a.addr().to_string()).collect::<Vec<_>>().join(" "),
         );
         let downlink = Downlink::new(downlink, memory, grant.size.bytes);
-        Ok(Made { session, carrier, downlink, exit, name: identity.name })
+        Ok(Made { session, carrier, downlink, exit, name: identity.name, on_demand })
     }
 
     /// The revocation list, as long as it is valid: an old one says nothing of today.

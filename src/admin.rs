@@ -1,0 +1,399 @@
+//! An admin socket, of a server's guard or a client's supervisor: one line asks. `status` is answered by one JSON
+//! document; `watch` by a JSON document a line, for each thing that happens.
+//!
+//! ```text
+//!   accept --> converse --> wait_for --> due --> answer --> (hung up)
+//!                  |
+//!                  +------> tell, tell, tell ...
+//! ```
+//! Who has the answer may have to ask other processes first, and doesn't wait for them for long. Conversations are
+//! bounded in number, bytes and time.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::exit::{Exit, Failure, Outcome};
+use crate::sys::poller::{Interest, Poller};
+use crate::time::Time;
+
+/// The socket and the conversations on it.
+pub struct Admin {
+    path: PathBuf,
+    /// The listening socket.
+    pub listener: UnixListener,
+    /// A conversation's token in the epoll set, by its key.
+    token: fn(u64) -> u64,
+    next: u64,
+    conversations: Vec<Conversation>,
+}
+
+struct Conversation {
+    key: u64,
+    stream: UnixStream,
+    question: Vec<u8>,
+    /// Processes whose report is awaited, and how long.
+    awaited: HashSet<u64>,
+    until: Option<Time>,
+    answer: Vec<u8>,
+    /// It wants to hear of what happens.
+    watches: bool,
+    /// Gives up on a peer that neither asks nor reads.
+    deadline: Time,
+}
+
+impl Admin {
+    /// Listens on `path`, for root only. A socket that a dead process left is replaced. `who` listens, as a noun.
+    ///
+    /// Errors: [`Exit::DeviceInUse`] where another one answers on it.
+    pub fn listen(path: &Path, who: &str, token: fn(u64) -> u64) -> Outcome<Admin> {
+        let failed = |e| Failure::system(format!("listen on {}", path.display()), e);
+        if UnixStream::connect(path).is_ok() {
+            let text =
+                format!("another {who} answers on {}: stop it, or set another `socket`", path.display());
+            return Err(Failure::new(Exit::DeviceInUse, text));
+        }
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(failed)?;
+        }
+        if fs::symlink_metadata(path).is_ok_and(|m| !m.file_type().is_socket()) {
+            let text = format!("socket = {:?} is there and no socket: remove it, or set another", path);
+            return Err(Failure::usage(text));
+        }
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(failed(e)),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        Ok(Admin { path: path.to_owned(), listener, token, next: 0, conversations: Vec::new() })
+    }
+
+    /// When the next conversation has to go on.
+    pub fn deadline(&self) -> Option<Time> {
+        let waiting = self.conversations.iter().filter(|c| !c.watches);
+        waiting.map(|c| c.until.unwrap_or(c.deadline).min(c.deadline)).min()
+    }
+
+    /// Takes in somebody who wants to ask.
+    pub fn accept(&mut self, poller: &Poller, now: Time) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            if self.conversations.len() >= MAX_CONVERSATIONS || stream.set_nonblocking(true).is_err() {
+                continue;
+            }
+            let key = self.next;
+            self.next += 1;
+            if poller.add(stream.as_fd(), (self.token)(key), Interest::Read).is_err() {
+                continue;
+            }
+            self.conversations.push(Conversation {
+                key,
+                stream,
+                question: Vec::new(),
+                awaited: HashSet::new(),
+                until: None,
+                answer: Vec::new(),
+                watches: false,
+                deadline: now + PATIENCE,
+            });
+        }
+    }
+
+    /// A conversation's socket is ready. `true`: the status is asked for, and [`Admin::wait_for`] comes next.
+    pub fn converse(&mut self, key: u64, poller: &Poller) -> bool {
+        let Some(at) = self.conversations.iter().position(|c| c.key == key) else { return false };
+        let conversation = &mut self.conversations[at];
+        if !conversation.answer.is_empty() {
+            self.say(at, poller);
+            return false;
+        }
+        let watchers = self.conversations.iter().filter(|c| c.watches).count();
+        let conversation = &mut self.conversations[at];
+        let mut bytes = [0; MAX_QUESTION];
+        match conversation.stream.read(&mut bytes) {
+            // It has asked, and sends nothing more: the answer is on its way.
+            Ok(0) if conversation.until.is_some() => {
+                let _ = poller.modify(conversation.stream.as_fd(), (self.token)(key), Interest::Nothing);
+                return false;
+            }
+            Ok(0) => {
+                self.hang_up(at, poller);
+                return false;
+            }
+            Ok(n) => conversation.question.extend(&bytes[..n]),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return false,
+            Err(_) => {
+                self.hang_up(at, poller);
+                return false;
+            }
+        }
+        match conversation.question.iter().position(|b| *b == b'\n') {
+            Some(end) if &conversation.question[..end] == b"status" && conversation.until.is_none() => {
+                return true;
+            }
+            Some(end)
+                if &conversation.question[..end] == b"watch"
+                    && conversation.until.is_none()
+                    && !conversation.watches
+                    && watchers < MAX_WATCHERS =>
+            {
+                conversation.watches = true;
+            }
+            // What a watcher says next ends it.
+            _ if conversation.watches => self.hang_up(at, poller),
+            None if conversation.question.len() < MAX_QUESTION => {}
+            _ => {
+                conversation.answer =
+                    b"{\"error\": \"unknown question: ask for status, or watch; or too many watch\"}\n"
+                        .to_vec();
+                self.say(at, poller);
+            }
+        }
+        false
+    }
+
+    /// Something happened: whoever watches is told.
+    pub fn tell(&mut self, line: &str, poller: &Poller) {
+        for at in (0..self.conversations.len()).rev() {
+            let conversation = &mut self.conversations[at];
+            if !conversation.watches {
+                continue;
+            }
+            conversation.answer.extend(line.as_bytes());
+            match conversation.answer.len() {
+                // It doesn't read.
+                MAX_UNREAD.. => self.hang_up(at, poller),
+                _ => self.say(at, poller),
+            }
+        }
+    }
+
+    /// The answer comes when these have reported. One that is stopped or busy doesn't hold it up.
+    pub fn wait_for(&mut self, key: u64, awaited: HashSet<u64>, now: Time) {
+        if let Some(conversation) = self.conversations.iter_mut().find(|c| c.key == key) {
+            conversation.awaited = awaited;
+            conversation.until = Some(now + REPORT_WAIT);
+        }
+    }
+
+    /// This one reported, or won't any more.
+    pub fn reported(&mut self, by: u64) {
+        for conversation in &mut self.conversations {
+            conversation.awaited.remove(&by);
+        }
+    }
+
+    /// A conversation that waits for nobody any more: its [`Admin::answer`] is due. Gives up on the deaf and dumb.
+    pub fn due(&mut self, now: Time, poller: &Poller) -> Option<u64> {
+        let mut at = 0;
+        while let Some(conversation) = self.conversations.get(at) {
+            let ready = |until| conversation.awaited.is_empty() || now >= until;
+            if conversation.until.is_some_and(ready) {
+                return Some(conversation.key);
+            }
+            match now >= conversation.deadline && !conversation.watches {
+                true => self.hang_up(at, poller),
+                false => at += 1,
+            }
+        }
+        None
+    }
+
+    /// Answers.
+    pub fn answer(&mut self, key: u64, answer: Vec<u8>, poller: &Poller) {
+        if let Some(at) = self.conversations.iter().position(|c| c.key == key) {
+            self.conversations[at].until = None;
+            self.conversations[at].answer = answer;
+            self.say(at, poller);
+        }
+    }
+
+    fn say(&mut self, at: usize, poller: &Poller) {
+        let conversation = &mut self.conversations[at];
+        loop {
+            match conversation.stream.write(&conversation.answer) {
+                Ok(n) => {
+                    conversation.answer.drain(..n);
+                    if conversation.answer.is_empty() && !conversation.watches {
+                        return self.hang_up(at, poller);
+                    }
+                    if conversation.answer.is_empty() {
+                        let token = (self.token)(conversation.key);
+                        let _ = poller.modify(conversation.stream.as_fd(), token, Interest::Read);
+                        return;
+                    }
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(_) => return self.hang_up(at, poller),
+            }
+        }
+        let _ = poller.modify(conversation.stream.as_fd(), (self.token)(conversation.key), Interest::Write);
+    }
+
+    fn hang_up(&mut self, at: usize, poller: &Poller) {
+        let conversation = self.conversations.swap_remove(at);
+        let _ = poller.remove(conversation.stream.as_fd());
+    }
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// A status as it is sent.
+pub fn document(status: &serde_json::Value) -> Vec<u8> {
+    let mut text = serde_json::to_vec_pretty(status).unwrap_or_default();
+    text.push(b'\n');
+    text
+}
+
+const MAX_CONVERSATIONS: usize = 16;
+/// Fewer than that: there is always one left to ask for the status.
+const MAX_WATCHERS: usize = 8;
+/// Bytes of events that may wait for somebody who watches.
+const MAX_UNREAD: usize = 64 << 10;
+const MAX_QUESTION: usize = 256;
+const PATIENCE: Duration = Duration::from_secs(5);
+const REPORT_WAIT: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    const START: Time = Time::from_nanos(0);
+
+    struct Desk {
+        admin: Admin,
+        poller: Poller,
+        path: PathBuf,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Desk {
+        fn new() -> Desk {
+            let directory = tempfile::tempdir().expect("a directory");
+            let path = directory.path().join("run/tg0.sock");
+            let admin = Admin::listen(&path, "server", |key| key).expect("listens");
+            Desk { admin, poller: Poller::new(8).expect("an epoll set"), path, _directory: directory }
+        }
+
+        fn caller(&mut self, question: &[u8]) -> UnixStream {
+            let mut stream = UnixStream::connect(&self.path).expect("connects");
+            stream.write_all(question).expect("asks");
+            self.admin.accept(&self.poller, START);
+            stream
+        }
+    }
+
+    fn said(mut stream: UnixStream) -> String {
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("it hangs up");
+        text
+    }
+
+    #[test]
+    fn the_socket_is_roots_and_goes_with_its_owner() {
+        let desk = Desk::new();
+        assert_eq!(fs::metadata(&desk.path).expect("is there").mode() & 0o777, 0o600);
+        let again = Admin::listen(&desk.path, "server", |key| key);
+        assert_eq!(again.err().map(|failure| failure.exit), Some(Exit::DeviceInUse));
+        let (path, _directory) = (desk.path.clone(), desk._directory);
+        drop(desk.admin);
+        assert!(!path.exists());
+        // What a killed one leaves.
+        drop(UnixListener::bind(&path).expect("binds"));
+        assert!(path.exists());
+        drop(Admin::listen(&path, "server", |key| key).expect("replaces it"));
+        fs::write(&path, "somebody's").expect("writes");
+        let other = Admin::listen(&path, "server", |key| key);
+        assert_eq!(other.err().map(|failure| failure.exit), Some(Exit::Usage));
+        assert_eq!(fs::read(&path).expect("still there"), b"somebody's");
+    }
+
+    #[test]
+    fn an_answer_waits_for_reports_but_not_for_long() {
+        let mut desk = Desk::new();
+        let callers = [desk.caller(b"status\n"), desk.caller(b"status\n")];
+        for key in [0, 1] {
+            assert!(desk.admin.converse(key, &desk.poller));
+            desk.admin.wait_for(key, HashSet::from([7, 8 + key]), START);
+        }
+        assert_eq!(desk.admin.due(START, &desk.poller), None);
+        desk.admin.reported(7);
+        assert_eq!(desk.admin.due(START, &desk.poller), None);
+        desk.admin.reported(8);
+        assert_eq!(desk.admin.due(START, &desk.poller), Some(0));
+        desk.admin.answer(0, b"{}".to_vec(), &desk.poller);
+        assert_eq!(desk.admin.due(START, &desk.poller), None, "9 is missing");
+        assert_eq!(desk.admin.deadline(), Some(START + REPORT_WAIT));
+        assert_eq!(desk.admin.due(START + REPORT_WAIT, &desk.poller), Some(1));
+        desk.admin.answer(1, b"{}".to_vec(), &desk.poller);
+        assert_eq!(callers.map(said), ["{}", "{}"]);
+        assert_eq!(desk.admin.deadline(), None);
+    }
+
+    #[test]
+    fn a_question_may_come_in_pieces_and_another_is_answered_with_an_error() {
+        let mut desk = Desk::new();
+        let mut slow = desk.caller(b"sta");
+        assert!(!desk.admin.converse(0, &desk.poller));
+        slow.write_all(b"tus\n").expect("asks");
+        assert!(desk.admin.converse(0, &desk.poller));
+        let endless = desk.caller(&[b'x'; MAX_QUESTION]);
+        assert!(!desk.admin.converse(1, &desk.poller));
+        let other = desk.caller(b"stop\n");
+        assert!(!desk.admin.converse(2, &desk.poller));
+        for stream in [endless, other] {
+            assert!(said(stream).contains("unknown question"));
+        }
+    }
+
+    #[test]
+    fn watchers_are_told_until_they_hang_up() {
+        let mut desk = Desk::new();
+        let mut watchers: Vec<UnixStream> = (0..MAX_WATCHERS + 1).map(|_| desk.caller(b"watch\n")).collect();
+        for key in 0..=MAX_WATCHERS as u64 {
+            assert!(!desk.admin.converse(key, &desk.poller));
+        }
+        assert!(said(watchers.pop().expect("one too many")).contains("too many"));
+        assert_eq!(desk.admin.due(START + PATIENCE * 2, &desk.poller), None);
+        assert_eq!(desk.admin.deadline(), None);
+        drop(watchers.remove(0));
+        desk.admin.tell("{}\n", &desk.poller);
+        desk.admin.tell("{1}\n", &desk.poller);
+        assert_eq!(desk.admin.conversations.len(), MAX_WATCHERS - 1, "one is gone");
+        let mut line = [0; 7];
+        watchers[0].read_exact(&mut line).expect("two lines");
+        assert_eq!(&line, b"{}\n{1}\n");
+        // One that says more, and those that read nothing.
+        watchers[0].write_all(b"status\n").expect("says");
+        desk.admin.converse(1, &desk.poller);
+        let long = "x".repeat(MAX_UNREAD / 2);
+        for _ in 0..20 {
+            desk.admin.tell(&long, &desk.poller);
+        }
+        assert_eq!(desk.admin.conversations.len(), 0);
+    }
+
+    #[test]
+    fn callers_who_say_nothing_are_few_and_hung_up_on() {
+        let mut desk = Desk::new();
+        let silent: Vec<UnixStream> = (0..MAX_CONVERSATIONS + 3).map(|_| desk.caller(b"")).collect();
+        assert_eq!(desk.admin.conversations.len(), MAX_CONVERSATIONS);
+        assert_eq!(desk.admin.due(START + PATIENCE, &desk.poller), None);
+        assert_eq!(desk.admin.deadline(), None);
+        for stream in silent {
+            assert_eq!(said(stream), "");
+        }
+    }
+}
