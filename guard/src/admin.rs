@@ -21,6 +21,7 @@ use tunguard::time::Time;
 
 use crate::accounts::GuardDrop;
 use crate::clients::{Phase, Session, Worker};
+use crate::leases::Away;
 use crate::run::{Guard, Source};
 
 /// The socket and the conversations on it.
@@ -239,12 +240,23 @@ impl Guard {
             "device_bytes": self.accounts.read_bytes,
             "queued_packets": self.accounts.queued_packets,
             "guard_drops": drops,
+            "unreachables": self.accounts.told,
+            "away": self.leases.away().map(|away| away_status(&away)).collect::<Vec<_>>(),
             "sessions": sessions.iter().map(|(s, w)| session_status(s, w, now)).collect::<Vec<_>>(),
         });
         let mut text = serde_json::to_vec_pretty(&status).unwrap_or_default();
         text.push(b'\n');
         text
     }
+}
+
+fn away_status(away: &Away<'_>) -> Value {
+    json!({
+        "name": away.name,
+        "addresses": away.addresses.iter().map(|a| a.to_string()).collect::<Vec<_>>(),
+        "since_s": away.since,
+        "packets": away.missed,
+    })
 }
 
 fn session_status(session: &Session, worker: &Worker, now: Time) -> Value {
@@ -277,6 +289,7 @@ fn session_status(session: &Session, worker: &Worker, now: Time) -> Value {
         "received_packets": report.traffic.received_packets,
         "received_bytes": report.traffic.received_bytes,
         "received_in_band": report.traffic.received_in_band,
+        "received_early": report.traffic.received_early,
         "queue_depth": depth,
         "backlog_bytes": session.outbox.as_ref().map_or(0, |o| o.backlog()),
         "pid": worker.pid,
