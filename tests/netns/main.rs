@@ -37,8 +37,10 @@ mod traffic;
 
 // The tests, each file about one promise.
 mod attacks;
+mod away;
 mod carriers;
 mod churn;
+mod early;
 mod garbage;
 mod hardship;
 mod identity;
