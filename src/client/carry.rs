@@ -137,6 +137,7 @@ impl Link {
         now: Time,
     ) -> Link {
         session.set_mtu(welcome.mtu);
+        session.set_networks(welcome.addresses.clone());
         Link {
             session,
             control: Some(control),

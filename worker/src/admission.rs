@@ -173,7 +173,8 @@ impl Admission<'_> {
         }
         let (carrier, memory, exit) = take_devices(fds, uplink)?;
         // 5. Keys, and the welcome.
-        let session = self.session(&grant, suite)?;
+        let mut session = self.session(&grant, suite)?;
+        session.set_networks(grant.addresses.clone());
         self.welcome(&grant, suite)?;
         log::info!(
             "session {} for {}: {suite}, {}",
