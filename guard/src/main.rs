@@ -20,6 +20,7 @@ mod run;
 mod slots;
 mod spawn;
 mod succession;
+mod tickets;
 mod trust;
 
 use std::io::Write;

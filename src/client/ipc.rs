@@ -11,7 +11,7 @@ use crate::config::common::Suite;
 use crate::exit::{Exit, Failure};
 use crate::paths::{Keepalive, Mode};
 use crate::sys::seqpacket::Channel;
-use crate::tls::Credentials;
+use crate::tls::{Credentials, SavedSession};
 use crate::wire::control::Settings;
 
 /// The tunnel process's end.
@@ -29,6 +29,8 @@ pub enum Request {
     },
     /// Set the host up for a session. Answer: `Configured` or `ConfigureFailed`.
     Configure(Wishes),
+    /// The server gave us a ticket: it is kept for the next tunnel process.
+    Ticket(Ticket),
     /// A line for the log.
     Log {
         /// 1 error, 2 warning, 3 info, 4 debug, 5 trace (`log::Level`).
@@ -43,6 +45,15 @@ pub enum Request {
         /// Starting again wouldn't help.
         permanent: bool,
     },
+}
+
+/// A TLS session that may be taken up again, at a server of the same name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ticket {
+    /// The name its certificate was asked for.
+    pub server_name: String,
+    /// The session.
+    pub session: SavedSession,
 }
 
 /// What the server would like this host to be set up as.
@@ -182,6 +193,8 @@ pub struct Setup {
     pub established: bool,
     /// Inner addresses it had.
     pub want: Vec<IpAddr>,
+    /// A TLS session that it had.
+    pub ticket: Option<Ticket>,
     /// The most verbose level the log shows (`log::LevelFilter`).
     pub log_level: u8,
 }
@@ -231,11 +244,11 @@ impl Phase {
             (Ended, _) => Verdict::Violation,
             (_, Request::Log { .. } | Request::Ended { .. }) => Verdict::Allowed,
             // On its way to us when it was told to stop.
-            (Stopping, Request::Dial { .. } | Request::Configure(_)) => Verdict::Ignored,
+            (Stopping, Request::Dial { .. } | Request::Configure(_) | Request::Ticket(_)) => Verdict::Ignored,
             (Fresh | Connected, Request::Dial { .. }) => Verdict::Allowed,
             (FirstDial | NextDial, Request::Dial { .. }) => Verdict::Violation,
-            (Connected | NextDial, Request::Configure(_)) => Verdict::Allowed,
-            (Fresh | FirstDial, Request::Configure(_)) => Verdict::Violation,
+            (Connected | NextDial, Request::Configure(_) | Request::Ticket(_)) => Verdict::Allowed,
+            (Fresh | FirstDial, Request::Configure(_) | Request::Ticket(_)) => Verdict::Violation,
         }
     }
 

@@ -16,7 +16,9 @@ use nix::unistd::{Uid, geteuid};
 use super::consent::{Policy, judge};
 use super::dial::{Connected, Dial, Dialling, Known};
 use super::host::Host;
-use super::ipc::{CarrierName, Phase, Reply, Request, Setup, SupervisorEnd, Verdict, Wishes, truncate};
+use super::ipc::{
+    CarrierName, Phase, Reply, Request, Setup, SupervisorEnd, Ticket, Verdict, Wishes, truncate,
+};
 use super::moves::{self, Connection, Settle};
 use super::role;
 use crate::VERSION;
@@ -141,6 +143,8 @@ struct Supervisor<'a> {
     crashes: u32,
     established: bool,
     want: Vec<IpAddr>,
+    /// What the next tunnel process may take up again.
+    ticket: Option<Ticket>,
     /// When a tunnel process that was told to stop is killed.
     stop_by: Option<Time>,
 }
@@ -200,6 +204,7 @@ impl<'a> Supervisor<'a> {
             crashes: 0,
             established: false,
             want: Vec::new(),
+            ticket: None,
             stop_by: None,
         })
     }
@@ -317,7 +322,7 @@ impl<'a> Supervisor<'a> {
         Ok(())
     }
 
-    fn setup(&self) -> Setup {
+    fn setup(&mut self) -> Setup {
         let config = self.config;
         Setup {
             supervisor: std::process::id() as i32,
@@ -336,6 +341,8 @@ impl<'a> Supervisor<'a> {
             uso: self.offloads.uso,
             established: self.established,
             want: self.want.clone(),
+            // Good for one connection.
+            ticket: self.ticket.take(),
             log_level: log::max_level() as u8,
         }
     }
@@ -446,6 +453,7 @@ impl<'a> Supervisor<'a> {
             _ if !process.requests.take(now) => return Err("too many requests".to_owned()),
             Request::Dial { remote } => return self.start_dial(remote.into(), now),
             Request::Configure(wishes) => self.configure(&wishes, host)?,
+            Request::Ticket(ticket) => self.ticket = Some(ticket).filter(|t| t.session.is_plausible()),
         }
         Ok(())
     }
@@ -669,6 +677,7 @@ fn name_of(request: &Request) -> &'static str {
     match request {
         Request::Dial { .. } => "Dial",
         Request::Configure(_) => "Configure",
+        Request::Ticket(_) => "Ticket",
         Request::Log { .. } => "Log",
         Request::Ended { .. } => "Ended",
     }

@@ -21,7 +21,7 @@ use openssl::ssl::SslContext;
 use super::attempts::{Attempts, Failed, Next};
 use super::carry::{Buffers, Link, Tokens, Word};
 use super::connect::{Connecting, Wanted, take_over, without_sockets};
-use super::ipc::{CarrierName, Reply, Request, Setup, TunnelEnd, Wishes, pack};
+use super::ipc::{CarrierName, Reply, Request, Setup, Ticket, TunnelEnd, Wishes, pack};
 use super::settings::{Configuring, Purpose};
 use super::{role, tunnel_log};
 use crate::exit::{Exit, Failure, Outcome};
@@ -136,6 +136,8 @@ struct Tunnel<'a> {
     /// The server refuses to resume the session in use: the next one will be an ordinary one.
     resume_refused: bool,
     serial: u64,
+    /// A TLS session to take up again.
+    ticket: Option<Ticket>,
 }
 
 struct Attempt {
@@ -154,7 +156,7 @@ enum Stage {
 enum Never {}
 
 impl<'a> Tunnel<'a> {
-    fn new(setup: Setup, supervisor: &'a TunnelEnd, tun: Tun) -> Outcome<Tunnel<'a>> {
+    fn new(mut setup: Setup, supervisor: &'a TunnelEnd, tun: Tun) -> Outcome<Tunnel<'a>> {
         let context = tls::client_context(&setup.credentials)?;
         let poller = Poller::new(EVENTS).map_err(|e| Failure::system("make an epoll set", e))?;
         let full = |e| Failure::system("fill the epoll set", e);
@@ -176,6 +178,7 @@ impl<'a> Tunnel<'a> {
             asked_since: false,
             resume_refused: false,
             serial: 0,
+            ticket: setup.ticket.take(),
             setup,
         })
     }
@@ -292,12 +295,15 @@ impl<'a> Tunnel<'a> {
             return Err(out_of_place("Dialled"));
         };
         let token = tokens_of(attempt.serial).control;
-        let made = Connecting::new(&self.setup, &self.context, place, carriers, fds).and_then(|connecting| {
-            self.poller
-                .add(&connecting, token, Interest::Both)
-                .map_err(|e| Failure::system("fill the epoll set", e))?;
-            Ok(connecting)
-        });
+        let ticket = self.ticket.take();
+        let sockets = (carriers, fds);
+        let made =
+            Connecting::new(&self.setup, &self.context, place, sockets, ticket).and_then(|connecting| {
+                self.poller
+                    .add(&connecting, token, Interest::Both)
+                    .map_err(|e| Failure::system("fill the epoll set", e))?;
+                Ok(connecting)
+            });
         match made {
             Ok(connecting) => attempt.stage = Stage::Connecting(Box::new(connecting)),
             Err(failure) => return self.attempt_failed(Failed::passing(failure), Reason::Internal),
@@ -330,6 +336,11 @@ impl<'a> Tunnel<'a> {
         else {
             return Ok(());
         };
+        // For our next connection, or the next process's.
+        self.ticket = connecting.take_ticket().or(self.ticket.take());
+        if let Some(ticket) = &self.ticket {
+            let _ = self.supervisor.send(&Request::Ticket(ticket.clone()), &[]);
+        }
         // Silent until the host is set up. An end of the connection can't be silenced, so out of the set it goes.
         let _ = self.poller.remove(&*connecting);
         match connecting.into_link(&self.setup, welcome, clock::now()) {

@@ -25,7 +25,7 @@
 mod lab;
 
 #[path = "../common/mod.rs"]
-#[expect(dead_code, reason = "shared with tests/tls.rs, which needs the rest")]
+#[expect(dead_code, reason = "shared with tests/tls/main.rs, which needs the rest")]
 mod certificates;
 
 mod books;
@@ -54,3 +54,4 @@ mod plaintext;
 mod resume;
 mod routing;
 mod soak;
+mod tickets;
