@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::segment::is_noise;
+use ipnet::IpNet;
+
+use crate::segment::{is_broadcast, is_noise};
 use crate::time::Time;
 
 /// Measures how long nothing was carried, to a second: what it calls over has been idle for the limit, and a second at
@@ -28,10 +30,10 @@ impl Idle {
     }
 
     /// An inner packet or super-packet came from either end. What hosts and routers send of themselves doesn't count
-    /// ([`is_noise`]).
+    /// ([`is_noise`]), nor what goes to everybody in one of `networks`.
     #[inline]
-    pub fn carried(&mut self, now: Time, packet: &[u8]) {
-        if now.since(self.last) >= GRAIN && !is_noise(packet) {
+    pub fn carried(&mut self, now: Time, packet: &[u8], networks: &[IpNet]) {
+        if now.since(self.last) >= GRAIN && !is_noise(packet) && !is_broadcast(packet, networks) {
             self.last = now;
         }
     }
@@ -82,14 +84,14 @@ mod tests {
         let mut idle = Idle::new(Some(Duration::from_secs(10)), at(0));
         assert_eq!(idle.poll_timeout(), Some(at(11_000)));
         // This one is taken for granted, so the limit counts from it.
-        idle.carried(at(999), &DATA);
+        idle.carried(at(999), &DATA, &[]);
         assert_eq!(idle.poll_timeout(), Some(at(11_000)));
-        idle.carried(at(1_000), &DATA);
+        idle.carried(at(1_000), &DATA, &[]);
         assert_eq!(idle.poll_timeout(), Some(at(12_000)));
         assert!(!idle.is_over(at(11_999)));
         assert!(idle.is_over(at(12_000)));
         // Late, but in time.
-        idle.carried(at(60_000), &DATA);
+        idle.carried(at(60_000), &DATA, &[]);
         assert!(!idle.is_over(at(70_999)));
     }
 
@@ -97,12 +99,15 @@ mod tests {
     fn noise_doesnt_count_and_hides_nothing() {
         let mut idle = Idle::new(Some(Duration::from_secs(10)), at(0));
         for second in 1..30 {
-            idle.carried(at(second * 1_000), &noise());
+            idle.carried(at(second * 1_000), &noise(), &[]);
         }
         assert_eq!(idle.poll_timeout(), Some(at(11_000)));
-        idle.carried(at(30_000), &noise());
-        idle.carried(at(30_001), &DATA);
-        assert_eq!(idle.poll_timeout(), Some(at(41_001)));
+        idle.carried(at(30_000), &noise(), &[]);
+        idle.carried(at(30_000), &DATA, &["192.0.2.0/31".parse().expect("a network")]);
+        let mut broadcast = DATA;
+        broadcast[19] = 255;
+        idle.carried(at(35_000), &broadcast, &["192.0.2.0/24".parse().expect("a network")]);
+        assert_eq!(idle.poll_timeout(), Some(at(41_000)));
     }
 
     #[test]
@@ -110,7 +115,7 @@ mod tests {
         let mut idle = Idle::new(None, at(0));
         assert_eq!(idle.poll_timeout(), None);
         assert!(!idle.is_over(at(1 << 40)));
-        idle.carried(at(5_000), &DATA);
+        idle.carried(at(5_000), &DATA, &[]);
         idle.set_limit(Some(Duration::from_secs(1)));
         assert_eq!(idle.poll_timeout(), Some(at(7_000)));
         idle.touch(at(6_000));

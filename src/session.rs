@@ -43,6 +43,7 @@ pub struct Session {
     epochs: Epochs,
     paths: Paths,
     inner: Vec<IpNet>,
+    networks: Vec<IpNet>,
     linger: Duration,
     /// Packets dropped, by reason.
     pub drops: Drops,
@@ -194,6 +195,7 @@ impl Session {
             epochs,
             paths,
             inner: start.inner,
+            networks: Vec::new(),
             linger: start.linger,
             drops: Drops::default(),
             traffic: Traffic::default(),
@@ -358,7 +360,12 @@ impl Session {
 
     /// An inner packet or super-packet goes by, either way.
     pub fn carried(&mut self, now: Time, packet: &[u8]) {
-        self.idle.carried(now, packet);
+        self.idle.carried(now, packet, &self.networks);
+    }
+
+    /// The networks that the inner addresses are in: what goes to everybody there doesn't count as use.
+    pub fn set_networks(&mut self, networks: Vec<IpNet>) {
+        self.networks = networks;
     }
 
     /// How long the session has carried nothing.

@@ -467,6 +467,25 @@ fn what_answers_early_packets_goes_inside_until_the_client_is_heard() {
 }
 
 #[test]
+fn an_address_that_nobody_vouches_for_and_that_never_answers_takes_nothing_from_inside() {
+    let mut pair = Pair::new(Suite::Aes256Gcm, 1 << 30);
+    let inside = tunguard::inside::path("192.0.2.1:50000".parse().expect("an address"));
+    let now = pair.now;
+    pair.server.heard_early(now, inside);
+    let text = pair.seal(Role::Client, &DATA).expect("seals");
+    assert_eq!(pair.open(Role::Server, &text), Ok(DATA.to_vec()));
+    // UDP doesn't get through to the client: challenges go unanswered.
+    for _ in 0..100 {
+        pair.now = pair.now + Duration::from_millis(100);
+        let now = pair.now;
+        pair.server.handle_timeout(now);
+        while pair.server.poll_in_band().is_some() {}
+        assert_eq!(pair.server.target(now, 0, 1_000), Some(inside));
+    }
+    assert_eq!(pair.server.targets(), 1, "it is forgotten");
+}
+
+#[test]
 fn a_client_whose_udp_is_blocked_from_the_start_stays_inside() {
     let mut pair = Pair::new(Suite::Aes256Gcm, 1 << 30);
     let inside = tunguard::inside::path("192.0.2.1:50000".parse().expect("an address"));

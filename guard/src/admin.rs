@@ -14,6 +14,7 @@ use tunguard::time::Time;
 use crate::accounts::GuardDrop;
 use crate::clients::{Phase, Session, Worker};
 use crate::events::Heard;
+use crate::leases::Away;
 use crate::run::Guard;
 
 impl Guard {
@@ -95,10 +96,21 @@ impl Guard {
             "queued_packets": self.accounts.queued_packets,
             "guard_drops": drops,
             "events": self.events.list(),
+            "unreachables": self.accounts.told,
+            "away": self.leases.away().map(|away| away_status(&away)).collect::<Vec<_>>(),
             "sessions": sessions.iter().map(|(s, w)| session_status(s, w, now)).collect::<Vec<_>>(),
         });
         admin::document(&status)
     }
+}
+
+fn away_status(away: &Away<'_>) -> Value {
+    json!({
+        "name": away.name,
+        "addresses": away.addresses.iter().map(|a| a.to_string()).collect::<Vec<_>>(),
+        "since_s": away.since,
+        "packets": away.missed,
+    })
 }
 
 fn session_status(session: &Session, worker: &Worker, now: Time) -> Value {
@@ -134,6 +146,7 @@ fn session_status(session: &Session, worker: &Worker, now: Time) -> Value {
         "copies": report.traffic.copies,
         "sent_inside": report.traffic.sent_inside,
         "received_inside": report.traffic.received_inside,
+        "received_early": report.traffic.received_early,
         "queue_depth": depth,
         "backlog_bytes": session.outbox.as_ref().map_or(0, |o| o.backlog()),
         "pid": worker.pid,

@@ -364,7 +364,8 @@ impl Guard {
         match reason {
             Some(reason) => {
                 log::info!("{label} ended: {reason}");
-                if reason == Reason::Leaving {
+                // An idle session ends like one that its client left.
+                if matches!(reason, Reason::Leaving | Reason::Idle) {
                     let orders = succession::left(&self.workers, key);
                     if !orders.is_empty() {
                         self.carry_out(orders);

@@ -6,6 +6,7 @@
 
 mod accounts;
 mod admin;
+mod away;
 mod blocks;
 mod clients;
 mod codel;

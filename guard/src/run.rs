@@ -8,7 +8,7 @@
 //! 4. on SIGINT or SIGTERM every session gets a goodbye, and the host is put back as it was
 
 use std::io::IoSlice;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -16,16 +16,17 @@ use tunguard::admin::Admin;
 use tunguard::batch::{BatchReader, BatchWriter};
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Failure, Outcome};
-use tunguard::segment::addresses;
+use tunguard::segment::{addresses, unreachable};
 use tunguard::sys::clock;
 use tunguard::sys::poller::{Interest, Poller, Ready};
 use tunguard::sys::signals::Signals;
 use tunguard::sys::tun::Tun;
 use tunguard::time::Time;
 use tunguard::wire::control::Reason;
-use tunguard::wire::vnet::VNET_LEN;
+use tunguard::wire::vnet::{VNET_LEN, VnetHeader};
 
 use crate::accounts::{Accounts, GuardDrop};
+use crate::away::{self, News};
 use crate::clients::{Budget, Workers};
 use crate::events::Events;
 use crate::host::{Host, Queues};
@@ -54,6 +55,7 @@ pub struct Guard {
     pub(crate) workers: Workers,
     pub(crate) routes: Routes,
     pub(crate) accounts: Accounts,
+    news: News,
     pub(crate) started: Time,
     signals: Signals,
     /// The batches of one turn: each session's packets together, a bounded number of sessions at once.
@@ -181,6 +183,7 @@ impl Guard {
             workers: Workers::default(),
             routes: Routes::default(),
             accounts: Accounts::default(),
+            news: News::new(now),
             started: now,
             signals,
             accepting: Accepting::Yes,
@@ -284,17 +287,30 @@ impl Guard {
         Ok(())
     }
 
-    /// Which worker a packet behind its virtio header goes to; what goes nowhere is counted.
+    /// Which worker a packet behind its virtio header goes to; what goes nowhere is counted, and its sender told.
     fn route(&mut self, read: &[u8]) -> Option<u64> {
-        let Some((_, destination)) = read.get(VNET_LEN..).and_then(addresses) else {
+        let Some((source, destination)) = read.get(VNET_LEN..).and_then(addresses) else {
             self.accounts.drop(GuardDrop::BadInner);
             return None;
         };
         let key = self.routes.lookup(destination);
         if key.is_none() {
-            self.accounts.drop(GuardDrop::NoRoute);
+            let (reason, tell) = away::judge(&mut self.leases, destination);
+            self.accounts.drop(reason);
+            if tell && self.news.take(clock::now(), source) {
+                self.tell(&read[VNET_LEN..], destination);
+            }
         }
         key
+    }
+
+    /// Tells a packet's sender that nobody is there, by way of the device: the kernel knows the way back.
+    fn tell(&mut self, packet: &[u8], destination: IpAddr) {
+        let Some(message) = unreachable(packet, destination) else { return };
+        let vnet = VnetHeader::default().emit();
+        if self.host.tun.write(&[IoSlice::new(&vnet), IoSlice::new(&message)]).is_ok() {
+            self.accounts.told += 1;
+        }
     }
 
     /// The open batch of `key`, or a fresh one.

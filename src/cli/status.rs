@@ -133,6 +133,16 @@ struct Status {
     guard_drops: BTreeMap<String, u64>,
     events: Vec<Event>,
     sessions: Vec<Session>,
+    away: Vec<Away>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Away {
+    name: String,
+    addresses: Vec<String>,
+    since_s: u64,
+    packets: u64,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -253,17 +263,34 @@ fn render(status: &Status) -> String {
     if let Some(drops) = counts(&status.guard_drops) {
         text.push_str(&format!("dropped by the guard: {drops}\n"));
     }
-    if status.sessions.is_empty() {
-        return text;
+    if !status.sessions.is_empty() {
+        text.push('\n');
+        text.push_str(&sessions(&status.sessions));
     }
-    text.push('\n');
+    if !status.away.is_empty() {
+        text.push('\n');
+        text.push_str(&away(&status.away));
+    }
+    text
+}
+
+fn sessions(sessions: &[Session]) -> String {
     let mut rows = vec![
         ["NAME", "ADDRESSES", "PEER", "STATE", "AGE", "HEARD", "RTT", "SENT", "RECEIVED", "SUITE", "DROPS"]
             .map(str::to_owned),
     ];
-    rows.extend(status.sessions.iter().map(row));
-    text.push_str(&table(&rows));
-    text
+    rows.extend(sessions.iter().map(row));
+    table(&rows)
+}
+
+fn away(away: &[Away]) -> String {
+    let mut rows = vec![["AWAY", "ADDRESSES", "LEFT", "PACKETS FOR IT"].map(str::to_owned)];
+    rows.extend(away.iter().map(|client| {
+        let addresses: Vec<String> = client.addresses.iter().map(|a| harmless(a)).collect();
+        let left = format!("{} ago", age(client.since_s));
+        [harmless(&client.name), addresses.join(" "), left, client.packets.to_string()]
+    }));
+    table(&rows)
 }
 
 /// The latest events, a line each.
@@ -396,7 +423,8 @@ mod tests {
                 "tcp_peer": "192.0.2.7:4000", "suite": "aes-256-gcm", "epoch": 0, "age_s": 61, "silent_ms": 900,
                 "rtt_us": 412, "sent_packets": 1, "sent_bytes": 1500000, "received_packets": 1,
                 "received_bytes": 999, "queue_depth": 0, "backlog_bytes": 0, "pid": 1, "uid": 2,
-                "control": "lost", "drops": {"bad_tag": 2}}]
+                "control": "lost", "drops": {"bad_tag": 2}}],
+            "away": [{"name": "bob", "addresses": ["10.9.0.3", "fd09::3"], "since_s": 180, "packets": 12}]
         }"#;
         let text = render(&parse(Path::new("x"), answer).expect("a status"));
         assert_eq!(
@@ -406,7 +434,10 @@ mod tests {
              dropped by the guard: no_route 3\n\
              \n\
              NAME             ADDRESSES         PEER            STATE                      AGE    HEARD   RTT     SENT    RECEIVED  SUITE        DROPS\n\
-             alice\\u{1b}[31m  10.9.0.2 fd09::2  192.0.2.7:4500  established, control lost  1m01s  0s ago  0.4 ms  1.5 MB  999 B     aes-256-gcm  bad_tag 2\n"
+             alice\\u{1b}[31m  10.9.0.2 fd09::2  192.0.2.7:4500  established, control lost  1m01s  0s ago  0.4 ms  1.5 MB  999 B     aes-256-gcm  bad_tag 2\n\
+             \n\
+             AWAY  ADDRESSES         LEFT       PACKETS FOR IT\n\
+             bob   10.9.0.3 fd09::3  3m00s ago  12\n"
         );
     }
 

@@ -142,6 +142,7 @@ impl Link {
         now: Time,
     ) -> Link {
         session.set_mtu(welcome.mtu);
+        session.set_networks(welcome.addresses.clone());
         Link {
             session,
             control: Some(control),

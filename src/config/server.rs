@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::common::{DEFAULT_PORT, Data, DeviceName, Pem, parse_duration, read_socket, reserved};
 use super::reader::{self, Document, Value, Word};
 use crate::exit::{Failure, Outcome};
-use crate::wire::control::{MAX_RESOLVERS, MAX_ROUTES};
+use crate::wire::control::{IDLE_SECONDS_LEAST, MAX_RESOLVERS, MAX_ROUTES};
 
 /// Who writes a client's packets to the TUN device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -320,7 +320,7 @@ const SPARE_WORKER_UIDS: u64 = 64;
 /// What `idle` may be.
 const IDLE_WANTED: &str = r#""off", or a duration, as in "10m""#;
 /// A shorter limit would end sessions that wait for an answer.
-const IDLE_LEAST: Duration = Duration::from_secs(10);
+const IDLE_LEAST: Duration = Duration::from_secs(IDLE_SECONDS_LEAST as u64);
 
 #[cfg(test)]
 mod tests {

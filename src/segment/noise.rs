@@ -2,6 +2,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
+
 use super::icmp::ICMPV6;
 use super::inner::{Family, V4_MIN, V4_PROTOCOL, V6_LEN, upper_layer};
 
@@ -10,13 +12,24 @@ use super::inner::{Family, V4_MIN, V4_PROTOCOL, V6_LEN, upper_layer};
 /// ICMPv6 messages of neighbours and routers (MLD, Router and Neighbour Solicitation and Advertisement, Redirect). So is
 /// what is no IP packet.
 ///
-/// A subnet's broadcast address looks like any other from here. Of a super-packet the header is as good as a packet's.
+/// A subnet's broadcast address looks like any other from here: [`is_broadcast`] tells. Of a super-packet the header is as good as a packet's.
 pub fn is_noise(packet: &[u8]) -> bool {
     match packet.first().map(|byte| byte >> 4) {
         Some(4) if packet.len() >= V4_MIN => v4(packet),
         Some(6) if packet.len() >= V6_LEN => v6(packet),
         _ => true,
     }
+}
+
+/// Whether `packet` is IPv4 and goes to everybody in one of `networks`: no use of a tunnel either, which has no broadcast.
+pub fn is_broadcast(packet: &[u8], networks: &[IpNet]) -> bool {
+    let destination = packet.get(16..20).and_then(|bytes| bytes.first_chunk::<4>());
+    let Some(destination) = destination.filter(|_| packet[0] >> 4 == 4) else { return false };
+    networks.iter().any(|net| match net {
+        // RFC 3021: two hosts, or one, and no broadcast.
+        IpNet::V4(net) => net.prefix_len() < 31 && net.broadcast().octets() == *destination,
+        IpNet::V6(_) => false,
+    })
 }
 
 fn v4(packet: &[u8]) -> bool {
@@ -108,6 +121,23 @@ mod tests {
             let behind = [(6, 0), (40, 58), (41, 0), (48, kind)];
             assert_eq!(with6(&behind), expected, "ICMPv6 {kind}");
         }
+    }
+
+    #[test]
+    fn a_networks_broadcast_is_known_by_the_network() {
+        let networks = ["10.9.0.2/24", "fd09::2/64"].map(|net| net.parse().expect("a network"));
+        let to = |destination: [u8; 4]| {
+            let mut packet = packet4(40);
+            packet[16..20].copy_from_slice(&destination);
+            is_broadcast(&packet, &networks)
+        };
+        assert!(to([10, 9, 0, 255]));
+        assert!(!to([10, 9, 0, 254]) && !to([10, 9, 1, 255]));
+        assert!(!is_broadcast(&packet6(60), &networks));
+        assert!(!is_broadcast(&[], &networks) && !is_broadcast(&[0x45; 19], &networks));
+        let mut packet = packet4(40);
+        packet[16..20].copy_from_slice(&[10, 9, 0, 2]);
+        assert!(!is_broadcast(&packet, &["10.9.0.2/32".parse().expect("a network")]));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use bincode::config::{BigEndian, Configuration, Fixint, Limit};
 use ipnet::IpNet;
@@ -29,6 +30,9 @@ pub const MAX_SUBNETS: usize = 64;
 pub const MAX_ROUTES: usize = 256;
 /// Resolvers.
 pub const MAX_RESOLVERS: usize = 8;
+
+/// The shortest idle limit, in seconds.
+pub const IDLE_SECONDS_LEAST: u32 = 10;
 
 // What a client may send with its Hello.
 
@@ -155,6 +159,13 @@ pub struct Settings {
     /// Seconds without an inner packet after which the server ends the session of a client that comes and goes by
     /// itself ([`FEATURE_ON_DEMAND`]).
     pub idle: Option<u32>,
+}
+
+impl Settings {
+    /// The idle limit; never so short that a session ends that waits for an answer.
+    pub fn idle_limit(&self) -> Option<Duration> {
+        self.idle.map(|seconds| Duration::from_secs(seconds.max(IDLE_SECONDS_LEAST).into()))
+    }
 }
 
 /// Why a session ended. The number is the code on the wire.
@@ -334,6 +345,12 @@ mod tests {
             encode(&Message::Bye(Reason::Idle)).expect("encodes"),
             [0, 0, 0, 8, 0, 0, 0, 7, 0, 0, 0, 12]
         );
+    }
+
+    #[test]
+    fn no_idle_limit_is_too_short() {
+        let limit = |idle| Settings { idle, ..Settings::default() }.idle_limit().map(|limit| limit.as_secs());
+        assert_eq!((limit(None), limit(Some(0)), limit(Some(11))), (None, Some(10), Some(11)));
     }
 
     #[test]

@@ -631,7 +631,7 @@ fn last_line(log: &str, n: usize) -> Option<&str> {
 }
 
 /// What the guard drops after it read it from the device.
-const READ_AND_DROPPED: [&str; 4] = ["no_route", "bad_inner", "queue_full", "codel"];
+const READ_AND_DROPPED: [&str; 5] = ["no_route", "away", "bad_inner", "queue_full", "codel"];
 /// Of memory for incomplete packets.
 const FRAGMENT_BYTES: &str = "268435456";
 

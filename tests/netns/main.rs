@@ -37,9 +37,11 @@ mod traffic;
 
 // The tests, each file about one promise.
 mod attacks;
+mod away;
 mod carriers;
 mod churn;
 mod client_status;
+mod early;
 mod garbage;
 mod hardship;
 mod identity;

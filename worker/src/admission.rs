@@ -180,7 +180,8 @@ impl Admission<'_> {
         }
         let (carrier, memory, exit) = take_devices(fds, uplink)?;
         // 5. Keys, and the welcome.
-        let session = self.session(&grant, suite)?;
+        let mut session = self.session(&grant, suite)?;
+        session.set_networks(grant.addresses.clone());
         self.welcome(&grant, suite)?;
         if let Some((id, session)) = tls::take_ticket(self.control.ssl()) {
             self.ask(&Request::Ticket { id, session })?;

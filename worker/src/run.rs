@@ -83,7 +83,7 @@ impl<'a> Carrying<'a> {
         add(admitted.downlink.as_fd(), DOWNLINK, Interest::Read)?;
         admitted.session.set_mtu(setup.mtu);
         if admitted.on_demand {
-            admitted.session.set_idle(setup.settings.idle.map(patience));
+            admitted.session.set_idle(setup.settings.idle_limit().map(patience));
         }
         Ok(Carrying {
             guard,
@@ -447,8 +447,7 @@ impl<'a> Carrying<'a> {
 }
 
 /// A client with a limit goes first.
-fn patience(idle: u32) -> Duration {
-    let limit = Duration::from_secs(idle.into());
+fn patience(limit: Duration) -> Duration {
     limit + limit / 10
 }
 
