@@ -9,6 +9,7 @@ mod transfer;
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -49,6 +50,12 @@ enum Command {
         /// Seconds without a new silence after which it has recovered.
         #[arg(long, default_value_t = 2.0)]
         settle: f64,
+        /// A log of the VPN, in which --line is waited for.
+        #[arg(long, requires = "line")]
+        log: Option<PathBuf>,
+        /// What a line in --log says: its time is told, too, and it isn't over before.
+        #[arg(long, requires = "log")]
+        line: Option<String>,
     },
     /// Makes a TUN device that gives every packet back later: a long way between two ends, by routes through it.
     Delay {
@@ -105,13 +112,15 @@ fn main() -> ExitCode {
 fn run(command: Command) -> io::Result<()> {
     match command {
         Command::Send { to, rate, size } => flow::send(to, rate, size),
-        Command::Receive { port, rate, limit, settle } => {
+        Command::Receive { port, rate, limit, settle, log, line } => {
             let bounds = judge::Bounds {
                 interval: SECOND / rate,
                 limit: (limit * SECOND as f64) as u64,
                 settle: (settle * SECOND as f64) as u64,
+                awaits_log: log.is_some(),
             };
-            println!("{}", serde_json::to_string(&flow::receive(port, &bounds)?)?);
+            let report = flow::receive(port, &bounds, log.as_deref().zip(line))?;
+            println!("{}", serde_json::to_string(&report)?);
             Ok(())
         }
         Command::Delay { device, ms } => delay::relay(&device, (ms * 1e6) as u64),
