@@ -2,13 +2,14 @@
 
 #![forbid(unsafe_code)]
 
+mod attack;
 mod delay;
 mod flow;
 mod judge;
 mod transfer;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -65,6 +66,29 @@ enum Command {
         /// How much later, in milliseconds.
         #[arg(long)]
         ms: f64,
+    },
+    /// Makes two TUN devices, and attacks the client whose datagrams are led through the first: for bench/attacks.sh.
+    ///
+    /// Prints a line of JSON for each attack.
+    Attack {
+        /// Device that all UDP between client and server is led through.
+        #[arg(long)]
+        tap: DeviceName,
+        /// Device of the attacker's own network.
+        #[arg(long)]
+        own: DeviceName,
+        /// The client's address.
+        #[arg(long)]
+        client: Ipv4Addr,
+        /// The server's address.
+        #[arg(long)]
+        server: Ipv4Addr,
+        /// The attacker's network, a /24.
+        #[arg(long)]
+        network: Ipv4Addr,
+        /// How often each attack is tried.
+        #[arg(long, default_value_t = 3)]
+        times: u32,
     },
     /// Transfers bytes over TCP, with their SHA-256 at both ends.
     #[command(subcommand)]
@@ -124,6 +148,9 @@ fn run(command: Command) -> io::Result<()> {
             Ok(())
         }
         Command::Delay { device, ms } => delay::relay(&device, (ms * 1e6) as u64),
+        Command::Attack { tap, own, client, server, network, times } => {
+            attack::attack(&tap, &own, attack::Scene { client, server, own: network }, times)
+        }
         Command::Tcp(Tcp::Send { to, bytes, rate, patience }) => {
             let sent = transfer::send(to, bytes, rate, Duration::from_secs(patience))?;
             println!("{}", serde_json::to_string(&sent)?);
