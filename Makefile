@@ -12,10 +12,10 @@ RELEASE := $(TARGET)/release
 PROGRAMS := tunguard tunguard-guard tunguard-worker
 
 .DEFAULT_GOAL := help
-.PHONY: help build run-server run-client client certs demo test check soak bench bench-roam bench-micro install clean
+.PHONY: help build run-server run-client client certs demo test check soak bench bench-roam bench-attacks bench-micro install clean
 
 help: ## Lists the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 # Where `tunguard` looks for the other two when they are not beside it.
 build: export TUNGUARD_LIBEXEC ?= $(PREFIX)/libexec/tunguard
@@ -56,6 +56,9 @@ bench: build ## Measures tunguard beside the bare link, OpenVPN, ocserv and wire
 
 bench-roam: build ## Measures how long VPNs are silent when their client moves (root; ARGS="--moves 2 --outage 5 ...")
 	@BIN=$(RELEASE) bench/roam.sh $(ARGS)
+
+bench-attacks: build ## Measures whose traffic somebody without keys can move (root; ARGS="--times 1 ...")
+	@BIN=$(RELEASE) bench/attacks.sh $(ARGS)
 
 bench-micro: ## Times each step of the data path, without a network (ARGS="--quick seal")
 	@scripts/packages.sh build
