@@ -70,7 +70,8 @@ end_turn() {
     rm -rf "$WORK/peer"
     peer='' attacker='' started=()
 } 2>/dev/null
-trap 'end_turn; rm -rf "$WORK"' EXIT
+# A second signal doesn't cut it short.
+trap 'trap "" INT TERM HUP; end_turn; rm -rf "$WORK"' EXIT
 trap 'exit 130' INT TERM HUP
 
 build_network() {

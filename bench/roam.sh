@@ -115,12 +115,15 @@ end_turn() {
     peer='' wire='' workers=''
 } 2>/dev/null
 end_flow() {
+    # shellcheck disable=SC2086 # a list of numbers
     [ -z "$flow" ] || kill $flow || true
+    # shellcheck disable=SC2086
     [ -z "$flow" ] || wait $flow || true
     flow=''
 } 2>/dev/null
 flow='' wire='' workers=''
-trap 'end_turn; rm -rf "$WORK"' EXIT
+# A second signal doesn't cut it short: a terminal's goes to all jobs, and to the one that ends them.
+trap 'trap "" INT TERM HUP; end_turn; rm -rf "$WORK"' EXIT
 trap 'exit 130' INT TERM HUP
 # A flow that ended early is noticed where it is read.
 trap : PIPE
@@ -561,8 +564,8 @@ estimate() {
         kind=${each%%:*}
         count=$(moves_of "$1" "$each")
         # The flow is steady after a second, then comes the nap before the move, and 2 s after it that have to be even.
-        each_takes=7
-        case $1 in tunguard*) each_takes=5 ;; esac
+        each_takes=6
+        case $1 in tunguard*) each_takes=4 ;; esac
         case $kind in
             link) each_takes=$((each_takes + 3)) ;;
             outage) each_takes=$((each_takes + outage)) ;;
@@ -598,7 +601,7 @@ share_out() {
 most() { printf '%s\n' "$@" | sort -n | tail -1; }
 share_out
 [ -n "${QUIET:-}" ] || say "this takes about $(($(most "${job_whole[@]}") / 60 + 1)) minutes, and up to $(($(most "${job_worst[@]}") / 60 + 1))" \
-    "where the others never recover from a move"
+    "where the others never recover from a move; more if the machine has other things to do"
 
 # Each writes its results to a directory of its own.
 run_jobs() {
@@ -614,8 +617,8 @@ run_jobs() {
     done
     while [ -n "$workers" ]; do
         read -r n others <<<"$workers"
-        workers=$others
         wait "$n" || { say "bench/roam.sh: a job failed"; return 1; }
+        workers=$others
     done
     jq -c '.runs[]' "$WORK"/job-*/results.json >"$lines"
 }
