@@ -104,6 +104,7 @@ peer=''
 touch "$lines"
 
 end_turn() {
+    [ -z "$asleep" ] || kill "$asleep" || true
     # shellcheck disable=SC2086 # a list of numbers
     [ -z "$workers" ] || kill $workers || true
     end_flow
@@ -112,7 +113,7 @@ end_turn() {
     drop_namespaces
     wait
     rm -rf "$WORK/peer"
-    peer='' wire='' workers=''
+    peer='' wire='' workers='' asleep=''
 } 2>/dev/null
 end_flow() {
     # shellcheck disable=SC2086 # a list of numbers
@@ -121,15 +122,28 @@ end_flow() {
     [ -z "$flow" ] || wait $flow || true
     flow=''
 } 2>/dev/null
-flow='' wire='' workers=''
+flow='' wire='' workers='' asleep=''
 # A second signal doesn't cut it short: a terminal's goes to all jobs, and to the one that ends them.
 trap 'trap "" INT TERM HUP; end_turn; rm -rf "$WORK"' EXIT
 trap 'exit 130' INT TERM HUP
 # A flow that ended early is noticed where it is read.
 trap : PIPE
-# nap SECONDS: that a signal ends, unlike sleep
-exec {never}<> <(:)
-nap() { read -rt "$1" -u "$never" || true; }
+# `wait` is what a signal may end: it ends neither a command in the foreground, nor `read` without bash aborting (5.2).
+# nap SECONDS
+nap() {
+    sleep "$1" &
+    asleep=$!
+    wait "$asleep" || true
+    asleep=''
+}
+# hear SECONDS: the receiver's next line, in $heard
+hear() {
+    timeout "$1" head -n 1 <&"$said" >"$WORK/heard" &
+    asleep=$!
+    wait "$asleep" || true
+    asleep=''
+    heard=$(cat "$WORK/heard")
+}
 
 # -- the network
 
@@ -438,14 +452,17 @@ measure() {
     else
         start_flow "$2"
     fi
-    if read -rt 30 -u "$said" line && [ "$line" = steady ]; then
+    hear 30
+    line=$heard
+    if [ "$line" = steady ]; then
         # So that it comes at any moment between two keepalives, which tunguard has none of here.
         case $peer in
             tunguard*) nap "0.$((RANDOM % 900 + 100))" ;;
             *) nap "$((RANDOM % 5)).$((RANDOM % 900 + 100))" ;;
         esac
         "move_$1"
-        read -rt $((limit + 10)) -u "$said" report || report='{"steady": false}'
+        hear $((limit + 10))
+        report=${heard:-$report}
     fi
     end_flow
     exec {said}<&- {orders}>&-
