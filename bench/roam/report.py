@@ -161,7 +161,7 @@ def timeline(title, kind, rows, limit):
     left, width, right, row = 150, 510, 140, 28
     ends = [(r["took_ms"] if kind in ("outage", "restart") else 0) + silence(r)
             for _, r in rows if r and math.isfinite(silence(r))]
-    took = max((r["took_ms"] for _, r in rows if r), default=0)
+    took = statistics.median_low([r["took_ms"] for _, r in rows if r] or [0])
     ends += [took] if kind == "link" else []
     ends += [r["logged_ms"] for _, r in rows if r and r.get("logged_ms") is not None]
     if not ends and any(rows):
