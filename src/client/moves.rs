@@ -22,6 +22,8 @@ use crate::time::Time;
 #[derive(Clone, Debug, Default)]
 pub struct Settle {
     look_at: Option<Time>,
+    /// A look in between: what came with the first event.
+    soon: Option<Time>,
     /// The first event since the last look that found quiet.
     since: Time,
 }
@@ -32,6 +34,7 @@ impl Settle {
         let first = self.look_at.is_none();
         if first {
             self.since = now;
+            self.soon = Some(now + TOGETHER);
         }
         // Where it never gets quiet, nobody waits for that.
         self.look_at = Some((now + QUIET).min(self.since + LONGEST));
@@ -46,12 +49,13 @@ impl Settle {
 
     /// When [`Settle::handle_timeout`] is to be called next.
     pub fn poll_timeout(&self) -> Option<Time> {
-        self.look_at
+        self.look_at.into_iter().chain(self.soon).min()
     }
 
     /// Whether to look now.
     pub fn handle_timeout(&mut self, now: Time) -> bool {
-        self.look_at.take_if(|at| *at <= now).is_some()
+        let soon = self.soon.take_if(|at| *at <= now).is_some();
+        self.look_at.take_if(|at| *at <= now).is_some() || soon
     }
 }
 
@@ -132,6 +136,8 @@ pub fn names(ways: &[Way]) -> Vec<CarrierName> {
         .collect()
 }
 
+/// A link loses its routes and then its addresses, or gets them, within this time.
+const TOGETHER: Duration = Duration::from_millis(5);
 /// Addresses and routes of one move come within this time of each other.
 const QUIET: Duration = Duration::from_millis(50);
 /// For events that never end.
@@ -150,10 +156,13 @@ mod tests {
     }
 
     #[test]
-    fn the_first_event_is_looked_at_and_the_quiet_after_the_last() {
+    fn the_first_event_is_looked_at_what_came_with_it_and_the_quiet_after_the_last() {
         let mut settle = Settle::default();
         assert_eq!(settle.poll_timeout(), None);
         assert!(settle.handle_event(after(0)));
+        assert!(!settle.handle_event(after(1)));
+        assert_eq!(settle.poll_timeout(), Some(after(5)));
+        assert!(settle.handle_timeout(after(5)));
         assert!(!settle.handle_event(after(30)));
         assert!(!settle.handle_timeout(after(50)), "30 ms ago there was another");
         assert_eq!(settle.poll_timeout(), Some(after(80)));
@@ -163,13 +172,13 @@ mod tests {
     }
 
     #[test]
-    fn events_without_end_are_looked_at_twice_a_second() {
+    fn events_without_end_are_looked_at_a_few_times_a_second() {
         let mut settle = Settle::default();
         let looks = (0..2_000).filter(|millis| {
             let timed = settle.handle_timeout(after(*millis));
             settle.handle_event(after(*millis)) || timed
         });
-        assert!((4..=10).contains(&looks.count()));
+        assert!((6..=15).contains(&looks.count()));
         settle.handle_failed(after(3_000));
         assert_eq!(settle.poll_timeout(), Some(after(4_000)));
     }
