@@ -34,8 +34,6 @@ pub(super) struct Demand {
     /// The addresses that the host was set up with.
     addresses: Vec<IpAddr>,
     sleep: SleepReason,
-    /// A process before this one had a session, and may have left something to resume it by.
-    had_session: bool,
 }
 
 impl Demand {
@@ -56,7 +54,6 @@ impl Demand {
             remembered,
             addresses: Vec::new(),
             sleep: SleepReason::Idle,
-            had_session: false,
         }))
     }
 }
@@ -86,7 +83,14 @@ impl Supervisor<'_> {
         let planned = judge(&Policy::of(self.config), &wishes, &host.lans()?);
         match planned {
             Ok(plan) => {
+                // Whatever the routes are, none leads to a server itself.
+                let remembered = demand.remembered.as_ref().and_then(Remembered::server);
+                let literal = self.config.remote.iter().filter_map(|remote| remote.host.parse().ok());
+                for server in remembered.map(|(_, server)| server.ip()).into_iter().chain(literal) {
+                    host.protect(server)?;
+                }
                 host.apply(&plan)?;
+                host.protect_only(&[])?;
                 demand.addresses.clone_from(&plan.addresses);
                 self.want = plan.addresses;
                 self.restart_at = None;
@@ -134,7 +138,8 @@ impl Supervisor<'_> {
                 Verdict::Wakes => {
                     let packet = read.get(VNET_LEN..).unwrap_or_default();
                     log::info!("woken by {}", wake::describe(packet));
-                    demand.starts.woken(now, WakeCause::of(packet), demand.had_session);
+                    // No TLS ticket outlives its tunnel process.
+                    demand.starts.woken(now, WakeCause::of(packet), false);
                     demand.starts.held(1);
                     self.restart_at = Some(now);
                 }
@@ -207,7 +212,6 @@ impl Supervisor<'_> {
             Progress::Established => {
                 demand.core.handle_established();
                 demand.starts.established(now);
-                demand.had_session = true;
             }
             Progress::Answered => demand.starts.first_answer(now),
             Progress::Lost => demand.core.handle_lost(now),
