@@ -15,7 +15,7 @@ use crate::epochs::{Epochs, Limits};
 use crate::idle::Idle;
 use crate::keys::{Role, Secret};
 use crate::path::Path;
-use crate::paths::{Keepalive, Known, Mode, PathEvent, Paths, REBIND_BYTES, Say};
+use crate::paths::{Keepalive, Known, Mode, PathEvent, Paths, REBIND_BYTES, Say, Silence};
 use crate::seal::SealError;
 use crate::segment::inner;
 use crate::time::Time;
@@ -101,6 +101,10 @@ pub struct Traffic {
     pub received_in_band: u64,
     /// Datagrams that were sent on a further path.
     pub copies: u64,
+    /// Of all datagrams sent, copies as well, those that went inside the control connection.
+    pub sent_inside: u64,
+    /// Datagrams that came inside the control connection.
+    pub received_inside: u64,
     /// Of the packets delivered: came with the client's Hello, in no datagram.
     pub received_early: u64,
 }
@@ -110,16 +114,19 @@ impl fmt::Display for Traffic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "read {} and cut into {}, sent {} packets ({} bytes) and {} in band, \
-             received {} packets ({} bytes) and {} in band",
+            "read {} and cut into {}, sent {} packets ({} bytes) and {} in band, with {} copies and {} inside the \
+             control connection, received {} packets ({} bytes) and {} in band, with {} inside",
             self.read_packets,
             self.cut_packets,
             self.sent_packets,
             self.sent_bytes,
             self.sent_in_band,
+            self.copies,
+            self.sent_inside,
             self.received_packets,
             self.received_bytes,
             self.received_in_band,
+            self.received_inside,
         )
     }
 }
@@ -257,6 +264,22 @@ impl Session {
         self.traffic.copies += datagrams;
     }
 
+    /// Counts datagrams that are to go inside the control connection.
+    pub fn went_inside(&mut self, datagrams: u64) {
+        self.traffic.sent_inside += datagrams;
+    }
+
+    /// Of those, so many waited until the connection was gone.
+    pub fn left_inside(&mut self, datagrams: u64) {
+        self.traffic.sent_inside -= datagrams;
+        self.drops.add(DropReason::SendRefused, datagrams);
+    }
+
+    /// Counts a datagram that came inside the control connection.
+    pub fn came_inside(&mut self) {
+        self.traffic.received_inside += 1;
+    }
+
     /// The client's ways to the server, best first ([`Paths::set_ways`]).
     pub fn set_ways(&mut self, now: Time, ways: &[Path]) {
         self.paths.set_ways(now, ways);
@@ -306,6 +329,16 @@ impl Session {
     /// When the client sends only to keep a NAT's mapping.
     pub fn set_keepalive(&mut self, keepalive: Keepalive) {
         self.paths.set_keepalive(keepalive);
+    }
+
+    /// What was learned of the NATs on the paths, by carrier.
+    pub fn silences(&self) -> impl Iterator<Item = (u8, Silence)> {
+        self.paths.silences()
+    }
+
+    /// A session before this one learned so much of the NAT behind a carrier.
+    pub fn expect_silence(&mut self, carrier: u8, silence: Silence) {
+        self.paths.expect_silence(carrier, silence);
     }
 
     /// Inner packets and bytes so far.

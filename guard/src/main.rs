@@ -9,6 +9,7 @@ mod admin;
 mod blocks;
 mod clients;
 mod codel;
+mod events;
 mod grants;
 mod host;
 mod leases;
@@ -19,6 +20,7 @@ mod run;
 mod slots;
 mod spawn;
 mod succession;
+mod tickets;
 mod trust;
 
 use std::io::Write;

@@ -27,6 +27,7 @@ use tunguard::wire::vnet::VNET_LEN;
 
 use crate::accounts::{Accounts, GuardDrop};
 use crate::clients::{Budget, Workers};
+use crate::events::Events;
 use crate::host::{Host, Queues};
 use crate::leases::Leases;
 use crate::lives::Accepting;
@@ -34,6 +35,7 @@ use crate::outbox::{FULL_AT, Outbox, Pool, Posted};
 use crate::routes::Routes;
 use crate::slots::Slots;
 use crate::spawn::Spawner;
+use crate::tickets::Tickets;
 use crate::trust::Trust;
 
 /// The server.
@@ -67,6 +69,12 @@ pub struct Guard {
     /// Log lines about connections that came to nothing.
     pub(crate) strangers: Budget,
     certificates_checked: Time,
+    /// What happened lately.
+    pub(crate) events: Events,
+    /// TLS sessions to be taken up again.
+    pub(crate) tickets: Tickets,
+    /// Since when the present certificates and lists decide whom to trust.
+    pub(crate) trusted_since: Time,
     stopping: Option<Time>,
 }
 
@@ -181,6 +189,9 @@ impl Guard {
             next_switch: None,
             strangers: Budget::of_log_lines(now),
             certificates_checked: now,
+            events: Events::default(),
+            tickets: Tickets::default(),
+            trusted_since: now,
             stopping: None,
         })
     }
@@ -405,6 +416,8 @@ impl Guard {
                 return;
             }
         }
+        self.tickets.clear();
+        self.trusted_since = clock::now();
         if let Err(failure) = self.spawner.prepare(&self.config, &self.trust, self.host.offloads.uso) {
             log::error!("{failure}");
         }
@@ -469,6 +482,7 @@ impl Guard {
         }
         if now.since(self.certificates_checked) >= CERTIFICATES_EVERY {
             self.certificates_checked = now;
+            self.tickets.handle_timeout(now);
             self.end_expired();
             self.workers.outboxes().for_each(Outbox::rest);
         }

@@ -12,7 +12,7 @@ use openssl::ssl::SslContext;
 use super::attempts::{Failed, Finality};
 use super::carriers::Carriers;
 use super::carry::Link;
-use super::ipc::{CarrierName, Setup};
+use super::ipc::{CarrierName, Setup, Ticket};
 use crate::channel::{Broken, ControlChannel, Progress};
 use crate::early::Early;
 use crate::epochs::Limits;
@@ -60,13 +60,13 @@ pub struct Wanted<'a> {
 }
 
 impl Connecting {
-    /// A connection as the supervisor hands it over: TCP first, then a UDP socket for each carrier.
+    /// A connection as the supervisor hands it over: TCP first, then a UDP socket for each carrier. `ticket` is used up.
     pub fn new(
         setup: &Setup,
         context: &SslContext,
         (host, address): (String, SocketAddr),
-        carriers: Vec<CarrierName>,
-        fds: Vec<OwnedFd>,
+        (carriers, fds): (Vec<CarrierName>, Vec<OwnedFd>),
+        ticket: Option<Ticket>,
     ) -> Outcome<Connecting> {
         let mut fds = fds.into_iter();
         let (Some(tcp), false) = (fds.next(), carriers.is_empty() || carriers.len() != fds.len()) else {
@@ -75,7 +75,10 @@ impl Connecting {
         // No certificate names the device a link-local address is reached by.
         let address_or_name = host.split('%').next().unwrap_or(&host);
         let expected_name = setup.server_name.clone().unwrap_or_else(|| address_or_name.to_owned());
-        let ssl = tls::client_ssl(context, &expected_name)?;
+        let mut ssl = tls::client_ssl(context, &expected_name)?;
+        if let Some(Ticket { session, .. }) = ticket.filter(|ticket| ticket.server_name == expected_name) {
+            tls::offer_session(&mut ssl, &session)?;
+        }
         Ok(Connecting {
             control: ControlChannel::new(ssl, TcpStream::from(tcp), Role::Client)?,
             carriers: carriers.into_iter().zip(fds).collect(),
@@ -112,11 +115,9 @@ impl Connecting {
                 return Ok(None);
             }
             tls::confirm_peer(self.control.ssl(), None).map_err(unproven)?;
-            log::info!(
-                "TLS 1.3 with server {:?} ({})",
-                self.expected_name,
-                tls::group_name(self.control.ssl())
-            );
+            let ssl = self.control.ssl();
+            let resumed = if ssl.session_reused() { ", resumed" } else { "" };
+            log::info!("TLS 1.3 with server {:?} ({}{resumed})", self.expected_name, tls::group_name(ssl));
             self.greet(setup, want)?;
         }
         self.control.flush().map_err(broken)?;
@@ -162,6 +163,12 @@ impl Connecting {
             self.control.send(&Message::Early(packet.clone())).map_err(broken)?;
         }
         Ok(())
+    }
+
+    /// The ticket the server gave us ahead of its welcome.
+    pub fn take_ticket(&self) -> Option<Ticket> {
+        let (_, session) = tls::take_ticket(self.control.ssl())?;
+        Some(Ticket { server_name: self.expected_name.clone(), session })
     }
 
     /// The session that `welcome` offers.

@@ -13,7 +13,7 @@ use crate::exit::{Exit, Failure};
 use crate::paths::{Keepalive, Mode};
 use crate::session::Traffic;
 use crate::sys::seqpacket::Channel;
-use crate::tls::Credentials;
+use crate::tls::{Credentials, SavedSession};
 use crate::wire::control::Settings;
 use crate::wire::data::SessionId;
 
@@ -25,13 +25,15 @@ pub type SupervisorEnd = Channel<Reply, Request>;
 /// What the tunnel process may ask or tell; when is said by [`Phase::allows`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Connect to a remote. Answer: `Dialled` or `DialFailed`.
+    /// Connect to a remote, or else to one of the others. Answer: `Dialled` or `DialFailed`.
     Dial {
-        /// Its place in the configuration.
+        /// Place in the configuration of the one to begin with.
         remote: u16,
     },
     /// Set the host up for a session. Answer: `Configured` or `ConfigureFailed`.
     Configure(Wishes),
+    /// The server gave us a ticket: it is kept for the next tunnel process.
+    Ticket(Ticket),
     /// The answer to `Query`; boxed, as it is the largest.
     Report(Box<Report>),
     /// How the session is doing, where it was made on demand.
@@ -50,6 +52,15 @@ pub enum Request {
         /// Starting again wouldn't help.
         permanent: bool,
     },
+}
+
+/// A TLS session that may be taken up again, at a server of the same name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ticket {
+    /// The name its certificate was asked for.
+    pub server_name: String,
+    /// The session.
+    pub session: SavedSession,
 }
 
 /// What the tunnel process knows and the supervisor doesn't.
@@ -147,7 +158,9 @@ pub struct Wishes {
 pub enum Reply {
     /// Connected; the TCP connection is the first descriptor, then comes a UDP socket for each carrier.
     Dialled {
-        /// The remote's name, as configured.
+        /// The remote's place in the configuration.
+        remote: u16,
+        /// Its name, as configured.
         host: String,
         /// Where it was reached; UDP goes there, too.
         address: Endpoint,
@@ -175,6 +188,13 @@ pub enum Reply {
         /// The address that the control connection was made from is gone from this host, or its link leads nowhere:
         /// nothing will come of it any more, which TCP itself would notice only much later.
         control_gone: bool,
+        /// There is a way to another remote, or to another address of this one.
+        elsewhere: bool,
+    },
+    /// The network changed: an attempt that waits for its time may begin now.
+    Moved {
+        /// Nothing comes of the connection that was handed over last: its address or link is gone.
+        cut_off: bool,
     },
     /// Report, please.
     Query,
@@ -266,6 +286,8 @@ pub struct Setup {
     pub established: bool,
     /// Inner addresses it had.
     pub want: Vec<IpAddr>,
+    /// A TLS session that it had.
+    pub ticket: Option<Ticket>,
     /// Place of the remote to begin with.
     pub first_remote: u16,
     /// For a session that is made on demand.
@@ -331,12 +353,17 @@ impl Phase {
             (_, Request::Log { .. } | Request::Ended { .. }) => Verdict::Allowed,
             (Connected | NextDial | Stopping, Request::Progress(_)) => Verdict::Allowed,
             // On its way to us when it was told to stop.
-            (Stopping, Request::Dial { .. } | Request::Configure(_) | Request::Report(_)) => Verdict::Ignored,
+            (
+                Stopping,
+                Request::Dial { .. } | Request::Configure(_) | Request::Ticket(_) | Request::Report(_),
+            ) => Verdict::Ignored,
             (_, Request::Report(_)) => Verdict::Allowed,
             (Fresh | Connected, Request::Dial { .. }) => Verdict::Allowed,
             (FirstDial | NextDial, Request::Dial { .. }) => Verdict::Violation,
-            (Connected | NextDial, Request::Configure(_)) => Verdict::Allowed,
-            (Fresh | FirstDial, Request::Configure(_) | Request::Progress(_)) => Verdict::Violation,
+            (Connected | NextDial, Request::Configure(_) | Request::Ticket(_)) => Verdict::Allowed,
+            (Fresh | FirstDial, Request::Configure(_) | Request::Ticket(_) | Request::Progress(_)) => {
+                Verdict::Violation
+            }
         }
     }
 
@@ -475,7 +502,7 @@ mod tests {
         for text in ["192.0.2.1:7", "[2001:db8::1]:7", "[fe80::1%3]:7"] {
             let address: SocketAddr = text.parse().expect("an address");
             let carriers = vec![CarrierName::any()];
-            let sent = Reply::Dialled { host: String::new(), address: address.into(), carriers };
+            let sent = Reply::Dialled { remote: 0, host: String::new(), address: address.into(), carriers };
             assert!(supervisor.send(&sent, &[]).expect("fits"));
             let Ok(Incoming::Message(Reply::Dialled { address: got, .. }, _)) = tunnel.receive(false) else {
                 panic!("{text} is lost");
@@ -496,7 +523,7 @@ mod tests {
         };
         let carriers = vec![link; crate::net::carriers::MAX_WAYS];
         let address = SocketAddr::from(([192, 0, 2, 1], 7)).into();
-        let sent = Reply::Dialled { host: "h".repeat(253), address, carriers: carriers.clone() };
+        let sent = Reply::Dialled { remote: 0, host: "h".repeat(253), address, carriers: carriers.clone() };
         let file = std::fs::File::open("/dev/null").expect("a file");
         let fds = vec![file.as_fd(); 1 + carriers.len()];
         assert!(supervisor.send(&sent, &fds).expect("fits"));

@@ -37,6 +37,7 @@ pub mod host;
 pub mod ipc;
 pub mod lookup;
 pub mod moves;
+mod nats;
 pub mod on_demand;
 pub mod remembered;
 pub mod settings;

@@ -69,14 +69,15 @@ pub struct Connection {
     /// What the UDP sockets were made for last; empty where they are bound to no link.
     told: Vec<Way>,
     told_of_control: bool,
+    told_of_others: bool,
 }
 
 impl Connection {
-    /// A connection to the remote at `place`, with sockets for these ways.
-    pub fn new(place: usize, connected: &Connected, told: Vec<Way>) -> io::Result<Connection> {
+    /// A connection that was made, with sockets for these ways.
+    pub fn new(connected: &Connected, told: Vec<Way>) -> io::Result<Connection> {
         let local = connected.stream.local_addr()?.ip().to_canonical();
-        let (address, link) = (connected.address, connected.link.clone());
-        Ok(Connection { place, address, local, link, told, told_of_control: false })
+        let (place, address, link) = (connected.place, connected.address, connected.link.clone());
+        Ok(Connection { place, address, local, link, told, told_of_control: false, told_of_others: false })
     }
 
     /// Whether nothing can come of the control connection any more: its address is gone from this host, or its link
@@ -90,11 +91,13 @@ impl Connection {
     }
 
     /// Whether the tunnel process should hear of this: other links than before, another order of them, another source
-    /// address of one; or, with any way at all, that its control connection is cut off.
-    pub fn is_news(&self, ways: &[Way], control_gone: bool) -> bool {
+    /// address of one; or, with any way at all, that its control connection is cut off; or, without, that there is a
+    /// way `elsewhere`.
+    pub fn is_news(&self, ways: &[Way], control_gone: bool, elsewhere: bool) -> bool {
         let same = |(told, way): (&Way, &Way)| (told.index, told.source) == (way.index, way.source);
         let as_told = self.told.len() == ways.len() && self.told.iter().zip(ways).all(same);
-        !as_told || control_gone && !self.told_of_control && !ways.is_empty()
+        let cut_off = control_gone && !self.told_of_control && !ways.is_empty();
+        !as_told || cut_off || elsewhere && !self.told_of_others && ways.is_empty()
     }
 
     /// The links that the tunnel process was told of, best first.
@@ -103,8 +106,9 @@ impl Connection {
     }
 
     /// It was told so.
-    pub fn handle_told(&mut self, ways: Vec<Way>, control_gone: bool) {
+    pub fn handle_told(&mut self, ways: Vec<Way>, control_gone: bool, elsewhere: bool) {
         self.told_of_control = control_gone && !ways.is_empty();
+        self.told_of_others = elsewhere && ways.is_empty();
         self.told = ways;
     }
 }
@@ -181,8 +185,15 @@ mod tests {
         let (a, b) = (way(2, "192.0.2.2", 100), way(3, "198.51.100.3", 200));
         let address = SocketAddr::from(([203, 0, 113, 1], 55555));
         let told = vec![a.clone(), b.clone()];
-        let mut connection =
-            Connection { place: 0, address, local: a.source, link: None, told, told_of_control: false };
+        let mut connection = Connection {
+            place: 0,
+            address,
+            local: a.source,
+            link: None,
+            told,
+            told_of_control: false,
+            told_of_others: false,
+        };
         for (ways, control_gone, news) in [
             (vec![a.clone(), b.clone()], false, false),
             (vec![way(2, "192.0.2.2", 900), b.clone()], false, false),
@@ -192,15 +203,20 @@ mod tests {
             (vec![way(2, "192.0.2.9", 100), b.clone()], false, true),
             (vec![a.clone(), b.clone()], true, true),
         ] {
-            assert_eq!(connection.is_news(&ways, control_gone), news, "{ways:?}");
+            assert_eq!(connection.is_news(&ways, control_gone, false), news, "{ways:?}");
         }
         // Without a way there is nothing to be done about the control connection yet.
-        connection.handle_told(vec![], true);
-        assert!(!connection.is_news(&[], true));
+        connection.handle_told(vec![], true, false);
+        assert!(!connection.is_news(&[], true, false));
+        // But there may be another server.
+        assert!(connection.is_news(&[], true, true));
+        connection.handle_told(vec![], true, true);
+        assert!(!connection.is_news(&[], true, true));
         let only_b = vec![b];
-        assert!(connection.is_news(&only_b, true));
-        connection.handle_told(only_b.clone(), true);
-        assert!(!connection.is_news(&only_b, true));
+        assert!(connection.is_news(&only_b, true, true));
+        connection.handle_told(only_b.clone(), true, true);
+        assert!(!connection.is_news(&only_b, true, true));
+        assert!(connection.is_news(&[], true, true));
     }
 
     #[test]
@@ -219,6 +235,7 @@ mod tests {
             link: link.map(str::to_owned),
             told: Vec::new(),
             told_of_control: false,
+            told_of_others: false,
         };
         for (local, link, holders, gone) in [
             ([192, 0, 2, 2], Some("eth2"), &[2][..], false),

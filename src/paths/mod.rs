@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use balance::Flows;
 use follow::{NOMINATED_FOR, NOMINATION_EVERY, NOMINATIONS, Nomination, REBINDS};
-pub use keep::Keepalive;
+pub use keep::{Keepalive, Silence};
 pub use known::Known;
 
 use crate::budget::Budget;

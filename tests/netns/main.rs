@@ -25,7 +25,7 @@
 mod lab;
 
 #[path = "../common/mod.rs"]
-#[expect(dead_code, reason = "shared with tests/tls.rs, which needs the rest")]
+#[expect(dead_code, reason = "shared with tests/tls/main.rs, which needs the rest")]
 mod certificates;
 
 mod books;
@@ -51,6 +51,9 @@ mod mtu;
 mod nat;
 mod on_demand;
 mod plaintext;
+mod remotes;
 mod resume;
 mod routing;
 mod soak;
+mod tickets;
+mod watch;

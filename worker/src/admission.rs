@@ -32,6 +32,7 @@ use tunguard::wire::control::{
 
 use crate::downlink::Downlink;
 use crate::nursery::Prepared;
+use crate::tickets::Tickets;
 use crate::uplink::Uplink;
 
 /// Everything an established session needs.
@@ -65,14 +66,20 @@ pub fn admit(prepared: &Prepared, guard: &WorkerEnd, tcp: TcpStream, deadline: T
     // A client that vanished while idle: its session is given up after `linger`, as one whose connection broke.
     tcp::notice_silence(&tcp, Duration::from_millis(prepared.setup.linger_ms))
         .map_err(|e| Failure::system("prepare the control connection", e))?;
+    let tickets = Tickets::new(guard, deadline)?;
+    let ssl = tls::server_ssl_with(&prepared.context, tickets.look_up)?;
     let mut admission = Admission {
         prepared,
         setup: &prepared.setup,
         guard,
-        control: ControlChannel::new(tls::server_ssl(&prepared.context)?, tcp, Role::Server)?,
+        control: ControlChannel::new(ssl, tcp, Role::Server)?,
         deadline,
     };
     admission.handshake()?;
+    tls::close_desk(admission.control.ssl());
+    if let Some(reason) = tickets.ordered.get() {
+        return Err(ordered_to_end(*reason).failure);
+    }
     match admission.negotiate() {
         Ok(made) => Ok(made.into_admitted(admission.control)),
         Err(Refusal { reason, failure }) => {
@@ -175,6 +182,9 @@ impl Admission<'_> {
         // 5. Keys, and the welcome.
         let session = self.session(&grant, suite)?;
         self.welcome(&grant, suite)?;
+        if let Some((id, session)) = tls::take_ticket(self.control.ssl()) {
+            self.ask(&Request::Ticket { id, session })?;
+        }
         log::info!(
             "session {} for {}: {suite}, {}",
             grant.session,

@@ -208,6 +208,7 @@ impl<'a> Carrying<'a> {
     fn inside_to_guard(&mut self, datagram: &[u8]) {
         let Some(peer) = self.control.as_ref().and_then(ControlChannel::peer) else { return };
         let run = inside::receive(peer, datagram, &mut self.data.buffers);
+        self.session.came_inside();
         let buffer = &mut self.data.buffers[run.buffer];
         self.ingress.open(&mut self.session, Role::Server, clock::now(), &run, buffer);
         self.worker_to_tun();
@@ -311,7 +312,7 @@ impl<'a> Carrying<'a> {
 
     fn lose_control(&mut self) {
         self.session.handle_control_lost(clock::now());
-        self.session.drops.add(DropReason::SendRefused, self.data.net.clear());
+        self.session.left_inside(self.data.net.clear());
         let _ = self.guard.send(&Request::ControlLost, &[]);
     }
 
@@ -381,7 +382,13 @@ impl<'a> Carrying<'a> {
                     }
                     Some(old) => log::info!("{name}: moved from {} to {}", old.remote, new.remote),
                 }
-                let _ = self.guard.send(&Request::Moved { new: new.remote }, &[]);
+                let before = |old: tunguard::path::Path| {
+                    self.session.paths().iter().find(|known| known.path.key() == old.key())
+                };
+                let silent = old.and_then(before).map(|known| clock::now().since(known.last_heard()));
+                let after_ms = silent.map(|silent| silent.as_millis() as u64);
+                let inside = new.carrier == INSIDE;
+                let _ = self.guard.send(&Request::Moved { new: new.remote, after_ms, inside }, &[]);
             }
             Event::Path(PathEvent::Proven { rtt }) => log::debug!("{name}: round trip {rtt:?}"),
             Event::Path(PathEvent::Mtu { mtu }) => {
