@@ -138,8 +138,7 @@ impl Supervisor<'_> {
                 Verdict::Wakes => {
                     let packet = read.get(VNET_LEN..).unwrap_or_default();
                     log::info!("woken by {}", wake::describe(packet));
-                    // No TLS ticket outlives its tunnel process.
-                    demand.starts.woken(now, WakeCause::of(packet), false);
+                    demand.starts.woken(now, WakeCause::of(packet), self.ticket.is_some());
                     demand.starts.held(1);
                     self.restart_at = Some(now);
                 }
@@ -251,8 +250,8 @@ impl Supervisor<'_> {
 
     /// Nobody needs a way to the servers outside the tunnel.
     fn release_servers(&mut self, host: &mut Host) {
+        let servers = self.servers();
         let Some(demand) = self.demand.as_mut().filter(|demand| demand.core.listens()) else { return };
-        let servers = self.known.values().flat_map(|known| known.addresses.iter().copied()).collect();
         demand.core.set_servers(servers);
         if let Err(failure) = host.protect_only(&[]) {
             log::warn!("{failure}");
