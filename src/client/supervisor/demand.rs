@@ -126,6 +126,8 @@ impl Supervisor<'_> {
                 Ok(Some(len)) => len,
                 Ok(None) => break,
                 Err(error) if Tun::is_gone(&error) => return Err(gone("it was removed".to_owned())),
+                // A packet that the kernel can't describe (tun_put_user()) is gone with this.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => continue,
                 Err(error) => return Err(gone(error.to_string())),
             };
             let read = &demand.packet[..len];
