@@ -17,6 +17,8 @@
 //! 6. `carry`: `tun_to_server` and `server_to_tun`
 //!
 //! [`moves`] is what the supervisor does when the network changes, and hands over sockets for it.
+//! With `[on_demand]` the supervisor starts a tunnel process only when a packet asks for it: [`on_demand`] (states, pure),
+//! [`wake`] (rules, pure), [`remembered`] (what the host was set up for last).
 //! [`settings`] says when the server's later wishes are passed on (pure).
 //!
 //! [`admin`] is what the supervisor tells `tunguard status`, with [`starts`] if it connects on demand (both pure but for

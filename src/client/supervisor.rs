@@ -1,5 +1,6 @@
 //! The supervisor: the client's privileged half. It holds the device, routes and resolvers, starts the tunnel
-//! process, does for it what needs privilege, and starts it again when it dies. It reads nothing from the network.
+//! process, does for it what needs privilege, and starts it again when it dies. It reads nothing from the network;
+//! the device only while it connects on demand and sleeps.
 
 mod demand;
 

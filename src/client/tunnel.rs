@@ -625,6 +625,7 @@ impl<'a> Tunnel<'a> {
     fn obey(&mut self, reply: Reply, fds: Vec<OwnedFd>) -> Turn<()> {
         match reply {
             Reply::Stop => Err(self.leave()),
+            Reply::Query => self.report(clock::now()),
             // What was asked for before isn't needed any more.
             _ if self.leaving.is_some() => Ok(()),
             Reply::Dialled { remote, host, address, carriers } => {
@@ -643,7 +644,6 @@ impl<'a> Tunnel<'a> {
             }
             Reply::Configured => self.configured(Ok(())),
             Reply::ConfigureFailed { text } => self.configured(Err(text)),
-            Reply::Query => self.report(clock::now()),
         }
     }
 

@@ -61,10 +61,11 @@ fn beyond_the_queue_the_newest_are_dropped_and_counted() {
     send(&sender, 0);
     client.wait_for_log("woken by");
     (1..200).for_each(|n| send(&sender, n));
-    // The first one is held by the supervisor.
-    assert_eq!(dropped(&lab), 149);
+    // The first one is held by the supervisor; its place in the ring may be made free later, with others.
+    let dropped = dropped(&lab);
+    assert!((149..=150).contains(&dropped), "{dropped}");
     let _server = lab.start_server(&lab.server());
-    assert_eq!(receive(&receiver, 200), (0..51).collect::<Vec<u32>>());
+    assert_eq!(receive(&receiver, 200), (0..200 - dropped as u32).collect::<Vec<u32>>());
 }
 
 #[test]
@@ -234,7 +235,9 @@ fn nothing_leaves_in_clear() {
 #[test]
 fn a_client_started_again_knows_its_addresses() {
     let Some(lab) = Lab::new("remember", 1) else { return };
-    let _server = lab.start_server(&lab.server().set("push.routes", "['192.168.50.0/24']").set("nat", true));
+    // The server itself is never routed into the tunnel.
+    let pushed = format!("['192.168.50.0/24', '{SERVER_V4}/32']");
+    let _server = lab.start_server(&lab.server().set("push.routes", pushed).set("nat", true));
     let config = on_demand(&lab, 1).without("on_demand.addresses");
     let routed = || lab.c(1).routes().iter().any(|route| route.starts_with("192.168.50.0/24 dev tg0"));
     let mut client = lab.try_client(1, &config);
@@ -505,7 +508,9 @@ fn only_the_tunnel(wire: &[Captured]) {
                 assert!(ports.contains(&55555), "{packet:?}");
                 tunnel += 1;
             }
-            capture::ICMP_V6 | 0 if packet.transport.first().is_none_or(|kind| *kind > 129) => {}
+            // MLD is behind a hop-by-hop option.
+            0 => {}
+            capture::ICMP_V6 if packet.transport.first().is_none_or(|kind| *kind > 129) => {}
             _ => panic!("in clear: {packet:?}"),
         }
     }

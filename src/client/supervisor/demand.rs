@@ -34,8 +34,6 @@ pub(super) struct Demand {
     /// The addresses that the host was set up with.
     addresses: Vec<IpAddr>,
     sleep: SleepReason,
-    /// A process before this one had a session, and may have left something to resume it by.
-    had_session: bool,
 }
 
 impl Demand {
@@ -56,7 +54,6 @@ impl Demand {
             remembered,
             addresses: Vec::new(),
             sleep: SleepReason::Idle,
-            had_session: false,
         }))
     }
 }
@@ -86,7 +83,14 @@ impl Supervisor<'_> {
         let planned = judge(&Policy::of(self.config), &wishes, &host.lans()?);
         match planned {
             Ok(plan) => {
+                // Whatever the routes are, none leads to a server itself.
+                let remembered = demand.remembered.as_ref().and_then(Remembered::server);
+                let literal = self.config.remote.iter().filter_map(|remote| remote.host.parse().ok());
+                for server in remembered.map(|(_, server)| server.ip()).into_iter().chain(literal) {
+                    host.protect(server)?;
+                }
                 host.apply(&plan)?;
+                host.protect_only(&[])?;
                 demand.addresses.clone_from(&plan.addresses);
                 self.want = plan.addresses;
                 self.restart_at = None;
@@ -122,6 +126,8 @@ impl Supervisor<'_> {
                 Ok(Some(len)) => len,
                 Ok(None) => break,
                 Err(error) if Tun::is_gone(&error) => return Err(gone("it was removed".to_owned())),
+                // A packet that the kernel can't describe (tun_put_user()) is gone with this.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => continue,
                 Err(error) => return Err(gone(error.to_string())),
             };
             let read = &demand.packet[..len];
@@ -134,7 +140,7 @@ impl Supervisor<'_> {
                 Verdict::Wakes => {
                     let packet = read.get(VNET_LEN..).unwrap_or_default();
                     log::info!("woken by {}", wake::describe(packet));
-                    demand.starts.woken(now, WakeCause::of(packet), demand.had_session);
+                    demand.starts.woken(now, WakeCause::of(packet), self.ticket.is_some());
                     demand.starts.held(1);
                     self.restart_at = Some(now);
                 }
@@ -207,7 +213,6 @@ impl Supervisor<'_> {
             Progress::Established => {
                 demand.core.handle_established();
                 demand.starts.established(now);
-                demand.had_session = true;
             }
             Progress::Answered => demand.starts.first_answer(now),
             Progress::Lost => demand.core.handle_lost(now),
@@ -247,8 +252,8 @@ impl Supervisor<'_> {
 
     /// Nobody needs a way to the servers outside the tunnel.
     fn release_servers(&mut self, host: &mut Host) {
+        let servers = self.servers();
         let Some(demand) = self.demand.as_mut().filter(|demand| demand.core.listens()) else { return };
-        let servers = self.known.values().flat_map(|known| known.addresses.iter().copied()).collect();
         demand.core.set_servers(servers);
         if let Err(failure) = host.protect_only(&[]) {
             log::warn!("{failure}");
