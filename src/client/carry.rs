@@ -177,8 +177,7 @@ impl Link {
 
     /// When that will be; to a second, as it is measured.
     pub fn idle_at(&self) -> Option<Time> {
-        let pushed = self.settings.idle.map(|seconds| Duration::from_secs(seconds.into()));
-        let limit = self.idle_limit?.min(pushed.unwrap_or(Duration::MAX));
+        let limit = self.idle_limit?.min(self.settings.idle_limit().unwrap_or(Duration::MAX));
         Some(self.session.idle().last() + limit + Duration::from_secs(1))
     }
 
