@@ -203,7 +203,7 @@ impl Starts {
         if self.first_packet.count == 0 {
             return String::new();
         }
-        format!("first packet sent {}; answered {}", self.first_packet.shown(), self.first_answer.shown())
+        format!("first packet sent: {}; answered: {}", self.first_packet.shown(), self.first_answer.shown())
     }
 }
 
@@ -211,7 +211,7 @@ impl Waits {
     fn shown(&self) -> String {
         let Some(worst) = self.worst_ms else { return "never".to_owned() };
         let median = self.median_at_most_ms.map_or(String::new(), |ms| format!("half within {ms} ms, "));
-        format!("after {median}{worst:.0} ms at worst")
+        format!("{median}{worst:.0} ms at worst")
     }
 }
 
@@ -301,7 +301,7 @@ mod tests {
              on demand  woken 2 times, connected 1 times, gave up 1 times, awake for 1s, 1 packet held\n\
              woken by   ping 2\n\
              not sent   gave_up 1\n\
-             cold       first packet sent after half within 60 ms, 55 ms at worst; answered never\n\
+             cold       first packet sent: half within 60 ms, 55 ms at worst; answered: never\n\
              \n\
              WOKEN   BY                               START  SENT AFTER  ANSWERED AFTER\n\
              4s ago  icmp 10.9.0.2 > 10.9.0.1 type 8  cold   55.4 ms     -\n"
