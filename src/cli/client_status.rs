@@ -156,7 +156,7 @@ impl Session {
         let path_mtu = self.path_mtu.map_or(String::new(), |mtu| format!(" (path {mtu})"));
         let control = if self.control == "lost" { ", control lost" } else { "" };
         format!(
-            "since {}, heard {} ago, {}, MTU {}{path_mtu}{control}",
+            "for {}, heard {} ago, {}, MTU {}{path_mtu}{control}",
             age(self.age_s),
             age(self.silent_ms / 1000),
             harmless(&self.suite),
@@ -267,7 +267,7 @@ mod tests {
              addresses  10.9.0.2, fd09::2\n\
              server     198.51.100.1:55555 (vpn.test)\n\
              carriers   wlan0 (192.0.2.7)\n\
-             session    since 1m01s, heard 0s ago, aes-256-gcm, MTU 1420 (path 1380), control lost\n\
+             session    for 1m01s, heard 0s ago, aes-256-gcm, MTU 1420 (path 1380), control lost\n\
              sent       1 packet (84 B)\n\
              received   2 packets (1.5 kB)\n\
              dropped    bad_tag 2\n\
