@@ -2,8 +2,8 @@
 # How long a VPN is silent when its client moves: tunguard beside the VPNs a user could pick instead, in one run, in
 # turns, medians.
 #
-#   bench/roam.sh [--moves N] [--rounds N] [--peers "tunguard ..."] [--kinds "address:up ..."] [--outage S]
-#                 [--limit S] [--rtt MS] [--family 4|6] [--no-tcp] [--out DIR]
+#   bench/roam.sh [--moves N] [--peer-moves N] [--rounds N] [--peers "tunguard ..."] [--kinds "address:up ..."]
+#                 [--outage S] [--limit S] [--rtt MS] [--family 4|6] [--no-tcp] [--jobs N] [--out DIR]
 #
 # A peer is a script in bench/peers/ (bench/peers/README.md). For each turn network namespaces are made, the peer is
 # started between them, moved, stopped, and the namespaces are removed.
@@ -26,26 +26,42 @@
 #   rebind-all the same for TCP, too
 #   outage     the router drops all packets of all carriers for --outage seconds (60)
 #   restart    the server's processes are killed, and it is started again
+#   link       the preferred carrier's link goes down, which takes its routes along, and after 3 s comes up again with
+#              the same address and the same default route; the other carrier is there all the time
+#   resume     as carrier, on a path of --rtt (50 if that is 0): how long until there is a control connection by the other
+#              carrier as well, told by the VPN's log; only for peers that say what to look for there (verb `resumed`)
 #
-# What counts is the longest time without arrivals from the move on; for outage and restart it is the time from when the
+# KIND:WAY:N asks for N moves at most, outage:up:1 for instance.
+#
+# What counts is the longest time without arrivals from the move on, for link until 2 s after it came back; for outage
+# and restart it is the time from when the
 # router drops nothing any more, or the server listens, to the first packet. At most --limit (20) seconds; a VPN that
 # needs longer on the first three moves of a kind isn't asked again. A move around which the sender itself paused for more
-# than 10 ms, because others used the machine, is repeated up to twice. --moves (10) of each kind in --rounds (2) turns.
+# than 10 ms, because others used the machine, is repeated up to twice. --moves (10) of each kind in --rounds (2) turns,
+# --peer-moves for all but tunguard. --jobs N (1) shares the peers out to N processes that run at the same time, each in
+# namespaces of its own. How long it will take is said first.
 # Then bytes go over one TCP connection while addresses and carriers change in turn, with their SHA-256 at both ends.
 #
 # Writes results.json, README.md and timelines to DIR (target/roam), see bench/roam/report.py. BIN is the directory of
 # the programs (target/release), COMMIT what they were built from (HEAD), NOTE a sentence for the report.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-command="bench/roam.sh $*"
+command=bench/roam.sh
+for each in "$@"; do
+    case $each in
+        *[[:space:]]*) command="$command '$(tr -s '[:space:]' ' ' <<<"$each" | sed 's/ $//')'" ;;
+        *) command="$command $each" ;;
+    esac
+done
 
-moves=10 rounds=2 outage=60 limit=20 rtt=0 family=4 tcp=yes out=target/roam
+moves=10 peer_moves='' rounds=2 outage=60 limit=20 rtt=0 family=4 tcp=yes jobs=1 out=target/roam
 peers="tunguard tunguard-failover tunguard-redundant openvpn ocserv wireguard-go wireguard-go-hook"
 kinds="address:up address:down carrier:up carrier:down failover:up failover:down rebind:up rebind-all:up
-    outage:up outage:down restart:up restart:down"
+    link:up link:down outage:up:2 outage:down:2 restart:up restart:down resume:up resume:down"
 while [ $# -gt 0 ]; do
     case $1 in
         --moves) moves=$2; shift 2 ;;
+        --peer-moves) peer_moves=$2; shift 2 ;;
         --rounds) rounds=$2; shift 2 ;;
         --peers) peers=$2; shift 2 ;;
         --kinds) kinds=$2; shift 2 ;;
@@ -54,19 +70,17 @@ while [ $# -gt 0 ]; do
         --rtt) rtt=$2; shift 2 ;;
         --family) family=$2; shift 2 ;;
         --no-tcp) tcp=''; shift ;;
+        --jobs) jobs=$2; shift 2 ;;
         --out) out=$2; shift 2 ;;
         *) echo "bench/roam.sh: unknown option $1: see the top of the script" >&2; exit 2 ;;
     esac
 done
+peer_moves=${peer_moves:-$moves}
 for each in $kinds; do
-    case $each in
-        address:* | carrier:* | failover:* | rebind:* | rebind-all:* | outage:* | restart:*) ;;
-        *) echo "bench/roam.sh: no such kind of move: $each" >&2; exit 2 ;;
-    esac
-    case $each in
-        *:up | *:down) ;;
-        *) echo "bench/roam.sh: neither up nor down: $each" >&2; exit 2 ;;
-    esac
+    if ! [[ $each =~ ^(address|carrier|failover|rebind|rebind-all|outage|restart|link|resume):(up|down)(:[0-9]+)?$ ]]; then
+        echo "bench/roam.sh: no such kind of move: $each" >&2
+        exit 2
+    fi
 done
 if [ "$(id -u)" != 0 ]; then
     echo "bench/roam.sh: makes network namespaces: run it as root" >&2
@@ -90,27 +104,46 @@ peer=''
 touch "$lines"
 
 end_turn() {
+    [ -z "$asleep" ] || kill "$asleep" || true
+    # shellcheck disable=SC2086 # a list of numbers
+    [ -z "$workers" ] || kill $workers || true
     end_flow
     [ -z "$peer" ] || bash "bench/peers/$peer.sh" stop || true
     [ -z "$wire" ] || kill "$wire" || true
     drop_namespaces
     wait
     rm -rf "$WORK/peer"
-    peer='' wire=''
+    peer='' wire='' workers='' asleep=''
 } 2>/dev/null
 end_flow() {
+    # shellcheck disable=SC2086 # a list of numbers
     [ -z "$flow" ] || kill $flow || true
+    # shellcheck disable=SC2086
     [ -z "$flow" ] || wait $flow || true
     flow=''
 } 2>/dev/null
-flow='' wire=''
-trap 'end_turn; rm -rf "$WORK"' EXIT
+flow='' wire='' workers='' asleep=''
+# A second signal doesn't cut it short: a terminal's goes to all jobs, and to the one that ends them.
+trap 'trap "" INT TERM HUP; end_turn; rm -rf "$WORK"' EXIT
 trap 'exit 130' INT TERM HUP
 # A flow that ended early is noticed where it is read.
 trap : PIPE
-# nap SECONDS: that a signal ends, unlike sleep
-exec {never}<> <(:)
-nap() { read -rt "$1" -u "$never" || true; }
+# `wait` is what a signal may end: it ends neither a command in the foreground, nor `read` without bash aborting (5.2).
+# nap SECONDS
+nap() {
+    sleep "$1" &
+    asleep=$!
+    wait "$asleep" || true
+    asleep=''
+}
+# hear SECONDS: the receiver's next line, in $heard
+hear() {
+    timeout "$1" head -n 1 <&"$said" >"$WORK/heard" &
+    asleep=$!
+    wait "$asleep" || true
+    asleep=''
+    heard=$(cat "$WORK/heard")
+}
 
 # -- the network
 
@@ -134,7 +167,7 @@ build_network() {
     done
     host=([1]=2 [2]=2) preferred=1
     for n in 1 2; do plug_in "$n" $((n * 100)); done
-    if [ "$rtt" = 0 ]; then
+    if [ "$lag" = 0 ]; then
         ip link add wan netns "$ROUTER" type veth peer name eth0 netns "$NS_SERVER"
         plug "$ROUTER" wan 100 1
     else
@@ -143,7 +176,7 @@ build_network() {
         plug "$ROUTER" wan 90 1
         plug "$WIRE" r 90 2
         plug "$WIRE" s 100 1
-        lead_through_tun "$WIRE" "$rtt"
+        lead_through_tun "$WIRE" "$lag"
         ip -n "$ROUTER" -batch - <<'IP'
 route add default via 198.18.90.2
 route add default via 2001:db8:90::2
@@ -307,12 +340,37 @@ move_restart() {
 }
 after_restart() { :; }
 
-# The router NATs for the sake of rebind and rebind-all only.
+move_link() {
+    local n=$preferred
+    begin
+    ip -n "$NS_CLIENT" link set "${carriers[n]}" down
+    nap 3
+    # The kernel forgets IPv6 addresses of a link that goes down, and all routes by it.
+    {
+        echo "link set ${carriers[n]} up"
+        echo "addr replace 198.18.$n.${host[n]}/24 dev ${carriers[n]}"
+        echo "addr replace 2001:db8:$n::${host[n]}/64 dev ${carriers[n]} nodad"
+        default_route replace "$n" 100
+    } | ip -n "$NS_CLIENT" -batch -
+    whole
+}
+after_link() { :; }
+
+move_resume() { move_carrier; }
+after_resume() { after_carrier; }
+
+# The router NATs for the sake of rebind and rebind-all only, and resume needs a long path.
 before() {
     local wanted=''
     case $1 in
         rebind) wanted=udp ;;
         rebind-all) wanted=all ;;
+        resume)
+            if [ "$lag" = 0 ]; then
+                lag=50
+                renew || return 1
+            fi
+            ;;
     esac
     [ "$natted" != "$wanted" ] || return 0
     natted=$wanted
@@ -342,13 +400,15 @@ revive() {
     renew
 }
 
-# start_flow WAY
+# start_flow WAY [LOG TEXT]
 start_flow() {
+    local awaited=()
+    [ $# = 1 ] || awaited=(--log "$2" --line "$3")
     local from=$NS_CLIENT to=$NS_SERVER address=$inner
     [ "$1" = up ] || from=$NS_SERVER to=$NS_CLIENT address=$inner_client
     # Never the port of the flow before, of which packets may still be under way.
     port=$((port % 1000 + 6001))
-    coproc RECEIVER { exec ip netns exec "$to" "$roam" receive --port "$port" --limit "$limit"; }
+    coproc RECEIVER { exec ip netns exec "$to" "$roam" receive --port "$port" --limit "$limit" "${awaited[@]}"; }
     exec {said}<&"${RECEIVER[0]}" {orders}>&"${RECEIVER[1]}"
     ip netns exec "$from" "$roam" send --to "$address:$port" &
     flow="$! $RECEIVER_PID"
@@ -357,32 +417,51 @@ port=0
 
 # measure KIND WAY: its report in $report
 measure() {
-    local line=''
+    local line='' log='' text='' resumed='' proof='' known=0
     report='{"steady": false}'
-    start_flow "$2"
-    if read -rt 30 -u "$said" line && [ "$line" = steady ]; then
-        # So that it comes at any moment between two keepalives.
-        nap "$((RANDOM % 5)).$((RANDOM % 900 + 100))"
+    if [ "$1" = resume ]; then
+        { IFS=$'\t' read -r log text && IFS=$'\t' read -r resumed proof; } < <(logs_of_resumption)
+        known=$(grep -cF -- "$proof" "$resumed" || true)
+        start_flow "$2" "$log" "$text"
+    else
+        start_flow "$2"
+    fi
+    hear 30
+    line=$heard
+    if [ "$line" = steady ]; then
+        # So that it comes at any moment between two keepalives, which tunguard has none of here.
+        case $peer in
+            tunguard*) nap "0.$((RANDOM % 900 + 100))" ;;
+            *) nap "$((RANDOM % 5)).$((RANDOM % 900 + 100))" ;;
+        esac
         "move_$1"
-        read -rt $((limit + 10)) -u "$said" report || report='{"steady": false}'
+        hear $((limit + 10))
+        report=${heard:-$report}
     fi
     end_flow
     exec {said}<&- {orders}>&-
     [ "$line" != steady ] || "after_$1"
+    # A new session instead of a resumed one doesn't count.
+    if [ "$1" = resume ] && [ "$(grep -cF -- "$proof" "$resumed" || true)" -le "$known" ]; then
+        report=$(jq -c '.logged_ms = null' <<<"$report")
+    fi
 }
+# For each end a log, and what a line of it says when a session was resumed; the client's comes first.
+logs_of_resumption() { bash "bench/peers/$peer.sh" resumed; }
 
 declare -A tried recovered
 # moved KIND WAY: one move of the kind, recorded
 moved() {
     local key="$peer $1 $2"
     if [ "${tried[$key]:-0}" -ge 3 ] && [ "${recovered[$key]:-0}" = 0 ]; then return 0; fi
-    before "$1"
+    if [ "$1" = resume ] && [ -z "$(logs_of_resumption)" ]; then return 0; fi
+    before "$1" || return 1
     for _ in 1 2 3; do
         measure "$1" "$2"
         if ! jq -e .steady <<<"$report" >/dev/null; then
             say "  $peer: no even flow $2 before $1"
             revive || return 1
-            before "$1"
+            before "$1" || return 1
         elif jq -e '.recovered and .sender_ms > 10 and .silence_ms < 1000' <<<"$report" >/dev/null; then
             say "  $peer: $1 $2 once more: the sender itself paused for $(jq .sender_ms <<<"$report") ms"
         else
@@ -390,11 +469,12 @@ moved() {
         fi
     done
     tried[$key]=$((${tried[$key]:-0} + 1))
-    jq -c --arg p "$peer" --arg k "$1" --arg w "$2" --argjson n "$round" \
-        '{peer: $p, kind: $k, way: $w, round: $n} + .' <<<"$report" >>"$lines"
+    jq -c --arg p "$peer" --arg k "$1" --arg w "$2" --argjson n "$round" --argjson l "$lag" \
+        '{peer: $p, kind: $k, way: $w, round: $n, rtt: $l} + .' <<<"$report" >>"$lines"
     say "  round $round  $peer: $1 $2: $(jq -r --arg k "$1" '
         if .steady and .recovered then
             if $k == "outage" or $k == "restart" then "first packet after \(.first_ms) ms" else "silent for \(.silence_ms) ms" end
+            + (if $k == "resume" then ", resumed after \(.logged_ms) ms" else "" end)
             + ", lost \(.lost), twice \(.duplicated), late \(.reordered)"
         elif .steady then "not in time" else "no even flow" end' <<<"$report")"
     if jq -e .recovered <<<"$report" >/dev/null; then
@@ -408,6 +488,10 @@ moved() {
 transfer() {
     local from=$NS_CLIENT to=$NS_SERVER address=$inner n=0 result sender
     [ "$1" = up ] || from=$NS_SERVER to=$NS_CLIENT address=$inner_client
+    if [ "$lag" != "$rtt" ]; then
+        lag=$rtt
+        renew || return 1
+    fi
     before none
     revive || return 1
     port=$((port % 1000 + 6001))
@@ -432,9 +516,17 @@ transfer() {
     say "  round $round  $peer: TCP $1 over $n moves: ${result:-failed}"
 }
 
+# moves_of PEER KIND:WAY[:N]
+moves_of() {
+    local most=$peer_moves count=${2#*:*:}
+    case $1 in tunguard*) most=$moves ;; esac
+    if [ "$count" = "$2" ] || [ "$count" -gt "$most" ]; then count=$most; fi
+    echo "$count"
+}
+
 turn() {
-    local each
-    jq -cn --arg p "$peer" --argjson n "$round" --argjson s "$(quiet 40)" \
+    local each count kind way lag=$rtt
+    jq -cn --arg p "$peer" --argjson n "$round" --argjson s "$(quiet "${QUIET:-40}")" \
         '{peer: $p, kind: "strangers", way: "", round: $n, cores: $s}' >>"$lines"
     if ! start_peer; then
         say "  $peer doesn't start"
@@ -442,8 +534,10 @@ turn() {
         return
     fi
     for each in $kinds; do
-        for _ in $(seq $((moves * (round - 1) / rounds + 1)) $((moves * round / rounds))); do
-            moved "${each%:*}" "${each#*:}" || return 0
+        count=$(moves_of "$peer" "$each")
+        IFS=: read -r kind way _ <<<"$each"
+        for _ in $(seq $((count * (round - 1) / rounds + 1)) $((count * round / rounds))); do
+            moved "$kind" "$way" || return 0
         done
     done
     if [ -n "$tcp" ]; then
@@ -452,24 +546,96 @@ turn() {
     fi
 }
 
+# estimate PEER: seconds that it takes, and that it takes where the VPN never recovers
+estimate() {
+    local each kind each_takes whole=$((rounds * 10)) worst count
+    [ -z "$tcp" ] || whole=$((whole + rounds * 40))
+    worst=$whole
+    for each in $kinds; do
+        kind=${each%%:*}
+        count=$(moves_of "$1" "$each")
+        # The flow is steady after a second, then comes the nap before the move, and 2 s after it that have to be even.
+        each_takes=6
+        case $1 in tunguard*) each_takes=4 ;; esac
+        case $kind in
+            link) each_takes=$((each_takes + 3)) ;;
+            outage) each_takes=$((each_takes + outage)) ;;
+            restart) each_takes=$((each_takes + 1)) ;;
+            resume) case $1 in tunguard*) ;; *) count=0 ;; esac ;;
+        esac
+        whole=$((whole + count * each_takes))
+        [ "$count" -le 3 ] || count=3
+        # It is started anew after each.
+        worst=$((worst + count * (each_takes + limit + 10)))
+    done
+    case $1 in tunguard*) worst=$whole ;; esac
+    echo "$whole $worst"
+}
+
+# A job is a process that measures some of the peers; the next peer goes to the one that has least to do so far.
+declare -a job_peers job_whole job_worst
+share_out() {
+    local each n least whole worst
+    for n in $(seq "$jobs"); do job_peers[n]='' job_whole[n]=0 job_worst[n]=0; done
+    while read -r _ whole worst each; do
+        least=1
+        for n in $(seq "$jobs"); do
+            [ $((job_whole[n] + job_worst[n])) -ge $((job_whole[least] + job_worst[least])) ] || least=$n
+        done
+        job_peers[least]="${job_peers[least]} $each"
+        job_whole[least]=$((job_whole[least] + whole)) job_worst[least]=$((job_worst[least] + worst))
+    done < <(for each in $peers; do
+        read -r whole worst <<<"$(estimate "$each")"
+        echo "$((whole + worst)) $whole $worst $each"
+    done | sort -rn)
+}
+most() { printf '%s\n' "$@" | sort -n | tail -1; }
+share_out
+[ -n "${QUIET:-}" ] || say "this takes about $(($(most "${job_whole[@]}") / 60 + 1)) minutes, and up to $(($(most "${job_worst[@]}") / 60 + 1))" \
+    "where the others never recover from a move; more if the machine has other things to do"
+
+# Each writes its results to a directory of its own.
+run_jobs() {
+    local n others options
+    options=(--moves "$moves" --peer-moves "$peer_moves" --rounds "$rounds" --kinds "$kinds" --outage "$outage"
+        --limit "$limit" --rtt "$rtt" --family "$family")
+    [ -n "$tcp" ] || options+=(--no-tcp)
+    for n in $(seq "$jobs"); do
+        [ -n "${job_peers[n]}" ] || continue
+        # No job waits for the others to be quiet, or says how long it takes.
+        QUIET=1 bash bench/roam.sh "${options[@]}" --peers "${job_peers[n]# }" --out "$WORK/job-$n" >/dev/null &
+        workers="$workers $!"
+    done
+    while [ -n "$workers" ]; do
+        read -r n others <<<"$workers"
+        wait "$n" || { say "bench/roam.sh: a job failed"; return 1; }
+        workers=$others
+    done
+    jq -c '.runs[]' "$WORK"/job-*/results.json >"$lines"
+}
+
 load=$(cut -d ' ' -f 1-3 /proc/loadavg)
 jq -n --arg command "$command" --arg machine "$(machine)" --arg load "$load" --arg date "$(date -u +%F)" \
     --arg note "${NOTE:-}" --arg commit "${COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || true)}" \
-    --argjson moves "$moves" --argjson rounds "$rounds" --argjson outage "$outage" --argjson limit "$limit" \
+    --argjson moves "$moves" --argjson peer_moves "$peer_moves" --argjson jobs "$jobs" --argjson rounds "$rounds" --argjson outage "$outage" --argjson limit "$limit" \
     --argjson rtt "$rtt" --argjson family "$family" --arg kinds "$kinds" --arg peers "$peers" \
     '{command: $command, note: $note, machine: $machine, load_before: $load, date: $date, commit: $commit,
-      moves: $moves, rounds: $rounds, outage: $outage, limit: $limit, rtt: $rtt, family: $family,
+      moves: $moves, peer_moves: $peer_moves, jobs: $jobs, rounds: $rounds, outage: $outage, limit: $limit, rtt: $rtt, family: $family,
       kinds: ($kinds | [splits("\\s+")]), order: ($peers | [splits("\\s+")])}' >"$WORK/about.json"
 for each in $peers; do
     jq -cn --arg p "$each" --arg a "$(bash "bench/peers/$each.sh" about 2>/dev/null || echo missing)" '{key: $p, value: $a}'
 done | jq -s from_entries >"$WORK/peers.json"
-for round in $(seq "$rounds"); do
-    for each in $peers; do
-        peer=$each
-        turn
-        end_turn
+if [ "$jobs" -gt 1 ]; then
+    run_jobs
+else
+    for round in $(seq "$rounds"); do
+        for each in $peers; do
+            peer=$each
+            turn
+            end_turn
+        done
     done
-done
+fi
 
 mkdir -p "$out"
 jq -s --slurpfile about "$WORK/about.json" --slurpfile peers "$WORK/peers.json" \

@@ -1,7 +1,10 @@
-//! An admin socket, of a server's guard or a client's supervisor: one line asks, one JSON document answers.
+//! An admin socket, of a server's guard or a client's supervisor: one line asks. `status` is answered by one JSON
+//! document; `watch` by a JSON document a line, for each thing that happens.
 //!
 //! ```text
-//!   accept --> converse --> Asked --> wait_for --> due --> answer --> (hung up)
+//!   accept --> converse --> wait_for --> due --> answer --> (hung up)
+//!                  |
+//!                  +------> tell, tell, tell ...
 //! ```
 //! Who has the answer may have to ask other processes first, and doesn't wait for them for long. Conversations are
 //! bounded in number, bytes and time.
@@ -38,6 +41,8 @@ struct Conversation {
     awaited: HashSet<u64>,
     until: Option<Time>,
     answer: Vec<u8>,
+    /// It wants to hear of what happens.
+    watches: bool,
     /// Gives up on a peer that neither asks nor reads.
     deadline: Time,
 }
@@ -72,7 +77,8 @@ impl Admin {
 
     /// When the next conversation has to go on.
     pub fn deadline(&self) -> Option<Time> {
-        self.conversations.iter().map(|c| c.until.unwrap_or(c.deadline).min(c.deadline)).min()
+        let waiting = self.conversations.iter().filter(|c| !c.watches);
+        waiting.map(|c| c.until.unwrap_or(c.deadline).min(c.deadline)).min()
     }
 
     /// Takes in somebody who wants to ask.
@@ -93,6 +99,7 @@ impl Admin {
                 awaited: HashSet::new(),
                 until: None,
                 answer: Vec::new(),
+                watches: false,
                 deadline: now + PATIENCE,
             });
         }
@@ -106,6 +113,8 @@ impl Admin {
             self.say(at, poller);
             return false;
         }
+        let watchers = self.conversations.iter().filter(|c| c.watches).count();
+        let conversation = &mut self.conversations[at];
         let mut bytes = [0; MAX_QUESTION];
         match conversation.stream.read(&mut bytes) {
             // It has asked, and sends nothing more: the answer is on its way.
@@ -128,13 +137,41 @@ impl Admin {
             Some(end) if &conversation.question[..end] == b"status" && conversation.until.is_none() => {
                 return true;
             }
+            Some(end)
+                if &conversation.question[..end] == b"watch"
+                    && conversation.until.is_none()
+                    && !conversation.watches
+                    && watchers < MAX_WATCHERS =>
+            {
+                conversation.watches = true;
+            }
+            // What a watcher says next ends it.
+            _ if conversation.watches => self.hang_up(at, poller),
             None if conversation.question.len() < MAX_QUESTION => {}
             _ => {
-                conversation.answer = b"{\"error\": \"unknown question: ask for status\"}\n".to_vec();
+                conversation.answer =
+                    b"{\"error\": \"unknown question: ask for status, or watch; or too many watch\"}\n"
+                        .to_vec();
                 self.say(at, poller);
             }
         }
         false
+    }
+
+    /// Something happened: whoever watches is told.
+    pub fn tell(&mut self, line: &str, poller: &Poller) {
+        for at in (0..self.conversations.len()).rev() {
+            let conversation = &mut self.conversations[at];
+            if !conversation.watches {
+                continue;
+            }
+            conversation.answer.extend(line.as_bytes());
+            match conversation.answer.len() {
+                // It doesn't read.
+                MAX_UNREAD.. => self.hang_up(at, poller),
+                _ => self.say(at, poller),
+            }
+        }
     }
 
     /// The answer comes when these have reported. One that is stopped or busy doesn't hold it up.
@@ -160,7 +197,7 @@ impl Admin {
             if conversation.until.is_some_and(ready) {
                 return Some(conversation.key);
             }
-            match now >= conversation.deadline {
+            match now >= conversation.deadline && !conversation.watches {
                 true => self.hang_up(at, poller),
                 false => at += 1,
             }
@@ -183,8 +220,13 @@ impl Admin {
             match conversation.stream.write(&conversation.answer) {
                 Ok(n) => {
                     conversation.answer.drain(..n);
-                    if conversation.answer.is_empty() {
+                    if conversation.answer.is_empty() && !conversation.watches {
                         return self.hang_up(at, poller);
+                    }
+                    if conversation.answer.is_empty() {
+                        let token = (self.token)(conversation.key);
+                        let _ = poller.modify(conversation.stream.as_fd(), token, Interest::Read);
+                        return;
                     }
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
@@ -214,6 +256,10 @@ pub fn document(status: &serde_json::Value) -> Vec<u8> {
 }
 
 const MAX_CONVERSATIONS: usize = 16;
+/// Fewer than that: there is always one left to ask for the status.
+const MAX_WATCHERS: usize = 8;
+/// Bytes of events that may wait for somebody who watches.
+const MAX_UNREAD: usize = 64 << 10;
 const MAX_QUESTION: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(5);
 const REPORT_WAIT: Duration = Duration::from_millis(500);
@@ -310,6 +356,33 @@ mod tests {
         for stream in [endless, other] {
             assert!(said(stream).contains("unknown question"));
         }
+    }
+
+    #[test]
+    fn watchers_are_told_until_they_hang_up() {
+        let mut desk = Desk::new();
+        let mut watchers: Vec<UnixStream> = (0..MAX_WATCHERS + 1).map(|_| desk.caller(b"watch\n")).collect();
+        for key in 0..=MAX_WATCHERS as u64 {
+            assert!(!desk.admin.converse(key, &desk.poller));
+        }
+        assert!(said(watchers.pop().expect("one too many")).contains("too many"));
+        assert_eq!(desk.admin.due(START + PATIENCE * 2, &desk.poller), None);
+        assert_eq!(desk.admin.deadline(), None);
+        drop(watchers.remove(0));
+        desk.admin.tell("{}\n", &desk.poller);
+        desk.admin.tell("{1}\n", &desk.poller);
+        assert_eq!(desk.admin.conversations.len(), MAX_WATCHERS - 1, "one is gone");
+        let mut line = [0; 7];
+        watchers[0].read_exact(&mut line).expect("two lines");
+        assert_eq!(&line, b"{}\n{1}\n");
+        // One that says more, and those that read nothing.
+        watchers[0].write_all(b"status\n").expect("says");
+        desk.admin.converse(1, &desk.poller);
+        let long = "x".repeat(MAX_UNREAD / 2);
+        for _ in 0..20 {
+            desk.admin.tell(&long, &desk.poller);
+        }
+        assert_eq!(desk.admin.conversations.len(), 0);
     }
 
     #[test]

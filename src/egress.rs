@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::budget::Budget;
 use crate::drops::DropReason;
-use crate::path::Path;
+use crate::path::{INSIDE, Path};
 use crate::paths::Say;
 use crate::segment::{Segment, Segments, addresses, clamp_mss, ecn, fragment, too_big};
 use crate::session::{IN_BAND_LEN, Session};
@@ -102,6 +102,7 @@ impl Egress {
             Err(_) => return Egress::refuse(session),
         };
         session.taken(segments.count() as u64);
+        session.carried(now, packet);
         if session.path().is_none() {
             return session.drops.add(DropReason::NoPath, segments.count() as u64);
         }
@@ -215,7 +216,7 @@ impl Egress {
     /// Sends the run, on each path that data goes to. What got out by none of them is counted as dropped.
     pub fn flush(&mut self, session: &mut Session, carrier: &impl Outlet) {
         if self.datagrams > 0 {
-            let (mut unsent, mut sent) = (None, 0);
+            let (mut unsent, mut sent, mut out) = (None, 0, 0);
             let targets = if self.lane.is_some() { 1 } else { session.targets() };
             for n in 0..targets {
                 let path = match self.lane {
@@ -224,8 +225,17 @@ impl Egress {
                 };
                 let Some(path) = path else { continue };
                 match carrier.send(&path, self.ecn, &self.bytes[..self.len], self.stride) {
-                    Ok(()) => sent += 1,
-                    Err(failed) => unsent = unsent.or(Some(failed)),
+                    Ok(()) => {
+                        sent += 1;
+                        out += self.datagrams;
+                        if path.carrier == INSIDE {
+                            session.went_inside(self.datagrams as u64);
+                        }
+                    }
+                    Err(failed) => {
+                        out += self.datagrams.saturating_sub(failed.datagrams);
+                        unsent = unsent.or(Some(failed));
+                    }
                 }
             }
             if sent > 0 {
@@ -238,15 +248,20 @@ impl Egress {
                 && carrier.send(&path, self.ecn, &self.bytes[..self.len], self.stride).is_ok()
             {
                 sent = 1;
+                out += self.datagrams;
+                if path.carrier == INSIDE {
+                    session.went_inside(self.datagrams as u64);
+                }
             }
-            if sent > 1 {
-                session.copied(self.datagrams as u64 * (sent - 1));
-            } else if sent == 0 {
+            let mut dropped = 0;
+            if sent == 0 {
                 let (reason, datagrams) = unsent.map_or((DropReason::Unproven, self.datagrams), |failed| {
                     (failed.reason, failed.datagrams)
                 });
+                dropped = datagrams;
                 session.drops.add(reason, datagrams as u64);
             }
+            session.copied((out + dropped).saturating_sub(self.datagrams) as u64);
         }
         (self.datagrams, self.len, self.closed) = (0, 0, false);
     }
@@ -279,6 +294,7 @@ pub fn say(session: &mut Session, carrier: &impl Outlet, now: Time, say: &Say) {
         carrier.send(&say.path, 0, &datagram[..len], len).map_err(|unsent| unsent.reason)
     });
     match sent {
+        Ok(()) if say.path.carrier == INSIDE => session.went_inside(1),
         Ok(()) => {}
         Err(DropReason::TooBig) if say.is_probe() => session.handle_refused(now, say),
         Err(reason) => session.drops.count(reason),

@@ -53,6 +53,7 @@ impl Ingress {
             };
             match admit(session, role, received.ecn, &mut datagram[text.clone()]) {
                 Ok(()) => {
+                    session.carried(now, &datagram[text.clone()]);
                     // So that what comes back fits, too.
                     if let Some(mtu) = session.announced_mtu() {
                         clamp_mss(&mut datagram[text.clone()], partial_csum, mtu);
@@ -66,6 +67,19 @@ impl Ingress {
                 }
                 Err(reason) => session.drops.count(reason),
             }
+        }
+    }
+
+    /// Takes in a packet that came with the client's Hello, from the first `len` bytes of the first buffer.
+    pub fn take_early(&mut self, session: &mut Session, now: Time, len: usize, buffers: &mut ReceiveBuffers) {
+        let packet = &mut buffers[0][..len];
+        match admit(session, Role::Server, 0, packet) {
+            Ok(()) => {
+                session.carried(now, packet);
+                session.delivered_early();
+                self.opened.push(Place { buffer: 0, start: 0, end: len, partial_csum: false });
+            }
+            Err(reason) => session.drops.count(reason),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::drops::DropReason;
 use crate::egress::Outlet;
 use crate::path::{INSIDE, Path};
 use crate::sys::udp::{ReceiveBuffers, Received, Unsent};
-use crate::wire::control::Message;
+use crate::wire::control::{MAX_MESSAGE, Message};
 
 /// UDP sockets, and the way through the control connection beside them.
 #[derive(Debug)]
@@ -55,11 +55,13 @@ impl<O: Outlet> Outlet for WithInside<O> {
         if path.carrier != INSIDE {
             return self.udp.send(path, ecn, datagrams, stride);
         }
+        let unsent = |reason| Err(Unsent { reason, datagrams: datagrams.len().div_ceil(stride) });
+        // All but the last are as long as the first.
+        if stride.min(datagrams.len()) > MOST_BYTES {
+            return unsent(DropReason::TooBig);
+        }
         if self.bytes.get() + datagrams.len() > WAITING_BYTES {
-            return Err(Unsent {
-                reason: DropReason::SocketFull,
-                datagrams: datagrams.len().div_ceil(stride),
-            });
+            return unsent(DropReason::SocketFull);
         }
         self.bytes.set(self.bytes.get() + datagrams.len());
         self.waiting.borrow_mut().extend(datagrams.chunks(stride).map(<[u8]>::to_vec));
@@ -90,7 +92,53 @@ pub fn receive(peer: SocketAddr, datagram: &[u8], buffers: &mut ReceiveBuffers) 
     Received { buffer: 0, len: datagram.len(), stride: datagram.len().max(1), path: path(peer), ecn: 0 }
 }
 
+/// Puts an inner packet that came with the client's Hello where [`crate::ingress::Ingress::take_early`] looks for it.
+pub fn receive_early(packet: &[u8], buffers: &mut ReceiveBuffers) -> usize {
+    buffers[0][..packet.len()].copy_from_slice(packet);
+    packet.len()
+}
+
+/// Of a datagram that fits a message.
+const MOST_BYTES: usize = MAX_MESSAGE - 12;
 /// What may wait; more is dropped, so that TCP inside the tunnel notices.
 const WAITING_BYTES: usize = 256 << 10;
 /// What the connection may have taken without having sent it.
 const AHEAD_BYTES: usize = 32 << 10;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::control::encode;
+
+    /// A socket that nothing is to be sent by.
+    struct Unused;
+
+    impl Outlet for Unused {
+        fn send(&self, _: &Path, _: u8, _: &[u8], _: usize) -> Result<(), Unsent> {
+            panic!("sent by UDP");
+        }
+
+        fn send_whole(&self, _: &Path, _: &[u8]) -> Result<(), DropReason> {
+            panic!("sent by UDP");
+        }
+
+        fn max_segments(&self) -> usize {
+            64
+        }
+    }
+
+    #[test]
+    fn what_fits_no_message_is_dropped_alone() {
+        let path = path("192.0.2.1:4000".parse().expect("an address"));
+        let net = WithInside::new(Unused);
+        let refused =
+            |bytes: usize, stride| net.send(&path, 0, &vec![0; bytes], stride).map_err(|u| u.reason);
+        assert_eq!(refused(MOST_BYTES + 1, MOST_BYTES + 1), Err(DropReason::TooBig));
+        assert_eq!(refused(MOST_BYTES, MOST_BYTES), Ok(()));
+        assert!(encode(&Message::Datagram(vec![0; MOST_BYTES])).is_ok());
+        assert!(encode(&Message::Datagram(vec![0; MOST_BYTES + 1])).is_err());
+        assert_eq!(refused(20_000, 1_000), Ok(()));
+        assert_eq!(net.clear(), 21);
+        assert_eq!(refused(WAITING_BYTES + 1, 1_000), Err(DropReason::SocketFull));
+    }
+}

@@ -13,7 +13,7 @@ use crate::resume::ResumeSecret;
 use crate::session::Traffic;
 use crate::sys::mq::QueueSize;
 use crate::sys::seqpacket::Channel;
-use crate::tls::{CertId, Credentials};
+use crate::tls::{CertId, Credentials, SavedSession, TicketId};
 use crate::wire::control::{Reason, Settings};
 use crate::wire::data::SessionId;
 
@@ -57,6 +57,8 @@ pub enum NurseryReply {
 /// What a worker may ask or tell; in which phase is said in `guard/src/grants.rs`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
+    /// The client shows a ticket, in its first message: the TLS session behind it, please. Answer: `Redeemed`.
+    Redeem(TicketId),
     /// The client proved who it is: a lease, a session and a slot are asked for. Answer: `Granted` or `Refused`.
     Claim(Claim),
     /// The queues named in the grant are there. Answer: `Registered` or `Refused`.
@@ -64,10 +66,21 @@ pub enum Request {
         /// Size of the queue to the worker.
         size: QueueSize,
     },
+    /// The client got a ticket: the TLS session behind it, to be kept.
+    Ticket {
+        /// The ticket's number.
+        id: TicketId,
+        /// The session.
+        session: SavedSession,
+    },
     /// The client is at a new address.
     Moved {
         /// Where.
         new: SocketAddr,
+        /// Milliseconds since it was last heard where it was before.
+        after_ms: Option<u64>,
+        /// Its packets come inside the control connection.
+        inside: bool,
     },
     /// The control channel is lost; the session lingers.
     ControlLost,
@@ -139,6 +152,8 @@ pub struct Report {
 /// What the guard answers and orders.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
+    /// What the ticket stands for, if the guard knows it.
+    Redeemed(Option<SavedSession>),
     /// A session; its UDP slot comes as the first descriptor, the memory of its queue as the second, the TUN device
     /// as the third where the worker writes to it itself.
     Granted(Box<Grant>),

@@ -51,6 +51,10 @@ pub struct Search {
     /// When Base was last entered: answers to probes sent before say nothing of the path as it is.
     restarted: Time,
     rtt: Option<Duration>,
+    /// Large datagrams were sent since `current` was last proven.
+    large: bool,
+    /// `current` turned out not to go any more, and what goes isn't known yet.
+    doubted: bool,
 }
 
 /// How far the search is (RFC 8899, section 5.2).
@@ -109,6 +113,8 @@ impl Search {
             settled: now,
             restarted: now,
             rtt: None,
+            large: false,
+            doubted: false,
         }
     }
 
@@ -131,6 +137,7 @@ impl Search {
         self.rtt = Some(self.rtt.map_or(rtt, |old| rtt.max((old * 7 + rtt) / 8)));
         if size >= self.current {
             self.settled = now;
+            self.large = false;
         }
         if self.check.take_if(|check| check.size <= size).is_some() {
             self.hint = None;
@@ -163,9 +170,22 @@ impl Search {
     /// A datagram with data of `size` bytes was sent. Has the size confirmed every 5 s while there are large ones: data
     /// is not acknowledged, so nothing else tells that they vanish.
     pub fn handle_sent(&mut self, now: Time, size: usize) {
-        if size > BASE && now.since(self.settled) >= CONFIRM_EVERY {
+        self.large |= size > BASE;
+        if self.confirm_at().is_some_and(|at| at <= now) {
             self.confirm(now);
         }
+    }
+
+    /// When the size in use is to be confirmed. That doesn't wait for more data: where large datagrams vanish, TCP
+    /// sends less and less of them.
+    fn confirm_at(&self) -> Option<Time> {
+        let knows = matches!(self.state, State::Searching | State::SearchComplete);
+        (self.large && knows && self.check.is_none()).then(|| self.settled + CONFIRM_EVERY)
+    }
+
+    /// The size in use may not go any more: finding out doesn't wait for data either.
+    pub fn is_urgent(&self) -> bool {
+        self.check.is_some() || self.doubted
     }
 
     /// Asks whether the size in use still goes, because there is reason to doubt it: at most once a second. Three
@@ -216,6 +236,9 @@ impl Search {
         if let Some(lost) = self.probe.take_if(|probe| probe.is_lost(now)) {
             self.give_up(now, lost.size);
         }
+        if self.confirm_at().is_some_and(|at| at <= now) {
+            self.confirm(now);
+        }
         if self.again.take_if(|again| now >= *again).is_some() {
             match self.state {
                 State::Error => self.try_base(),
@@ -242,7 +265,8 @@ impl Search {
     /// When [`Search::handle_timeout`] is to be called next.
     pub fn poll_timeout(&self) -> Option<Time> {
         let answer = |probe: &Option<Probe>| probe.and_then(|probe| probe.until);
-        [answer(&self.check), answer(&self.probe), self.again].into_iter().flatten().min()
+        let due = [answer(&self.check), answer(&self.probe), self.again, self.confirm_at()];
+        due.into_iter().flatten().min()
     }
 
     /// Goes on with the search, or ends it.
@@ -256,7 +280,7 @@ impl Search {
             self.probe = Probe::of(size);
         } else {
             self.state = State::SearchComplete;
-            self.hint = None;
+            (self.hint, self.doubted) = (None, false);
             self.again = (self.current < self.max).then_some(now + RAISE_TIMER);
         }
     }
@@ -296,7 +320,7 @@ impl Search {
     fn give_up(&mut self, now: Time, size: usize) {
         if matches!(self.state, State::Base | State::Error) {
             self.state = State::Error;
-            self.settled = now;
+            (self.settled, self.doubted) = (now, false);
             self.again = Some(now + self.pause);
             self.pause = (self.pause * 2).min(RAISE_TIMER);
         } else {
@@ -312,7 +336,7 @@ impl Search {
 
     fn restart(&mut self, now: Time) {
         let fresh = Search::new(now, self.max);
-        *self = Search { hint: self.hint, rtt: self.rtt, ..fresh };
+        *self = Search { hint: self.hint, rtt: self.rtt, doubted: true, ..fresh };
     }
 
     /// From the round trip where it is known, as RFC 8899, section 5.1.1 allows. Several times as long: a queue that
@@ -464,6 +488,24 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
     const RTT: Duration = Duration::from_millis(30);
     const DATA_EVERY: Duration = Duration::from_millis(500);
+
+    #[test]
+    fn a_black_hole_is_found_out_without_more_data() {
+        let mut world = World::new(1_472, 1_472, RTT);
+        world.run(MINUTE);
+        world.search.handle_sent(world.now, 1_472);
+        world.fits = 1_300;
+        world.run(Duration::from_secs(7));
+        assert!(world.search.current() <= 1_300, "{}", world.search.current());
+        assert!(!world.search.is_urgent(), "it is over");
+        // One large datagram, one confirmation.
+        let before = world.probes.len();
+        world.run(MINUTE);
+        assert_eq!(world.probes.len(), before);
+        world.search.handle_sent(world.now, world.search.current());
+        world.run(MINUTE);
+        assert_eq!(world.probes.len(), before + 1);
+    }
 
     #[test]
     fn a_wide_path_takes_two_probes() {

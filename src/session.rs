@@ -12,9 +12,10 @@ use ipnet::IpNet;
 use crate::config::common::Suite;
 use crate::drops::{DropReason, Drops};
 use crate::epochs::{Epochs, Limits};
+use crate::idle::Idle;
 use crate::keys::{Role, Secret};
 use crate::path::Path;
-use crate::paths::{Keepalive, Known, Mode, PathEvent, Paths, REBIND_BYTES, Say};
+use crate::paths::{Keepalive, Known, Mode, PathEvent, Paths, REBIND_BYTES, Say, Silence};
 use crate::seal::SealError;
 use crate::segment::inner;
 use crate::time::Time;
@@ -42,10 +43,12 @@ pub struct Session {
     epochs: Epochs,
     paths: Paths,
     inner: Vec<IpNet>,
+    networks: Vec<IpNet>,
     linger: Duration,
     /// Packets dropped, by reason.
     pub drops: Drops,
     traffic: Traffic,
+    idle: Idle,
     control: Control,
     last_heard: Time,
     messages: VecDeque<Message>,
@@ -99,6 +102,12 @@ pub struct Traffic {
     pub received_in_band: u64,
     /// Datagrams that were sent on a further path.
     pub copies: u64,
+    /// Of all datagrams sent, copies as well, those that went inside the control connection.
+    pub sent_inside: u64,
+    /// Datagrams that came inside the control connection.
+    pub received_inside: u64,
+    /// Of the packets delivered: came with the client's Hello, in no datagram.
+    pub received_early: u64,
 }
 
 /// For the log.
@@ -106,16 +115,19 @@ impl fmt::Display for Traffic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "read {} and cut into {}, sent {} packets ({} bytes) and {} in band, \
-             received {} packets ({} bytes) and {} in band",
+            "read {} and cut into {}, sent {} packets ({} bytes) and {} in band, with {} copies and {} inside the \
+             control connection, received {} packets ({} bytes) and {} in band, with {} inside",
             self.read_packets,
             self.cut_packets,
             self.sent_packets,
             self.sent_bytes,
             self.sent_in_band,
+            self.copies,
+            self.sent_inside,
             self.received_packets,
             self.received_bytes,
             self.received_in_band,
+            self.received_inside,
         )
     }
 }
@@ -183,9 +195,11 @@ impl Session {
             epochs,
             paths,
             inner: start.inner,
+            networks: Vec::new(),
             linger: start.linger,
             drops: Drops::default(),
             traffic: Traffic::default(),
+            idle: Idle::new(None, now),
             control: Control::Up,
             last_heard: now,
             messages: VecDeque::new(),
@@ -252,6 +266,22 @@ impl Session {
         self.traffic.copies += datagrams;
     }
 
+    /// Counts datagrams that are to go inside the control connection.
+    pub fn went_inside(&mut self, datagrams: u64) {
+        self.traffic.sent_inside += datagrams;
+    }
+
+    /// Of those, so many waited until the connection was gone.
+    pub fn left_inside(&mut self, datagrams: u64) {
+        self.traffic.sent_inside -= datagrams;
+        self.drops.add(DropReason::SendRefused, datagrams);
+    }
+
+    /// Counts a datagram that came inside the control connection.
+    pub fn came_inside(&mut self) {
+        self.traffic.received_inside += 1;
+    }
+
     /// The client's ways to the server, best first ([`Paths::set_ways`]).
     pub fn set_ways(&mut self, now: Time, ways: &[Path]) {
         self.paths.set_ways(now, ways);
@@ -303,6 +333,16 @@ impl Session {
         self.paths.set_keepalive(keepalive);
     }
 
+    /// What was learned of the NATs on the paths, by carrier.
+    pub fn silences(&self) -> impl Iterator<Item = (u8, Silence)> {
+        self.paths.silences()
+    }
+
+    /// A session before this one learned so much of the NAT behind a carrier.
+    pub fn expect_silence(&mut self, carrier: u8, silence: Silence) {
+        self.paths.expect_silence(carrier, silence);
+    }
+
     /// Inner packets and bytes so far.
     pub fn traffic(&self) -> Traffic {
         self.traffic
@@ -316,6 +356,37 @@ impl Session {
     /// Whether `ip` is the client's: one of its addresses, or in a subnet behind it.
     pub fn owns(&self, ip: IpAddr) -> bool {
         self.inner.iter().any(|net| net.contains(&ip))
+    }
+
+    /// An inner packet or super-packet goes by, either way.
+    pub fn carried(&mut self, now: Time, packet: &[u8]) {
+        self.idle.carried(now, packet, &self.networks);
+    }
+
+    /// The networks that the inner addresses are in: what goes to everybody there doesn't count as use.
+    pub fn set_networks(&mut self, networks: Vec<IpNet>) {
+        self.networks = networks;
+    }
+
+    /// How long the session has carried nothing.
+    pub fn idle(&self) -> &Idle {
+        &self.idle
+    }
+
+    /// Ends the session when it has carried nothing for so long; `None`: never.
+    pub fn set_idle(&mut self, limit: Option<Duration>) {
+        self.idle.set_limit(limit);
+    }
+
+    /// Inner packets came with the client's Hello, inside the control connection, which is `path`.
+    pub fn heard_early(&mut self, now: Time, path: Path) {
+        self.last_heard = now;
+        self.paths.heard_early(now, path);
+    }
+
+    /// Counts one of them as delivered.
+    pub fn delivered_early(&mut self) {
+        self.traffic.received_early += 1;
     }
 
     /// Counts a packet or super-packet that was taken in to be sent, as `packets` of the path's size.
@@ -448,11 +519,12 @@ impl Session {
                 self.events.push_back(Event::Settings(settings));
             }
             Message::Notice(text) if self.role == Role::Client => self.events.push_back(Event::Notice(text)),
-            // A datagram is the data path's, which comes before this.
+            // Packets and datagrams are the data path's, which comes before this.
             Message::Update(_)
             | Message::Notice(_)
             | Message::Hello(_)
             | Message::Welcome(_)
+            | Message::Early(_)
             | Message::Datagram(_) => {
                 return Err(Reason::Protocol);
             }
@@ -479,6 +551,9 @@ impl Session {
         }
         if self.linger_until().is_some_and(|until| now >= until) {
             self.end(Reason::Timeout, false);
+        }
+        if self.idle.is_over(now) {
+            self.end(Reason::Idle, false);
         }
         if self.paths.poll_timeout().is_some_and(|at| now >= at) {
             self.paths.handle_timeout(now);
@@ -529,6 +604,7 @@ impl Session {
             Some(self.epochs.hard_stop()),
             self.epochs.retire_at(),
             self.linger_until(),
+            self.idle.poll_timeout(),
             self.paths.poll_timeout(),
         ]
         .into_iter()

@@ -295,6 +295,28 @@ fn an_idle_client_behind_a_nat_sends_little_and_stays_reachable() {
 }
 
 #[test]
+fn the_next_session_knows_what_the_one_before_learned() {
+    for nat in kinds(60) {
+        let mut first = World::new(Some(nat), Keepalive::Auto);
+        first.run(HOUR / 2);
+        let learned: Vec<_> = first.client.silences().collect();
+        assert!(
+            matches!(learned[..], [(0, known)] if known.verified && known.limit.is_some()),
+            "{learned:?}"
+        );
+        let [with, without] = [true, false].map(|knows| {
+            let mut next = World::new(Some(nat), Keepalive::Auto);
+            if knows {
+                next.client.expect_silence(0, learned[0].1);
+            }
+            next.watch(MINUTE * 15).1
+        });
+        assert_eq!(with, 0, "{nat:?}: closed once more");
+        assert!(without > 0, "{nat:?}: there is something to know");
+    }
+}
+
+#[test]
 fn switched_off_it_is_unreachable_until_it_sends() {
     let mut world = World::new(Some(Nat::new(SECOND * 30)), Keepalive::Off);
     world.run(HOUR);

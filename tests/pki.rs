@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-#[allow(dead_code, reason = "tests/tls.rs needs the rest")]
+#[allow(dead_code, reason = "tests/tls/main.rs needs the rest")]
 mod common;
 
 use std::collections::BTreeSet;

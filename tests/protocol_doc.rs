@@ -151,7 +151,7 @@ fn messages() -> Vec<(&'static str, Message)> {
         })
     };
     let settings =
-        || Settings { routes: vec![net("0.0.0.0/0"), net("fd50::/64")], dns: vec![ip("10.9.0.1")] };
+        |idle| Settings { routes: vec![net("0.0.0.0/0"), net("fd50::/64")], dns: vec![ip("10.9.0.1")], idle };
     let resume = Resume { session: header(0).session, proof: SECRET_0 };
     vec![
         ("hello", hello(None)),
@@ -166,7 +166,7 @@ fn messages() -> Vec<(&'static str, Message)> {
                 addresses: vec![net("10.9.0.2/24"), net("fd09::2/64")],
                 subnets: vec![net("192.168.7.0/24")],
                 mtu: 1420,
-                settings: settings(),
+                settings: settings(None),
                 rekey_ms: 900_000,
                 rekey_packets: 1 << 30,
                 linger_ms: 600_000,
@@ -179,7 +179,9 @@ fn messages() -> Vec<(&'static str, Message)> {
         ("pong", Message::Pong(0x0102)),
         ("notice", Message::Notice("hello".into())),
         ("bye", Message::Bye(Reason::Shutdown)),
-        ("update", Message::Update(settings())),
+        ("bye.idle", Message::Bye(Reason::Idle)),
+        ("update", Message::Update(settings(Some(600)))),
+        ("early", Message::Early(EARLY.to_vec())),
     ]
 }
 
@@ -249,4 +251,9 @@ const SECRET_0: [u8; 32] = [
     29, 30, 31,
 ];
 const BINDING: [u8; 32] = [0x55; 32];
+/// From 10.9.0.2 to 192.0.2.1: an empty UDP packet from port 4660 to 53.
+const EARLY: [u8; 28] = [
+    0x45, 0, 0, 28, 0, 1, 0x40, 0, 64, 17, 0x6e, 0xc4, 10, 9, 0, 2, 192, 0, 2, 1, 0x12, 0x34, 0, 53, 0, 8,
+    0x21, 0x69,
+];
 const TEXT: &[u8] = b"tunguard!";

@@ -35,17 +35,7 @@ struct Pair {
 impl Pair {
     fn new(suite: Suite, packets: u64) -> Pair {
         let now = Time::default() + Duration::from_secs(1);
-        let start = |role, dialled| Start {
-            role,
-            id: SessionId::new(7, [1, 2, 3, 4, 5, 6]),
-            suite,
-            secret: Secret::from_bytes([42; 32]),
-            limits: Limits { age: AGE, packets },
-            inner: vec!["10.9.0.2/32".parse().expect("a network")],
-            linger: LINGER,
-            dialled,
-            vouched: None,
-        };
+        let start = |role, dialled| Pair::start(role, dialled, suite, packets);
         Pair {
             now,
             client: Session::new(start(Role::Client, Some(at("198.51.100.1:55555"))), now)
@@ -56,6 +46,20 @@ impl Pair {
             to_server: VecDeque::new(),
             to_client: VecDeque::new(),
             events: Vec::new(),
+        }
+    }
+
+    fn start(role: Role, dialled: Option<Path>, suite: Suite, packets: u64) -> Start {
+        Start {
+            role,
+            id: SessionId::new(7, [1, 2, 3, 4, 5, 6]),
+            suite,
+            secret: Secret::from_bytes([42; 32]),
+            limits: Limits { age: AGE, packets },
+            inner: vec!["10.9.0.2/32".parse().expect("a network")],
+            linger: LINGER,
+            dialled,
+            vouched: None,
         }
     }
 
@@ -391,4 +395,106 @@ fn messages_out_of_place_are_refused() {
     }
     let flood = (0..1_000).map(|n| pair.server.handle_message(now, Message::Ping(n)));
     assert_eq!(flood.filter(|r| r.is_err()).count(), 968, "answers are queued up to a bound");
+}
+
+/// A packet that counts as use.
+const DATA: [u8; 28] =
+    [0x45, 0, 0, 28, 0, 1, 0x40, 0, 64, 17, 0, 0, 10, 9, 0, 2, 192, 0, 2, 1, 0x12, 0x34, 0, 53, 0, 8, 0, 0];
+
+#[test]
+fn a_session_that_carries_nothing_for_its_limit_ends_as_idle() {
+    let mut pair = Pair::new(Suite::Aes256Gcm, 1 << 30);
+    pair.server.set_idle(Some(Duration::from_secs(60)));
+    for _ in 0..20 {
+        let now = pair.now;
+        pair.server.carried(now, &DATA);
+        pair.exchange(Role::Client);
+        pair.pass(Duration::from_secs(30));
+    }
+    let ended =
+        |pair: &Pair, role, reason, by_peer| pair.events.contains(&(role, Event::Ended { reason, by_peer }));
+    assert!(!ended(&pair, Role::Server, Reason::Idle, false));
+    // Packets that count for nothing, and challenges.
+    let mut noise = DATA;
+    noise[16] = 224;
+    for _ in 0..4 {
+        let now = pair.now;
+        pair.server.carried(now, &noise);
+        pair.client.probe(now);
+        pair.pass(Duration::from_secs(15));
+    }
+    assert!(ended(&pair, Role::Server, Reason::Idle, false), "{:?}", pair.events);
+    assert!(ended(&pair, Role::Client, Reason::Idle, true), "{:?}", pair.events);
+}
+
+#[test]
+fn what_answers_early_packets_goes_inside_until_the_client_is_heard() {
+    for vouched in [true, false] {
+        let mut pair = Pair::new(Suite::Aes256Gcm, 1 << 30);
+        let inside = tunguard::inside::path("192.0.2.1:50000".parse().expect("an address"));
+        if vouched {
+            let start = Start {
+                vouched: Some(inside.remote.ip()),
+                ..Pair::start(Role::Server, None, Suite::Aes256Gcm, 1 << 30)
+            };
+            pair.server = Session::new(start, pair.now).expect("a session");
+        }
+        let now = pair.now;
+        assert!(pair.server.target(now, 0, 1_000).is_none(), "nobody knows where to");
+        pair.server.heard_early(now, inside);
+        pair.server.heard_early(now, inside);
+        let moved = |old, new| Event::Path(PathEvent::Moved { old, new });
+        assert_eq!(pair.server.poll_event(), Some(moved(None, inside)));
+        assert_eq!(pair.server.target(now, 0, 60_000), Some(inside), "proven by TCP and TLS");
+        assert_eq!(pair.server.poll_in_band(), None, "the client doesn't know it for a path yet");
+        // Nor later, with data unanswered.
+        pair.pass(Duration::from_secs(5));
+        assert_eq!(pair.server.target(pair.now, 0, 60_000), Some(inside));
+        assert_eq!(pair.events, []);
+
+        // The client is heard by UDP.
+        let text = pair.seal(Role::Client, &DATA).expect("seals");
+        assert_eq!(pair.open(Role::Server, &text), Ok(DATA.to_vec()));
+        let (now, udp) = (pair.now, pair.client_at);
+        let targets: Vec<_> = (0..pair.server.targets()).map(|n| pair.server.target(now, n, 10)).collect();
+        let both = vec![Some(inside), Some(udp)];
+        assert_eq!(targets, if vouched { vec![Some(udp)] } else { both }, "vouched: {vouched}");
+        pair.settle();
+        assert_eq!(pair.server.path().map(|known| known.path), Some(udp));
+        assert_eq!(pair.server.targets(), 1);
+        assert!(pair.events.contains(&(Role::Server, moved(Some(inside), udp))));
+    }
+}
+
+#[test]
+fn an_address_that_nobody_vouches_for_and_that_never_answers_takes_nothing_from_inside() {
+    let mut pair = Pair::new(Suite::Aes256Gcm, 1 << 30);
+    let inside = tunguard::inside::path("192.0.2.1:50000".parse().expect("an address"));
+    let now = pair.now;
+    pair.server.heard_early(now, inside);
+    let text = pair.seal(Role::Client, &DATA).expect("seals");
+    assert_eq!(pair.open(Role::Server, &text), Ok(DATA.to_vec()));
+    // UDP doesn't get through to the client: challenges go unanswered.
+    for _ in 0..100 {
+        pair.now = pair.now + Duration::from_millis(100);
+        let now = pair.now;
+        pair.server.handle_timeout(now);
+        while pair.server.poll_in_band().is_some() {}
+        assert_eq!(pair.server.target(now, 0, 1_000), Some(inside));
+    }
+    assert_eq!(pair.server.targets(), 1, "it is forgotten");
+}
+
+#[test]
+fn a_client_whose_udp_is_blocked_from_the_start_stays_inside() {
+    let mut pair = Pair::new(Suite::Aes256Gcm, 1 << 30);
+    let inside = tunguard::inside::path("192.0.2.1:50000".parse().expect("an address"));
+    let now = pair.now;
+    pair.server.heard_early(now, inside);
+    // It offers the control connection as a path itself.
+    pair.client_at = inside;
+    pair.client.probe(now);
+    pair.settle();
+    let known = pair.server.path().expect("a path");
+    assert_eq!((known.path, known.rtt.is_some()), (inside, true), "it answers challenges there");
 }

@@ -42,6 +42,10 @@ TOML
         server
         promptly listens t 55555 && promptly listens u 55555
         ;;
+    resumed)
+        printf '%s\t%s\n' "$dir/client.log" 'tunnel up: '
+        printf '%s\t%s\n' "$dir/server.log" ' resumes session '
+        ;;
     pids) trees_of "$dir" ;;
     stop) end_all "$dir" ;;
 esac

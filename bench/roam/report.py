@@ -31,7 +31,8 @@ WHAT = {
     "address": "another address on the same carrier", "carrier": "to the other carrier, then the first goes",
     "failover": "the carrier in use is cut silently", "rebind": "the NAT gives UDP another port",
     "rebind-all": "the NAT gives everything another port", "outage": "no network for a while, then back",
-    "restart": "the server is killed and started again",
+    "restart": "the server is killed and started again", "link": "the preferred link goes down, and is back after 3 s",
+    "resume": "to the other carrier, on a long path",
 }
 WAYS = {"up": "client to server", "down": "server to client"}
 
@@ -66,7 +67,14 @@ def markdown(results, moves):
     if results.get("note"):
         lines += ["", results["note"]]
     way = f"a path of {results['rtt']:g} ms RTT" if results["rtt"] else "a path without delay"
-    lines += ["", f"IPv{results['family']} outside, {way}; {results['moves']} moves of each kind, an outage of {results['outage']:g} s.",
+    counts = f"{results['moves']} moves of each kind"
+    if results.get("peer_moves", results["moves"]) != results["moves"]:
+        counts += f" for tunguard and {results['peer_moves']} for the others"
+    if any(each.count(":") == 2 for each in results["kinds"]):
+        counts += ", fewer where the kind says so"
+    if results.get("jobs", 1) > 1:
+        counts += f", {results['jobs']} VPNs at a time"
+    lines += ["", f"IPv{results['family']} outside, {way}; {counts}, an outage of {results['outage']:g} s.",
               "Milliseconds without a packet, at 500 packets per second: the median, and the longest in parentheses; for outage",
               "and restart from the network, or the listening server, to the first packet. A second line says how many moves",
               "recovered, where not all did.", ""]
@@ -77,6 +85,15 @@ def markdown(results, moves):
     lines += ["", "Packets lost / received twice / received late, medians of the moves that recovered:", ""]
     lines += table(["move", ""] + shown, [[WHAT[kind], WAYS[w]] + [packets(of.get(p, [])) for p in shown]
                                           for (kind, w), of in moves.items()])
+    resumed = {w: of for (kind, w), of in moves.items() if kind == "resume"}
+    if resumed:
+        rtt = max(r["rtt"] for of in resumed.values() for runs in of.values() for r in runs)
+        lines += ["", f"Until there was a control connection by the other carrier, on a path of {rtt:g} ms RTT, in which the "
+                  "session was resumed: milliseconds from the move, the median and the longest, in round trips in parentheses. "
+                  "TCP takes one, TLS another, and the question and the answer inside the third. Packets didn't wait for that: "
+                  "the longest time without one is in the first table.", ""]
+        lines += table(["", *shown], [[WAYS[w], *(resumption(of.get(p, []), rtt) for p in shown)]
+                                      for w, of in resumed.items()])
     tcp = [r for r in results["runs"] if r["kind"] == "tcp"]
     if tcp:
         lines += ["", "One TCP connection while addresses and carriers change; intact is the same SHA-256 at both ends:", ""]
@@ -110,6 +127,16 @@ def cell(runs, limit):
     return text + (f"<br>{good} of {len(seen)}" if 0 < good < len(seen) else "")
 
 
+def resumption(runs, rtt):
+    if not runs:
+        return "-"
+    took = [math.inf if r.get("logged_ms") is None else r["logged_ms"] for r in runs if r.get("steady")]
+    if not took:
+        return "-"
+    return ", ".join("not in time" if math.isinf(ms) else f"{number(ms)} ({ms / rtt:.1f})"
+                     for ms in (statistics.median_high(took), max(took)))
+
+
 def packets(runs):
     good = [r for r in runs if r.get("recovered")]
     if not good:
@@ -130,40 +157,60 @@ def table(head, rows):
 # -- timelines
 
 def timeline(title, kind, rows, limit):
-    """A row for each peer: dark where packets arrived, from before the move until all have recovered."""
-    left, width, row = 170, 560, 26
-    ends = [(r["took_ms"] if kind in ("outage", "restart") else 0) + silence(r) for _, r in rows if r and math.isfinite(silence(r))]
-    took = max((r["took_ms"] for _, r in rows if r), default=0)
-    lost = any(r and math.isinf(silence(r)) for _, r in rows)
-    last = max(ends + [took + limit * 1000 if lost and not ends else 0, 200]) * 1.15 + 50
+    """A row for each peer, 800 px wide: dark where packets arrived, from before the move until all have recovered."""
+    left, width, right, row = 150, 510, 140, 28
+    ends = [(r["took_ms"] if kind in ("outage", "restart") else 0) + silence(r)
+            for _, r in rows if r and math.isfinite(silence(r))]
+    took = statistics.median_low([r["took_ms"] for _, r in rows if r] or [0])
+    ends += [took] if kind == "link" else []
+    ends += [r["logged_ms"] for _, r in rows if r and r.get("logged_ms") is not None]
+    if not ends and any(rows):
+        ends = [took + limit * 1000]
+    last = max(ends + [100]) * 1.15 + 25
     first = -last * 0.08
 
     def x(ms):
         return left + (min(max(ms, first), last) - first) / (last - first) * width
 
-    y, body = 44, []
-    for peer, run in rows:
+    # Of peers that don't recover, or do much later than others, the strip ends while it is still empty.
+    top = 44
+    bottom = top + len(rows) * row
+    step = nice((last - first) / 7)
+    ticks = [n * step for n in range(math.ceil(first / step), math.floor(last / step) + 1)]
+    body = [f'<rect x="{left}" y="{top + n * row}" width="{width}" height="{row - 8}" fill="#eef0f3"/>' for n in range(len(rows))]
+    body += [f'<line x1="{x(at):.1f}" y1="{top - 4}" x2="{x(at):.1f}" y2="{bottom}" stroke="#c9ccd2" stroke-width="0.7"/>'
+             for at in ticks]
+    for n, (peer, run) in enumerate(rows):
+        y = top + n * row
         body.append(f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{escape(peer)}</text>')
-        body.append(f'<rect x="{left}" y="{y}" width="{width}" height="{row - 8}" fill="#eef0f3"/>')
         for begin, end in run["runs"] if run else ():
             if end >= first and begin <= last:
-                body.append(f'<rect x="{x(begin):.1f}" y="{y}" width="{max(x(end) - x(begin), 0.5):.1f}" height="{row - 8}" fill="#2563a8"/>')
+                body.append(f'<rect x="{x(begin):.1f}" y="{y}" width="{max(x(end) - x(begin), 0.8):.1f}" '
+                            f'height="{row - 8}" fill="#2563a8"/>')
+        if run and run.get("logged_ms") is not None:
+            body.append(f'<circle cx="{x(run["logged_ms"]):.1f}" cy="{y + 10}" r="4.5" fill="#f39c12" stroke="#fff"/>')
         if run and math.isfinite(silence(run)):
             label = f"{number(silence(run))} ms"
         else:
-            label = f"not within {limit} s" if run else "-"
+            label = f"not within {limit:g} s" if run else "-"
         body.append(f'<text x="{left + width + 8}" y="{y + 14}">{label}</text>')
-        y += row
-    step = nice((last - first) / 7)
-    at = math.ceil(first / step) * step
-    while at <= last:
-        body.append(f'<line x1="{x(at):.1f}" y1="40" x2="{x(at):.1f}" y2="{y}" stroke="{"#c0392b" if at == 0 else "#c9ccd2"}" stroke-width="{1.5 if at == 0 else 0.5}"/>')
-        body.append(f'<text x="{x(at):.1f}" y="{y + 14}" text-anchor="middle" fill="#555">{at / 1000:g} s</text>')
-        at += step
-    height = y + 26
+    marks = [(0, "move")] + ([(took, "back")] if kind in ("link", "outage") and took else [])
+    for at, what in marks:
+        body.append(f'<line x1="{x(at):.1f}" y1="{top - 6}" x2="{x(at):.1f}" y2="{bottom}" stroke="#c0392b" stroke-width="1.5"/>')
+        body.append(f'<text x="{x(at):.1f}" y="{top - 9}" text-anchor="middle" font-size="11" fill="#c0392b">{what}</text>')
+    in_seconds = last >= 5000
+    for at in ticks:
+        text = f"{at / 1000:g}" if in_seconds else f"{at:g}"
+        body.append(f'<text x="{x(at):.1f}" y="{bottom + 12}" text-anchor="middle" fill="#444">{text}</text>')
+    body.append(f'<text x="{left + width / 2}" y="{bottom + 30}" text-anchor="middle" fill="#444">'
+                f'{"s" if in_seconds else "ms"} since the move; dark: packets received{", dot: session resumed" if kind == "resume" else ""}</text>')
+    counted = {"outage": "from back to the first", "restart": "from back to the first"}.get(kind, "longest silence")
+    body.append(f'<text x="{left + width + 8}" y="{bottom + 12}" fill="#444">{counted}</text>')
+    height, whole = bottom + 42, left + width + right
     return "\n".join(
-        [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 130}" height="{height}" font-family="sans-serif" font-size="12">',
-         f'<rect width="{left + width + 130}" height="{height}" fill="#fff"/>',
+        [f'<svg xmlns="http://www.w3.org/2000/svg" width="{whole}" height="{height}" viewBox="0 0 {whole} {height}" '
+         'font-family="sans-serif" font-size="12">',
+         f'<rect width="{whole}" height="{height}" fill="#fff"/>',
          f'<text x="12" y="20" font-size="14" font-weight="bold">{escape(title)}</text>'] + body + ["</svg>", ""])
 
 

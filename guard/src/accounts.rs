@@ -5,6 +5,8 @@
 pub enum GuardDrop {
     /// From the device: no session has this destination.
     NoRoute,
+    /// From the device: the client that has this destination has no session.
+    Away,
     /// From the device: no IP packet of the stated length.
     BadInner,
     /// From the device: the session's queue and memory are full.
@@ -23,8 +25,9 @@ pub enum GuardDrop {
 
 impl GuardDrop {
     /// Every reason, in order.
-    pub const ALL: [GuardDrop; 8] = [
+    pub const ALL: [GuardDrop; 9] = [
         GuardDrop::NoRoute,
+        GuardDrop::Away,
         GuardDrop::BadInner,
         GuardDrop::QueueFull,
         GuardDrop::Codel,
@@ -38,6 +41,7 @@ impl GuardDrop {
     pub fn name(self) -> &'static str {
         match self {
             GuardDrop::NoRoute => "no_route",
+            GuardDrop::Away => "away",
             GuardDrop::BadInner => "bad_inner",
             GuardDrop::QueueFull => "queue_full",
             GuardDrop::Codel => "codel",
@@ -58,6 +62,8 @@ pub struct Accounts {
     pub read_bytes: u64,
     /// Packets and super-packets handed to sessions: in their queues, or waiting for room there.
     pub queued_packets: u64,
+    /// Senders told that nobody is there: packets written to the device.
+    pub told: u64,
     drops: [u64; GuardDrop::ALL.len()],
 }
 

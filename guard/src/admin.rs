@@ -13,6 +13,8 @@ use tunguard::time::Time;
 
 use crate::accounts::GuardDrop;
 use crate::clients::{Phase, Session, Worker};
+use crate::events::Heard;
+use crate::leases::Away;
 use crate::run::Guard;
 
 impl Guard {
@@ -43,6 +45,12 @@ impl Guard {
             let status = self.status(now);
             self.admin.answer(key, status, &self.poller);
         }
+    }
+
+    /// A client was heard somewhere else: whoever watches is told.
+    pub fn tell_watchers(&mut self, heard: Heard<'_>) {
+        let line = self.events.add(heard);
+        self.admin.tell(&line, &self.poller);
     }
 
     fn ask_workers(&mut self, conversation: u64) {
@@ -87,10 +95,22 @@ impl Guard {
             "device_bytes": self.accounts.read_bytes,
             "queued_packets": self.accounts.queued_packets,
             "guard_drops": drops,
+            "events": self.events.list(),
+            "unreachables": self.accounts.told,
+            "away": self.leases.away().map(|away| away_status(&away)).collect::<Vec<_>>(),
             "sessions": sessions.iter().map(|(s, w)| session_status(s, w, now)).collect::<Vec<_>>(),
         });
         admin::document(&status)
     }
+}
+
+fn away_status(away: &Away<'_>) -> Value {
+    json!({
+        "name": away.name,
+        "addresses": away.addresses.iter().map(|a| a.to_string()).collect::<Vec<_>>(),
+        "since_s": away.since,
+        "packets": away.missed,
+    })
 }
 
 fn session_status(session: &Session, worker: &Worker, now: Time) -> Value {
@@ -123,6 +143,10 @@ fn session_status(session: &Session, worker: &Worker, now: Time) -> Value {
         "received_packets": report.traffic.received_packets,
         "received_bytes": report.traffic.received_bytes,
         "received_in_band": report.traffic.received_in_band,
+        "copies": report.traffic.copies,
+        "sent_inside": report.traffic.sent_inside,
+        "received_inside": report.traffic.received_inside,
+        "received_early": report.traffic.received_early,
         "queue_depth": depth,
         "backlog_bytes": session.outbox.as_ref().map_or(0, |o| o.backlog()),
         "pid": worker.pid,

@@ -15,6 +15,7 @@ use tunguard::tls::CertId;
 use tunguard::wire::data::SessionId;
 
 use crate::outbox::Outbox;
+use crate::tickets::Holder;
 
 /// How far a worker is. It only moves forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -58,6 +59,12 @@ pub struct Worker {
     pub request_budget: Budget,
     /// Reports it was asked for and has not sent.
     pub asked: u32,
+    /// It has asked for what a ticket stands for.
+    pub redeemed: bool,
+    /// Whose ticket its client has shown.
+    pub resumes: Option<Holder>,
+    /// It has given us a ticket to keep.
+    pub ticketed: bool,
     /// Its last word came, so its exit needs no line of its own.
     pub explained: bool,
 }

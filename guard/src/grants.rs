@@ -19,20 +19,23 @@ use tunguard::sys::poller::Interest;
 use tunguard::sys::seqpacket::Incoming;
 use tunguard::sys::shared::Filler;
 use tunguard::tls::identity::acceptable;
+use tunguard::tls::{SavedSession, TicketId};
 use tunguard::wire::control::Reason;
 
 use crate::clients::{Phase, Session};
+use crate::events::Heard;
 use crate::outbox::{self, Outbox};
 use crate::run::{Guard, Source};
 use crate::succession;
+use crate::tickets::Holder;
 
 /// Which requests a phase permits. `Claim`, `Register` and `Ended` are consumed: each moves the phase on, a refusal
 /// to the end. A `Report` must have been asked for.
 fn permitted(phase: Phase, asked: u32, request: &Request) -> bool {
     match request {
-        Request::Claim(_) => phase == Phase::Handshake,
+        Request::Redeem(_) | Request::Claim(_) => phase == Phase::Handshake,
         Request::Register { .. } => phase == Phase::Granted,
-        Request::Moved { .. } | Request::ControlLost => {
+        Request::Ticket { .. } | Request::Moved { .. } | Request::ControlLost => {
             matches!(phase, Phase::Established | Phase::Draining | Phase::Ending)
         }
         Request::Report(_) => asked > 0,
@@ -90,11 +93,22 @@ impl Guard {
 
     fn handle_request(&mut self, key: u64, request: Request) {
         match request {
+            Request::Redeem(id) => self.answer_redeem(key, &id),
             Request::Claim(claim) => self.answer_claim(key, claim),
             Request::Register { size } => self.answer_register(key, size),
-            Request::Moved { new } => {
+            Request::Ticket { id, session } => self.keep_ticket(key, id, session),
+            Request::Moved { new, after_ms, inside } => {
                 if let Some(session) = self.session_mut(key) {
-                    session.peer = Some(new);
+                    let from = session.peer.replace(new);
+                    let (name, session) = (session.name.clone(), session.id.to_string());
+                    self.tell_watchers(Heard {
+                        name: &name,
+                        session: &session,
+                        from,
+                        to: new,
+                        after_ms,
+                        inside,
+                    });
                 }
                 let orders = succession::heard(&mut self.workers, &mut self.routes, key);
                 if !orders.is_empty() {
@@ -117,10 +131,45 @@ impl Guard {
         }
     }
 
+    /// A client shows a ticket. Whoever its worker then says it is must be whom the ticket was given to.
+    fn answer_redeem(&mut self, key: u64, id: &TicketId) {
+        let Some(worker) = self.workers.get_mut(key) else { return };
+        if std::mem::replace(&mut worker.redeemed, true) {
+            return self.punish(key, "a second ticket on one connection");
+        }
+        let found = self.tickets.redeem(id, clock::now());
+        let (holder, session) = found.unzip();
+        worker.resumes = holder;
+        self.reply(key, &Reply::Redeemed(session));
+    }
+
+    fn keep_ticket(&mut self, key: u64, id: TicketId, session: SavedSession) {
+        if !session.is_plausible() {
+            return self.punish(key, "a TLS session of impossible length");
+        }
+        let Some(worker) = self.workers.get_mut(key) else { return };
+        if std::mem::replace(&mut worker.ticketed, true) {
+            return self.punish(key, "a second ticket for one session");
+        }
+        // Made while others were trusted: its next connection shows a certificate again.
+        if worker.started <= self.trusted_since {
+            return;
+        }
+        let Some(own) = &worker.session else { return };
+        let holder = Holder { name: own.name.clone(), cert: own.cert.clone() };
+        if !self.tickets.keep(holder, id, session, clock::now()) {
+            self.punish(key, "a ticket with another one's number");
+        }
+    }
+
     /// The client proved who it is: addresses, a slot and a session, or a reason why not.
     fn answer_claim(&mut self, key: u64, claim: Claim) {
         if !acceptable(&claim.name) || !(1..=20).contains(&claim.cert.serial.len()) {
             return self.punish(key, "a claim that no certificate makes");
+        }
+        let resumes = self.workers.get(key).and_then(|worker| worker.resumes.as_ref());
+        if resumes.is_some_and(|holder| holder.name != claim.name || holder.cert != claim.cert) {
+            return self.punish(key, "it claims to be another than the ticket's holder");
         }
         let name = claim.name.clone();
         match self.grant(key, claim) {
@@ -315,7 +364,8 @@ impl Guard {
         match reason {
             Some(reason) => {
                 log::info!("{label} ended: {reason}");
-                if reason == Reason::Leaving {
+                // An idle session ends like one that its client left.
+                if matches!(reason, Reason::Leaving | Reason::Idle) {
                     let orders = succession::left(&self.workers, key);
                     if !orders.is_empty() {
                         self.carry_out(orders);
@@ -417,7 +467,7 @@ mod tests {
         let cert = CertId { issuer: [0; 32], serial: vec![1], not_after: 0 };
         let claim = Request::Claim(Claim { name: "ann".into(), cert, want: vec![], resume: None });
         let register = Request::Register { size: QueueSize::KERNEL_DEFAULT };
-        let moved = Request::Moved { new: ([192, 0, 2, 1], 1).into() };
+        let moved = Request::Moved { new: ([192, 0, 2, 1], 1).into(), after_ms: None, inside: false };
         let report = Request::Report(Box::default());
         let ended = Request::Ended { reason: None, fault: false, text: String::new() };
         use Phase::*;

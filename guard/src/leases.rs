@@ -15,12 +15,17 @@ use serde::{Deserialize, Serialize};
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Failure, Outcome};
 
+use crate::routes::Routes;
+
 /// The leases.
 pub struct Leases {
     file: PathBuf,
     networks: Vec<IpNet>,
     reserve: Duration,
     fixed: HashMap<IpAddr, String>,
+    /// Behind clients.
+    subnets: Routes,
+    subnet_owners: Vec<String>,
     /// The server's own: nobody's.
     server: HashSet<IpAddr>,
     by_name: BTreeMap<String, Lease>,
@@ -37,6 +42,35 @@ struct Lease {
     last_used: u64,
     #[serde(skip)]
     sessions: u32,
+    /// Packets that came for it since.
+    #[serde(skip)]
+    missed: u64,
+}
+
+/// Whose an inner address is that no session carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// A client's that has no session.
+    Away,
+    /// A client's that has one, but no packets go there (any more, or yet).
+    Connecting,
+    /// A host address of the server's networks that nobody has.
+    Nobody,
+    /// Something else.
+    Unknown,
+}
+
+/// A client that has a lease and no session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Away<'a> {
+    /// Who.
+    pub name: &'a str,
+    /// Its addresses.
+    pub addresses: &'a [IpAddr],
+    /// Seconds since its last session ended.
+    pub since: u64,
+    /// Packets that came for it since then, or since the server started.
+    pub missed: u64,
 }
 
 /// Every address of a network is taken.
@@ -72,11 +106,19 @@ impl Leases {
             .iter()
             .flat_map(|(name, entry)| entry.addresses.iter().map(|a| (*a, name.clone())))
             .collect();
+        let mut subnets = Routes::default();
+        let mut subnet_owners = Vec::new();
+        for (name, entry) in &config.clients {
+            entry.subnets.iter().for_each(|net| subnets.insert(*net, subnet_owners.len() as u64));
+            subnet_owners.push(name.clone());
+        }
         Leases {
             file: config.state_dir.join(format!("{}.leases", config.device)),
             networks: config.networks.clone(),
             reserve: config.lease,
             fixed,
+            subnets,
+            subnet_owners,
             server: config.server_addresses().iter().map(|a| a.addr()).collect(),
             by_name: BTreeMap::new(),
             by_address: HashMap::new(),
@@ -109,7 +151,8 @@ impl Leases {
         }
         let sessions = self.by_name.get(name).map_or(0, |l| l.sessions) + 1;
         let kept = addresses.iter().map(|(a, _)| *a).collect();
-        self.by_name.insert(name.to_owned(), Lease { addresses: kept, last_used: now(), sessions });
+        self.by_name
+            .insert(name.to_owned(), Lease { addresses: kept, last_used: now(), sessions, missed: 0 });
         self.dirty = true;
         Ok(addresses
             .into_iter()
@@ -124,6 +167,36 @@ impl Leases {
             lease.last_used = now();
             self.dirty = true;
         }
+    }
+
+    /// A packet came for `destination`, and no session carries it: whose it is, where it is counted.
+    pub fn miss(&mut self, destination: IpAddr) -> Owner {
+        let is_host = self.is_host(destination);
+        let owner = match is_host {
+            true => self.by_address.get(&destination).or_else(|| self.fixed.get(&destination)),
+            false => self.subnets.lookup(destination).and_then(|at| self.subnet_owners.get(at as usize)),
+        };
+        match owner.map(|name| self.by_name.get_mut(name)) {
+            Some(Some(lease)) => {
+                lease.missed += 1;
+                if lease.sessions > 0 { Owner::Connecting } else { Owner::Away }
+            }
+            // It was never here, but may come.
+            Some(None) => Owner::Away,
+            None if is_host && !self.server.contains(&destination) => Owner::Nobody,
+            None => Owner::Unknown,
+        }
+    }
+
+    /// Who has a lease and no session, by name.
+    pub fn away(&self) -> impl Iterator<Item = Away<'_>> {
+        let now = now();
+        self.by_name.iter().filter(|(_, lease)| lease.sessions == 0).map(move |(name, lease)| Away {
+            name,
+            addresses: &lease.addresses,
+            since: now.saturating_sub(lease.last_used),
+            missed: lease.missed,
+        })
     }
 
     /// Whether there is something to write.
@@ -186,15 +259,20 @@ impl Leases {
 
     /// Whether `name` may hold `address` at all: a host of one of the networks, and nobody else's fixed one.
     fn may_have(&self, name: &str, address: IpAddr) -> bool {
-        let host = self.networks.iter().any(|n| {
+        self.is_host(address)
+            && !self.server.contains(&address)
+            && self.fixed.get(&address).is_none_or(|owner| owner == name)
+    }
+
+    fn is_host(&self, address: IpAddr) -> bool {
+        self.networks.iter().any(|n| {
             let edge = match n {
                 // The network's and the broadcast address are nobody's; in IPv6 the first is the routers'.
                 IpNet::V4(v4) => IpAddr::V4(v4.broadcast()),
                 IpNet::V6(v6) => IpAddr::V6(v6.network()),
             };
             n.contains(&address) && address != n.network() && address != edge
-        });
-        host && !self.server.contains(&address) && self.fixed.get(&address).is_none_or(|owner| owner == name)
+        })
     }
 }
 
@@ -263,6 +341,47 @@ mod tests {
         assert!(leases.grant("bob", &[]).is_err(), "in use");
         leases.release("ann");
         assert_eq!(texts(&leases.grant("bob", &[]).expect("room")), ["10.9.0.2/30"]);
+    }
+
+    #[test]
+    fn packets_for_those_who_are_away_are_counted() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut config = config("[\"10.9.0.0/24\", \"fd09::/64\"]", folder.path(), "24h");
+        let entry = tunguard::config::server::ClientEntry {
+            addresses: vec!["10.9.0.9".parse().expect("an address")],
+            subnets: vec!["192.168.7.0/24".parse().expect("a network")],
+        };
+        config.clients.insert("dan".into(), entry);
+        let mut leases = Leases::load(&config).expect("no file yet");
+        let miss = |leases: &mut Leases, address: &str| leases.miss(address.parse().expect("an address"));
+        leases.grant("ann", &[]).expect("room");
+        assert_eq!(miss(&mut leases, "10.9.0.2"), Owner::Connecting);
+        leases.release("ann");
+        assert_eq!(miss(&mut leases, "10.9.0.2"), Owner::Away);
+        assert_eq!(miss(&mut leases, "fd09::2"), Owner::Away);
+        let away: Vec<_> = leases.away().map(|a| (a.name.to_owned(), a.addresses.len(), a.missed)).collect();
+        assert_eq!(away, [("ann".to_owned(), 2, 3)]);
+        // It is back, with the addresses it had, and nothing missed.
+        assert_eq!(texts(&leases.grant("ann", &[]).expect("room")), ["10.9.0.2/24", "fd09::2/64"]);
+        assert_eq!(leases.away().count(), 0);
+        leases.release("ann");
+        assert_eq!(leases.away().map(|a| a.missed).sum::<u64>(), 0);
+        // One that has been here never, but has its place.
+        assert_eq!(miss(&mut leases, "10.9.0.9"), Owner::Away);
+        assert_eq!(miss(&mut leases, "192.168.7.7"), Owner::Away);
+        for (address, owner) in [
+            ("10.9.0.77", Owner::Nobody),
+            ("fd09::77", Owner::Nobody),
+            ("10.9.0.1", Owner::Unknown),
+            ("10.9.0.0", Owner::Unknown),
+            ("10.9.0.255", Owner::Unknown),
+            ("fd09::", Owner::Unknown),
+            ("224.0.0.251", Owner::Unknown),
+            ("ff02::1", Owner::Unknown),
+            ("192.0.2.1", Owner::Unknown),
+        ] {
+            assert_eq!(miss(&mut leases, address), owner, "{address}");
+        }
     }
 
     #[test]

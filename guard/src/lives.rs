@@ -85,6 +85,9 @@ impl Guard {
             log_budget: Budget::of_log_lines(now),
             request_budget: Budget::of_requests(now),
             asked: 0,
+            redeemed: false,
+            resumes: None,
+            ticketed: false,
             explained: false,
         });
         self.note_deadline(now + Duration::from_secs(HANDSHAKE_SECONDS) + HANDSHAKE_GRACE);

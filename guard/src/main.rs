@@ -6,9 +6,11 @@
 
 mod accounts;
 mod admin;
+mod away;
 mod blocks;
 mod clients;
 mod codel;
+mod events;
 mod grants;
 mod host;
 mod leases;
@@ -19,6 +21,7 @@ mod run;
 mod slots;
 mod spawn;
 mod succession;
+mod tickets;
 mod trust;
 
 use std::io::Write;

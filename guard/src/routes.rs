@@ -1,4 +1,5 @@
-//! Which session an inner address belongs to: the longest prefix decides.
+//! Which session an inner address belongs to: the longest prefix decides. Or which client, where it has none: the
+//! numbers are the caller's.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

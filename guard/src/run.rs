@@ -8,7 +8,7 @@
 //! 4. on SIGINT or SIGTERM every session gets a goodbye, and the host is put back as it was
 
 use std::io::IoSlice;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -16,17 +16,19 @@ use tunguard::admin::Admin;
 use tunguard::batch::{BatchReader, BatchWriter};
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Failure, Outcome};
-use tunguard::segment::addresses;
+use tunguard::segment::{addresses, unreachable};
 use tunguard::sys::clock;
 use tunguard::sys::poller::{Interest, Poller, Ready};
 use tunguard::sys::signals::Signals;
 use tunguard::sys::tun::Tun;
 use tunguard::time::Time;
 use tunguard::wire::control::Reason;
-use tunguard::wire::vnet::VNET_LEN;
+use tunguard::wire::vnet::{VNET_LEN, VnetHeader};
 
 use crate::accounts::{Accounts, GuardDrop};
+use crate::away::{self, News};
 use crate::clients::{Budget, Workers};
+use crate::events::Events;
 use crate::host::{Host, Queues};
 use crate::leases::Leases;
 use crate::lives::Accepting;
@@ -34,6 +36,7 @@ use crate::outbox::{FULL_AT, Outbox, Pool, Posted};
 use crate::routes::Routes;
 use crate::slots::Slots;
 use crate::spawn::Spawner;
+use crate::tickets::Tickets;
 use crate::trust::Trust;
 
 /// The server.
@@ -52,6 +55,7 @@ pub struct Guard {
     pub(crate) workers: Workers,
     pub(crate) routes: Routes,
     pub(crate) accounts: Accounts,
+    news: News,
     pub(crate) started: Time,
     signals: Signals,
     /// The batches of one turn: each session's packets together, a bounded number of sessions at once.
@@ -67,6 +71,12 @@ pub struct Guard {
     /// Log lines about connections that came to nothing.
     pub(crate) strangers: Budget,
     certificates_checked: Time,
+    /// What happened lately.
+    pub(crate) events: Events,
+    /// TLS sessions to be taken up again.
+    pub(crate) tickets: Tickets,
+    /// Since when the present certificates and lists decide whom to trust.
+    pub(crate) trusted_since: Time,
     stopping: Option<Time>,
 }
 
@@ -173,6 +183,7 @@ impl Guard {
             workers: Workers::default(),
             routes: Routes::default(),
             accounts: Accounts::default(),
+            news: News::new(now),
             started: now,
             signals,
             accepting: Accepting::Yes,
@@ -181,6 +192,9 @@ impl Guard {
             next_switch: None,
             strangers: Budget::of_log_lines(now),
             certificates_checked: now,
+            events: Events::default(),
+            tickets: Tickets::default(),
+            trusted_since: now,
             stopping: None,
         })
     }
@@ -273,17 +287,30 @@ impl Guard {
         Ok(())
     }
 
-    /// Which worker a packet behind its virtio header goes to; what goes nowhere is counted.
+    /// Which worker a packet behind its virtio header goes to; what goes nowhere is counted, and its sender told.
     fn route(&mut self, read: &[u8]) -> Option<u64> {
-        let Some((_, destination)) = read.get(VNET_LEN..).and_then(addresses) else {
+        let Some((source, destination)) = read.get(VNET_LEN..).and_then(addresses) else {
             self.accounts.drop(GuardDrop::BadInner);
             return None;
         };
         let key = self.routes.lookup(destination);
         if key.is_none() {
-            self.accounts.drop(GuardDrop::NoRoute);
+            let (reason, tell) = away::judge(&mut self.leases, destination);
+            self.accounts.drop(reason);
+            if tell && self.news.take(clock::now(), source) {
+                self.tell(&read[VNET_LEN..], destination);
+            }
         }
         key
+    }
+
+    /// Tells a packet's sender that nobody is there, by way of the device: the kernel knows the way back.
+    fn tell(&mut self, packet: &[u8], destination: IpAddr) {
+        let Some(message) = unreachable(packet, destination) else { return };
+        let vnet = VnetHeader::default().emit();
+        if self.host.tun.write(&[IoSlice::new(&vnet), IoSlice::new(&message)]).is_ok() {
+            self.accounts.told += 1;
+        }
     }
 
     /// The open batch of `key`, or a fresh one.
@@ -405,6 +432,8 @@ impl Guard {
                 return;
             }
         }
+        self.tickets.clear();
+        self.trusted_since = clock::now();
         if let Err(failure) = self.spawner.prepare(&self.config, &self.trust, self.host.offloads.uso) {
             log::error!("{failure}");
         }
@@ -469,6 +498,7 @@ impl Guard {
         }
         if now.since(self.certificates_checked) >= CERTIFICATES_EVERY {
             self.certificates_checked = now;
+            self.tickets.handle_timeout(now);
             self.end_expired();
             self.workers.outboxes().for_each(Outbox::rest);
         }

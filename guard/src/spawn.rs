@@ -67,7 +67,11 @@ impl Spawner {
             root: self.root.clone(),
             suites: config.data.suites.clone(),
             mtu: config.mtu,
-            settings: Settings { routes: config.push.routes.clone(), dns: config.push.dns.clone() },
+            settings: Settings {
+                routes: config.push.routes.clone(),
+                dns: config.push.dns.clone(),
+                idle: config.idle.map(|idle| u32::try_from(idle.as_secs()).unwrap_or(u32::MAX)),
+            },
             rekey_ms: config.data.rekey.as_millis() as u64,
             rekey_packets: config.data.rekey_packets,
             linger_ms: config.linger.as_millis() as u64,

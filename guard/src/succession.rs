@@ -244,6 +244,9 @@ mod tests {
                 log_budget: Budget::of_log_lines(now),
                 request_budget: Budget::of_requests(now),
                 asked: 0,
+                redeemed: false,
+                resumes: None,
+                ticketed: false,
                 explained: false,
             });
             self.workers.get_mut(key).expect("just inserted").session = Some(Session {

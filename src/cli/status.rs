@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{IsTerminal, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use nix::poll::{PollFd, PollFlags, poll};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -24,7 +26,7 @@ pub struct StatusCommand {
     /// Print the answer as it is, for scripts; --socket is needed where there are several
     #[arg(long)]
     json: bool,
-    /// Show it again every second, until Ctrl-C
+    /// Show it again every second, and when a client moves, until Ctrl-C
     #[arg(long)]
     watch: bool,
     /// Admin socket: DEVICE.sock of a server, client-DEVICE.sock of a client, unless it is configured
@@ -35,29 +37,43 @@ pub struct StatusCommand {
 impl StatusCommand {
     /// Prints the status, once or again and again.
     pub fn run(self) -> Outcome<()> {
+        // First, so that nothing that happens meanwhile is missed.
+        let mut news = match self.watch {
+            true => Some(News::of(&self.sockets()?)),
+            false => None,
+        };
         loop {
             let text = self.text()?;
-            let clear = if self.watch && !self.json { CLEAR } else { "" };
             let mut out = std::io::stdout().lock();
-            let printed = writeln!(out, "{clear}{}", text.trim_end()).and_then(|()| out.flush());
+            // A file or a pipe gets one after the other.
+            let (before, after) = match self.watch && !self.json {
+                true if out.is_terminal() => (CLEAR, ""),
+                true => ("", "\n"),
+                false => ("", ""),
+            };
+            let printed = writeln!(out, "{before}{}{after}", text.trim_end()).and_then(|()| out.flush());
             match printed {
                 Ok(()) => {}
                 // `tunguard status | head` is no failure.
                 Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
                 Err(e) => return Err(Failure::system("writing to standard output", e)),
             }
-            if !self.watch {
-                return Ok(());
+            match &mut news {
+                Some(news) => news.wait(),
+                None => return Ok(()),
             }
-            std::thread::sleep(WATCH_EVERY);
+        }
+    }
+
+    fn sockets(&self) -> Outcome<Vec<PathBuf>> {
+        match &self.socket {
+            Some(socket) => Ok(vec![socket.clone()]),
+            None => sockets(Path::new(SOCKETS)),
         }
     }
 
     fn text(&self) -> Outcome<String> {
-        let sockets = match &self.socket {
-            Some(socket) => vec![socket.clone()],
-            None => sockets(Path::new(SOCKETS))?,
-        };
+        let sockets = self.sockets()?;
         match &sockets[..] {
             [socket] if self.json => ask(socket),
             several if self.json => {
@@ -66,10 +82,41 @@ impl StatusCommand {
                 Err(Failure::usage(text))
             }
             some => {
-                let shown = some.iter().map(|socket| show(socket, &ask(socket)?));
+                let shown = some.iter().map(|socket| show(socket, &ask(socket)?, self.watch));
                 Ok(shown.collect::<Outcome<Vec<String>>>()?.join("\n"))
             }
         }
+    }
+}
+
+/// What happens at those that run here.
+struct News(Vec<UnixStream>);
+
+impl News {
+    fn of(sockets: &[PathBuf]) -> News {
+        let watch = |socket: &PathBuf| {
+            let mut stream = UnixStream::connect(socket).ok()?;
+            stream.write_all(b"watch\n").ok()?;
+            Some(stream)
+        };
+        News(sockets.iter().filter_map(watch).collect())
+    }
+
+    /// Waits until something happens, but not for long.
+    fn wait(&mut self) {
+        let mut fds: Vec<PollFd<'_>> =
+            self.0.iter().map(|stream| PollFd::new(stream.as_fd(), PollFlags::POLLIN)).collect();
+        match poll(&mut fds, WATCH_EVERY) {
+            Ok(1..) => {}
+            _ => return,
+        }
+        let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(false)).collect();
+        let mut ready = ready.into_iter();
+        // One that takes no more of us, or is gone, says so by its end.
+        let goes_on = |mut stream: &UnixStream| stream.read(&mut [0; 4096]).is_ok_and(|n| n > 0);
+        self.0.retain(|stream| !ready.next().unwrap_or(false) || goes_on(stream));
+        // A move is seldom alone.
+        std::thread::sleep(TOGETHER);
     }
 }
 
@@ -84,7 +131,29 @@ struct Status {
     queue: Queue,
     handshakes: u64,
     guard_drops: BTreeMap<String, u64>,
+    events: Vec<Event>,
     sessions: Vec<Session>,
+    away: Vec<Away>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Away {
+    name: String,
+    addresses: Vec<String>,
+    since_s: u64,
+    packets: u64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Event {
+    time_ms: u64,
+    name: String,
+    from: Option<String>,
+    to: String,
+    after_ms: Option<u64>,
+    inside: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -135,7 +204,7 @@ fn sockets(directory: &Path) -> Outcome<Vec<PathBuf>> {
 }
 
 /// The answer of whoever it is, for people.
-fn show(socket: &Path, answer: &str) -> Outcome<String> {
+fn show(socket: &Path, answer: &str, events: bool) -> Outcome<String> {
     #[derive(Default, Deserialize)]
     #[serde(default)]
     struct Role {
@@ -144,7 +213,10 @@ fn show(socket: &Path, answer: &str) -> Outcome<String> {
     let Role { role } = parse(socket, answer)?;
     match &role[..] {
         "client" => Ok(client_status::render(&parse(socket, answer)?)),
-        _ => Ok(render(&parse(socket, answer)?)),
+        _ => {
+            let status: Status = parse(socket, answer)?;
+            Ok(render(&status) + &if events { render_events(&status.events) } else { String::new() })
+        }
     }
 }
 
@@ -191,17 +263,54 @@ fn render(status: &Status) -> String {
     if let Some(drops) = counts(&status.guard_drops) {
         text.push_str(&format!("dropped by the guard: {drops}\n"));
     }
-    if status.sessions.is_empty() {
-        return text;
+    if !status.sessions.is_empty() {
+        text.push('\n');
+        text.push_str(&sessions(&status.sessions));
     }
-    text.push('\n');
+    if !status.away.is_empty() {
+        text.push('\n');
+        text.push_str(&away(&status.away));
+    }
+    text
+}
+
+fn sessions(sessions: &[Session]) -> String {
     let mut rows = vec![
         ["NAME", "ADDRESSES", "PEER", "STATE", "AGE", "HEARD", "RTT", "SENT", "RECEIVED", "SUITE", "DROPS"]
             .map(str::to_owned),
     ];
-    rows.extend(status.sessions.iter().map(row));
-    text.push_str(&table(&rows));
-    text
+    rows.extend(sessions.iter().map(row));
+    table(&rows)
+}
+
+fn away(away: &[Away]) -> String {
+    let mut rows = vec![["AWAY", "ADDRESSES", "LEFT", "PACKETS FOR IT"].map(str::to_owned)];
+    rows.extend(away.iter().map(|client| {
+        let addresses: Vec<String> = client.addresses.iter().map(|a| harmless(a)).collect();
+        let left = format!("{} ago", age(client.since_s));
+        [harmless(&client.name), addresses.join(" "), left, client.packets.to_string()]
+    }));
+    table(&rows)
+}
+
+/// The latest events, a line each.
+fn render_events(events: &[Event]) -> String {
+    let lines: String = events.iter().rev().take(EVENTS_SHOWN).rev().map(line).collect();
+    if lines.is_empty() { lines } else { format!("\n{lines}") }
+}
+
+/// The time of day as in the log: in UTC.
+fn line(event: &Event) -> String {
+    let seconds = event.time_ms / 1_000 % 86_400;
+    let (hours, minutes, seconds) = (seconds / 3_600, seconds / 60 % 60, seconds % 60);
+    let (name, to) = (harmless(&event.name), harmless(&event.to));
+    let what = match &event.from {
+        None => format!("is heard in a new session at {to}"),
+        Some(from) => format!("moved {} -> {to}", harmless(from)),
+    };
+    let inside = if event.inside { " inside the control connection" } else { "" };
+    let after = event.after_ms.map(|ms| format!(", {ms} ms")).unwrap_or_default();
+    format!("{hours:02}:{minutes:02}:{seconds:02}Z {name} {what}{inside}{after}\n")
 }
 
 fn row(session: &Session) -> [String; 11] {
@@ -281,7 +390,11 @@ pub(super) fn harmless(text: &str) -> String {
 const SOCKETS: &str = "/run/tunguard";
 /// Cursor home, and everything below it gone.
 const CLEAR: &str = "\x1b[H\x1b[J";
-const WATCH_EVERY: Duration = Duration::from_secs(1);
+const EVENTS_SHOWN: usize = 10;
+/// After the first news.
+const TOGETHER: Duration = Duration::from_millis(20);
+/// Milliseconds.
+const WATCH_EVERY: u16 = 1_000;
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// Some 1 kB a session.
 const ANSWER_BYTES: u64 = 64 << 20;
@@ -310,7 +423,8 @@ mod tests {
                 "tcp_peer": "192.0.2.7:4000", "suite": "aes-256-gcm", "epoch": 0, "age_s": 61, "silent_ms": 900,
                 "rtt_us": 412, "sent_packets": 1, "sent_bytes": 1500000, "received_packets": 1,
                 "received_bytes": 999, "queue_depth": 0, "backlog_bytes": 0, "pid": 1, "uid": 2,
-                "control": "lost", "drops": {"bad_tag": 2}}]
+                "control": "lost", "drops": {"bad_tag": 2}}],
+            "away": [{"name": "bob", "addresses": ["10.9.0.3", "fd09::3"], "since_s": 180, "packets": 12}]
         }"#;
         let text = render(&parse(Path::new("x"), answer).expect("a status"));
         assert_eq!(
@@ -320,8 +434,30 @@ mod tests {
              dropped by the guard: no_route 3\n\
              \n\
              NAME             ADDRESSES         PEER            STATE                      AGE    HEARD   RTT     SENT    RECEIVED  SUITE        DROPS\n\
-             alice\\u{1b}[31m  10.9.0.2 fd09::2  192.0.2.7:4500  established, control lost  1m01s  0s ago  0.4 ms  1.5 MB  999 B     aes-256-gcm  bad_tag 2\n"
+             alice\\u{1b}[31m  10.9.0.2 fd09::2  192.0.2.7:4500  established, control lost  1m01s  0s ago  0.4 ms  1.5 MB  999 B     aes-256-gcm  bad_tag 2\n\
+             \n\
+             AWAY  ADDRESSES         LEFT       PACKETS FOR IT\n\
+             bob   10.9.0.3 fd09::3  3m00s ago  12\n"
         );
+    }
+
+    #[test]
+    fn events_become_lines() {
+        let answer = r#"{"events": [
+            {"time_ms": 43384123, "event": "moved", "name": "laptop", "session": "x", "from": "198.18.1.2:4000",
+                "to": "198.18.2.2:5000", "after_ms": 5, "inside": false},
+            {"time_ms": 86400000, "event": "heard", "name": "a\u001b", "to": "192.0.2.1:1"},
+            {"time_ms": 86399000, "from": "192.0.2.1:1", "to": "192.0.2.1:2", "name": "b", "inside": true}
+        ]}"#;
+        let status: Status = parse(Path::new("x"), answer).expect("a status");
+        assert_eq!(
+            render_events(&status.events),
+            "\n12:03:04Z laptop moved 198.18.1.2:4000 -> 198.18.2.2:5000, 5 ms\n\
+             00:00:00Z a\\u{1b} is heard in a new session at 192.0.2.1:1\n\
+             23:59:59Z b moved 192.0.2.1:1 -> 192.0.2.1:2 inside the control connection\n"
+        );
+        assert_eq!(render_events(&[]), "");
+        assert!(!render(&status).contains("moved"), "only who watches is shown them");
     }
 
     #[test]
@@ -349,11 +485,11 @@ mod tests {
 
     #[test]
     fn a_clients_answer_is_told_from_a_servers() {
-        let shown = |answer| show(Path::new("x"), answer).expect("a status");
+        let shown = |answer| show(Path::new("x"), answer, false).expect("a status");
         assert!(shown(r#"{"role": "client"}"#).contains("client on"));
         assert!(shown("{}").contains("listening on"));
-        assert!(show(Path::new("x"), "").is_err());
-        assert!(show(Path::new("x"), r#"{"role": 7}"#).is_err());
+        assert!(show(Path::new("x"), "", false).is_err());
+        assert!(show(Path::new("x"), r#"{"role": 7}"#, false).is_err());
     }
 
     #[test]

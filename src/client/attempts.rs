@@ -8,11 +8,12 @@ use crate::time::Time;
 /// The state of getting and keeping a session.
 ///
 /// - getters: [`remote`](Attempts::remote), [`number`](Attempts::number)
-/// - `handle_*`: [`handle_failed`](Attempts::handle_failed),
+/// - `handle_*`: [`handle_connected`](Attempts::handle_connected), [`handle_failed`](Attempts::handle_failed),
 ///   [`handle_established`](Attempts::handle_established), [`handle_lost`](Attempts::handle_lost),
 ///   [`handle_moved`](Attempts::handle_moved)
 ///
-/// An attempt at [`remote`](Attempts::remote) ends in one of the first two; a session ends in the third. `jitter` is
+/// An attempt begins with [`remote`](Attempts::remote) and ends in `handle_failed` or `handle_established`; a session
+/// ends in `handle_lost`. `jitter` is
 /// any random number: it spreads clients that lost the same server.
 #[derive(Clone, Debug)]
 pub struct Attempts {
@@ -94,7 +95,13 @@ impl Attempts {
         }
     }
 
-    /// The remote to try now.
+    /// Begins with this remote rather than with the first.
+    pub fn starting_at(mut self, remote: usize) -> Attempts {
+        self.remote = remote % self.remotes;
+        self
+    }
+
+    /// The remote to begin with, or the one that was connected to.
     pub fn remote(&self) -> usize {
         self.remote
     }
@@ -102,6 +109,11 @@ impl Attempts {
     /// The number of the attempt under way or to come, from 1 after each session.
     pub fn number(&self) -> u32 {
         self.tries.saturating_add(1)
+    }
+
+    /// This remote is the one that could be connected to.
+    pub fn handle_connected(&mut self, remote: usize) {
+        self.remote = remote.min(self.remotes - 1);
     }
 
     /// The attempt failed: the next remote's turn.

@@ -91,6 +91,11 @@ impl Carriers {
         self.list.iter().map(|one| Path::new(remote, None).by(one.number)).collect()
     }
 
+    /// What they are bound to, and their numbers.
+    pub fn names(&self) -> impl Iterator<Item = (&CarrierName, u8)> + Clone {
+        self.list.iter().map(|one| (&one.name, one.number))
+    }
+
     /// What the carrier of a path is called.
     pub fn name_of(&self, path: &Path) -> &str {
         match path.carrier {

@@ -14,8 +14,8 @@ use ipnet::IpNet;
 
 use super::carriers::Carriers;
 use super::ipc::{CarrierName, PathReport, SessionReport};
+use super::nats::Nats;
 use crate::channel::{Broken, ControlChannel};
-use crate::drops::DropReason;
 use crate::egress::{self, Egress};
 use crate::exit::{Failure, Outcome};
 use crate::ingress::{Ingress, tun_refused};
@@ -60,6 +60,8 @@ pub struct Link {
     proven: bool,
     /// When to warn that it doesn't.
     warn_at: Option<Time>,
+    /// When to look for another connection: nothing answers by UDP, and the control connection was asked as well.
+    doubt_until: Option<Time>,
     words: Vec<Word>,
     /// Messages may be left that the socket has no sign of: they were read together with others.
     behind: bool,
@@ -71,6 +73,8 @@ pub struct Link {
     keepalive: Keepalive,
     /// Datagrams that came inside the control connection, to be opened with the next turn.
     came_inside: Vec<Vec<u8>>,
+    /// It isn't needed any more when it has carried nothing for so long; where it was made on demand.
+    idle_limit: Option<Duration>,
 }
 
 /// The descriptors' tokens in the epoll set.
@@ -138,6 +142,7 @@ impl Link {
         now: Time,
     ) -> Link {
         session.set_mtu(welcome.mtu);
+        session.set_networks(welcome.addresses.clone());
         Link {
             session,
             control: Some(control),
@@ -153,6 +158,7 @@ impl Link {
             since: now,
             proven: false,
             warn_at: Some(now + WARN_AFTER),
+            doubt_until: None,
             words: Vec::new(),
             behind: false,
             talked: false,
@@ -160,7 +166,25 @@ impl Link {
             mode,
             keepalive,
             came_inside: Vec::new(),
+            idle_limit: None,
         }
+    }
+
+    /// It isn't needed any more when it has carried nothing for `limit`, or for less if the server says so.
+    pub fn set_idle(&mut self, limit: Duration) {
+        self.idle_limit = Some(limit);
+    }
+
+    /// When that will be; to a second, as it is measured.
+    pub fn idle_at(&self) -> Option<Time> {
+        let pushed = self.settings.idle.map(|seconds| Duration::from_secs(seconds.into()));
+        let limit = self.idle_limit?.min(pushed.unwrap_or(Duration::MAX));
+        Some(self.session.idle().last() + limit + Duration::from_secs(1))
+    }
+
+    /// Whether anything came by it for the device.
+    pub fn is_answered(&self) -> bool {
+        self.session.traffic().received_packets > 0
     }
 
     /// Our inner addresses.
@@ -172,10 +196,11 @@ impl Link {
     pub fn summary(&self, device: &str) -> String {
         let inner: Vec<String> = self.inner().iter().map(ToString::to_string).collect();
         format!(
-            "tunnel up: {} on {device}, MTU {}, suite {}",
+            "tunnel up: {} on {device}, MTU {}, suite {}, server {}",
             inner.join(", "),
             self.mtu,
-            self.session.suite()
+            self.session.suite(),
+            self.address
         )
     }
 
@@ -219,7 +244,7 @@ impl Link {
     }
 
     /// Takes up its work: the server is to learn our UDP address at once.
-    pub fn start(&mut self, poller: &Poller, tokens: Tokens) -> Outcome<()> {
+    pub fn start(&mut self, poller: &Poller, tokens: Tokens, nats: &Nats) -> Outcome<()> {
         self.tokens = tokens;
         let full = |e| Failure::system("fill the epoll set", e);
         self.net.udp.watch(poller, tokens.udp)?;
@@ -230,9 +255,22 @@ impl Link {
         self.session.set_mode(now, self.mode);
         self.session.set_keepalive(self.keepalive);
         self.session.set_ways(now, &self.ways());
+        for (name, number) in self.net.udp.names() {
+            if let Some(silence) = nats.get(name) {
+                self.session.expect_silence(number, silence);
+            }
+        }
         // Messages behind the welcome may have been read together with it.
         self.talk_to_server(poller);
         Ok(())
+    }
+
+    /// Hands on what was learned of NATs.
+    pub fn teach(&self, nats: &mut Nats) {
+        for (number, silence) in self.session.silences() {
+            let carrier = self.net.udp.names().find(|(_, known)| *known == number);
+            carrier.into_iter().for_each(|(name, _)| nats.learn(name, silence));
+        }
     }
 
     /// Goes on by other carriers, best first; without any it stays with what it has, until some come.
@@ -293,6 +331,21 @@ impl Link {
         Ok(())
     }
 
+    /// Sends packets that were read from the device before there was a session, with their virtio headers.
+    pub fn send_held(&mut self, held: &[Vec<u8>], buffers: &mut Buffers) {
+        let now = clock::now();
+        for read in held {
+            match VnetHeader::parse(read) {
+                Some(vnet) => {
+                    buffers.egress.push(&mut self.session, &self.net, now, vnet, &read[VNET_LEN..]);
+                }
+                None => Egress::refuse(&mut self.session),
+            }
+        }
+        buffers.egress.flush(&mut self.session, &self.net);
+        self.flush_inside();
+    }
+
     /// Network to device.
     pub fn server_to_tun(&mut self, tun: &Tun, buffers: &mut Buffers) -> Outcome<()> {
         let Buffers { ingress, runs, received, uso, .. } = buffers;
@@ -319,8 +372,9 @@ impl Link {
     pub fn inside_to_tun(&mut self, tun: &Tun, buffers: &mut Buffers) {
         let Buffers { ingress, runs, uso, .. } = buffers;
         for datagram in std::mem::take(&mut self.came_inside) {
-            let run = inside::receive(self.address, &datagram, runs);
-            ingress.open(&mut self.session, Role::Client, clock::now(), &run, &mut runs[run.buffer]);
+            let (run, now) = (inside::receive(self.address, &datagram, runs), clock::now());
+            self.session.came_inside();
+            ingress.open(&mut self.session, Role::Client, now, &run, &mut runs[run.buffer]);
             ingress.write_out(&mut self.session, runs, *uso, |parts| {
                 tun.write(parts).map_err(|e| tun_refused(&e))
             });
@@ -375,7 +429,7 @@ impl Link {
             let _ = poller.remove(&control);
         }
         self.session.handle_control_lost(clock::now());
-        self.session.drops.add(DropReason::SendRefused, self.net.clear());
+        self.session.left_inside(self.net.clear());
         self.set_inside(false);
         // A goodbye that came before says more.
         self.note_events();
@@ -392,7 +446,13 @@ impl Link {
     /// When [`Link::handle_timeout`] is to be called next.
     pub fn poll_timeout(&self) -> Option<Time> {
         let at_once = (self.behind && self.control.is_some()).then(Time::default);
-        self.session.poll_timeout().into_iter().chain(self.warn_at).chain(at_once).min()
+        self.session
+            .poll_timeout()
+            .into_iter()
+            .chain(self.warn_at)
+            .chain(self.doubt_until)
+            .chain(at_once)
+            .min()
     }
 
     /// Does what is due.
@@ -402,6 +462,11 @@ impl Link {
         }
         if self.session.poll_timeout().is_some_and(|at| at <= now) || self.session.rekey_due(now) {
             self.session.handle_timeout(now);
+        }
+        // What was heard meanwhile comes first.
+        self.note_events();
+        if self.doubt_until.take_if(|until| *until <= now).is_some() {
+            self.words.push(Word::Unreachable);
         }
         if self.warn_at.is_some_and(|at| at <= now) {
             self.warn_at = None;
@@ -444,7 +509,7 @@ impl Link {
     fn note(&mut self, event: Event) {
         match event {
             Event::Path(PathEvent::Proven { rtt }) => {
-                self.warn_at = None;
+                (self.warn_at, self.doubt_until) = (None, None);
                 let rtt = rtt.as_secs_f64() * 1e3;
                 if self.proven {
                     log::debug!("round trip {rtt:.1} ms");
@@ -473,19 +538,32 @@ impl Link {
                  the way open",
                 silence.as_secs_f64()
             ),
-            Event::Path(PathEvent::Suspect) => self.set_inside(true),
-            Event::Path(PathEvent::Moved { new, .. }) => match new.carrier {
-                INSIDE => log::warn!(
-                    "UDP port {} doesn't get through to {}: packets go inside the control connection",
-                    self.address.port(),
-                    self.address.ip()
-                ),
-                _ => {
-                    log::info!("packets go by {}", self.net.udp.name_of(&new));
-                    self.set_inside(false);
+            Event::Path(PathEvent::Suspect) => {
+                self.doubt_until = Some(clock::now() + DOUBT);
+                self.set_inside(true);
+            }
+            Event::Path(PathEvent::Moved { new, .. }) => {
+                self.doubt_until = None;
+                match new.carrier {
+                    INSIDE => log::warn!(
+                        "UDP port {} doesn't get through to {}: packets go inside the control connection",
+                        self.address.port(),
+                        self.address.ip()
+                    ),
+                    _ => {
+                        log::info!("packets go by {}", self.net.udp.name_of(&new));
+                        self.set_inside(false);
+                    }
                 }
-            },
+            }
         }
+    }
+
+    /// Says goodbye, and goes on receiving until [`Word::ControlLost`], or for as long as the caller likes.
+    pub fn say_goodbye(&mut self, poller: &Poller, reason: Reason) {
+        self.session.leave(reason);
+        let words = self.drain(poller);
+        self.words.extend(words);
     }
 
     /// Says goodbye, by whichever way is left, and closes the control channel.
@@ -515,5 +593,8 @@ impl Link {
 const READS_PER_TURN: usize = 16;
 const RECEIVES_PER_TURN: usize = 16;
 const CONTROL_PER_TURN: usize = 32;
+/// A control connection that works answers within this time. If it doesn't, the server may be elsewhere by now: another
+/// connection is tried, and the session goes on meanwhile.
+const DOUBT: Duration = Duration::from_millis(1_500);
 /// The data channel should have answered the first challenge by then.
 const WARN_AFTER: Duration = Duration::from_secs(5);

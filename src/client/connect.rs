@@ -12,8 +12,9 @@ use openssl::ssl::SslContext;
 use super::attempts::{Failed, Finality};
 use super::carriers::Carriers;
 use super::carry::Link;
-use super::ipc::{CarrierName, Setup};
+use super::ipc::{CarrierName, Setup, Ticket};
 use crate::channel::{Broken, ControlChannel, Progress};
+use crate::early::Early;
 use crate::epochs::Limits;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::hardware;
@@ -25,7 +26,7 @@ use crate::sys::poller::Interest;
 use crate::sys::udp::Carrier;
 use crate::time::Time;
 use crate::tls;
-use crate::wire::control::{self, Hello, Message, Reason, Resume, Welcome};
+use crate::wire::control::{self, FEATURE_ON_DEMAND, Hello, Message, Reason, Resume, Welcome};
 use crate::wire::data::SessionId;
 
 /// A connection on its way to a session: [`advance`](Connecting::advance) whenever the socket is ready, then
@@ -51,16 +52,21 @@ pub struct Wanted<'a> {
     pub addresses: &'a [IpAddr],
     /// The session that is to be taken up again, and its secret.
     pub resume: Option<(SessionId, &'a ResumeSecret)>,
+    /// We come and go by ourselves, as the tunnel is used.
+    pub on_demand: bool,
+    /// Inner packets to be delivered as soon as there is a session, within the bounds of [`Early`]; the rest is left out.
+    /// Not with `resume`: that session carries them.
+    pub early: &'a [Vec<u8>],
 }
 
 impl Connecting {
-    /// A connection as the supervisor hands it over: TCP first, then a UDP socket for each carrier.
+    /// A connection as the supervisor hands it over: TCP first, then a UDP socket for each carrier. `ticket` is used up.
     pub fn new(
         setup: &Setup,
         context: &SslContext,
         (host, address): (String, SocketAddr),
-        carriers: Vec<CarrierName>,
-        fds: Vec<OwnedFd>,
+        (carriers, fds): (Vec<CarrierName>, Vec<OwnedFd>),
+        ticket: Option<Ticket>,
     ) -> Outcome<Connecting> {
         let mut fds = fds.into_iter();
         let (Some(tcp), false) = (fds.next(), carriers.is_empty() || carriers.len() != fds.len()) else {
@@ -69,7 +75,10 @@ impl Connecting {
         // No certificate names the device a link-local address is reached by.
         let address_or_name = host.split('%').next().unwrap_or(&host);
         let expected_name = setup.server_name.clone().unwrap_or_else(|| address_or_name.to_owned());
-        let ssl = tls::client_ssl(context, &expected_name)?;
+        let mut ssl = tls::client_ssl(context, &expected_name)?;
+        if let Some(Ticket { session, .. }) = ticket.filter(|ticket| ticket.server_name == expected_name) {
+            tls::offer_session(&mut ssl, &session)?;
+        }
         Ok(Connecting {
             control: ControlChannel::new(ssl, TcpStream::from(tcp), Role::Client)?,
             carriers: carriers.into_iter().zip(fds).collect(),
@@ -106,11 +115,9 @@ impl Connecting {
                 return Ok(None);
             }
             tls::confirm_peer(self.control.ssl(), None).map_err(unproven)?;
-            log::info!(
-                "TLS 1.3 with server {:?} ({})",
-                self.expected_name,
-                tls::group_name(self.control.ssl())
-            );
+            let ssl = self.control.ssl();
+            let resumed = if ssl.session_reused() { ", resumed" } else { "" };
+            log::info!("TLS 1.3 with server {:?} ({}{resumed})", self.expected_name, tls::group_name(ssl));
             self.greet(setup, want)?;
         }
         self.control.flush().map_err(broken)?;
@@ -143,13 +150,25 @@ impl Connecting {
         self.resuming = resume.is_some();
         let hello = Hello {
             version: control::VERSION,
-            features: hardware::features(),
+            features: hardware::features() | if want.on_demand { FEATURE_ON_DEMAND } else { 0 },
             suites: setup.suites.clone(),
             want: want.addresses.to_vec(),
             resume,
         };
         self.greeted = true;
-        self.control.send(&Message::Hello(hello)).map_err(broken)
+        self.control.send(&Message::Hello(hello)).map_err(broken)?;
+        let mut early = Early::default();
+        let packets = if self.resuming { &[] } else { want.early };
+        for packet in packets.iter().take_while(|packet| early.take(packet.len()).is_ok()) {
+            self.control.send(&Message::Early(packet.clone())).map_err(broken)?;
+        }
+        Ok(())
+    }
+
+    /// The ticket the server gave us ahead of its welcome.
+    pub fn take_ticket(&self) -> Option<Ticket> {
+        let (_, session) = tls::take_ticket(self.control.ssl())?;
+        Some(Ticket { server_name: self.expected_name.clone(), session })
     }
 
     /// The session that `welcome` offers.

@@ -272,7 +272,11 @@ mod tests {
             addresses: nets(&["10.9.0.2/24", "fd09::2/64"]),
             mtu: 1420,
             subnets: nets(&["192.168.7.0/24"]),
-            settings: Settings { routes: nets(&["0.0.0.0/0", "10.1.0.0/16"]), dns: ips(&["10.9.0.1"]) },
+            settings: Settings {
+                routes: nets(&["0.0.0.0/0", "10.1.0.0/16"]),
+                dns: ips(&["10.9.0.1"]),
+                idle: None,
+            },
             server: IpAddr::from([192, 0, 2, 1]),
         }
     }
@@ -353,7 +357,7 @@ mod tests {
         }
         // A pushed route is no different, but a part of the LAN may be meant.
         let push = |route: &str| {
-            let settings = Settings { routes: nets(&[route]), dns: Vec::new() };
+            let settings = Settings { routes: nets(&[route]), ..Settings::default() };
             let wishes = Wishes { addresses: nets(&["fd09::2/128"]), settings, ..wishes() };
             super::judge(&pushed(), &wishes, &lan("192.168.1.0/24")).expect("a plan").routes
         };
@@ -420,7 +424,7 @@ mod tests {
     #[test]
     fn routes_accepted_and_refused() {
         let with = |route: &str| Wishes {
-            settings: Settings { routes: nets(&[route]), dns: Vec::new() },
+            settings: Settings { routes: nets(&[route]), ..Settings::default() },
             ..wishes()
         };
         for route in ["0.0.0.0/0", "0.0.0.0/1", "128.0.0.0/1", "10.9.9.9/32", "::/0", "::/1", "2000::/3"] {
@@ -465,7 +469,7 @@ mod tests {
         let many_routes = |n: usize| {
             let routes =
                 (0..n).map(|i| IpNet::from(IpAddr::from([10, (i >> 8) as u8, i as u8, 1]))).collect();
-            Wishes { settings: Settings { routes, dns: Vec::new() }, ..wishes() }
+            Wishes { settings: Settings { routes, ..Settings::default() }, ..wishes() }
         };
         assert!(judge(&pushed(), &many_routes(256)).is_ok());
         assert!(judge(&pushed(), &many_routes(257)).is_err());
@@ -476,7 +480,8 @@ mod tests {
             (ips(&["0.0.0.0"]), false),
             (ips(&["fe80::1"]), false),
         ] {
-            let wishes = Wishes { settings: Settings { routes: Vec::new(), dns: dns.clone() }, ..wishes() };
+            let wishes =
+                Wishes { settings: Settings { dns: dns.clone(), ..Settings::default() }, ..wishes() };
             assert_eq!(judge(&pushed(), &wishes).is_ok(), fine, "{dns:?}");
         }
     }

@@ -1,5 +1,6 @@
-//! Connecting to one remote: its name is looked up, and its addresses are tried in order, the next one a
-//! moment after the one before had no result (RFC 8305, without the sorting). Nothing here blocks.
+//! Connecting to the server: names are looked up, and all there is to try is tried in order, each a moment after the
+//! one before had no result (RFC 8305, without the sorting): the addresses of a remote, each by every link that leads
+//! there, then those of the next remote. Nothing here blocks.
 
 use std::collections::VecDeque;
 use std::io;
@@ -17,28 +18,51 @@ use crate::exit::Outcome;
 use crate::sys::poller::{Interest, Poller};
 use crate::time::Time;
 
-/// One remote being dialled.
+/// Remotes being dialled.
 ///
 /// Call [`step`](Dial::step) when a descriptor under the token is ready and at [`poll_timeout`](Dial::poll_timeout)
 /// until it is over. Dropping it ends everything that is under way.
 #[derive(Debug)]
 pub struct Dial {
-    remote: Remote,
-    place: usize,
-    lookup: Option<Lookup>,
-    /// Known from an earlier session, for when the name can't be looked up any more.
-    fallback: Vec<SocketAddr>,
-    waiting: VecDeque<SocketAddr>,
+    user: User,
+    /// Those whose turn hasn't come.
+    later: VecDeque<Target>,
+    /// Those whose turn has.
+    begun: Vec<Target>,
+    waiting: VecDeque<Candidate>,
     tries: Vec<Try>,
+    /// When the next address is tried, and when the next remote.
     next_start: Time,
+    next_remote: Time,
     deadline: Time,
     token: u64,
     last_failure: Option<String>,
 }
 
+/// A remote.
+#[derive(Debug)]
+struct Target {
+    place: usize,
+    remote: Remote,
+    lookup: Option<Lookup>,
+    known: Known,
+    /// Its addresses, as far as they were found.
+    addresses: Vec<SocketAddr>,
+}
+
+/// Something to try.
+#[derive(Clone, Debug)]
+struct Candidate {
+    place: usize,
+    address: SocketAddr,
+    /// By this link; `None` where nobody has asked yet by which.
+    link: Option<String>,
+}
+
 #[derive(Debug)]
 struct Try {
     socket: Socket,
+    place: usize,
     address: SocketAddr,
     link: Option<String>,
     until: Time,
@@ -51,7 +75,7 @@ pub enum Dialling {
     Pending,
     /// Connected.
     Connected(Connected),
-    /// No address of the remote can be connected to.
+    /// No remote can be connected to.
     Failed(String),
 }
 
@@ -60,6 +84,8 @@ pub enum Dialling {
 pub struct Connected {
     /// The connection.
     pub stream: TcpStream,
+    /// Place of the remote in the configuration.
+    pub place: usize,
     /// The remote's address.
     pub address: SocketAddr,
     /// The link it is bound to.
@@ -76,144 +102,200 @@ pub struct Known {
 }
 
 impl Dial {
-    /// Starts to dial the remote at `place` of the configuration.
+    /// Starts to dial these remotes of the configuration, the best first.
     pub fn start(
-        (place, remote): (usize, &Remote),
-        known: &Known,
+        remotes: impl IntoIterator<Item = (usize, Remote, Known)>,
         user: User,
         (poller, token): (&Poller, u64),
         now: Time,
     ) -> Outcome<Dial> {
+        let target =
+            |(place, remote, known)| Target { place, remote, lookup: None, known, addresses: Vec::new() };
         let mut dial = Dial {
-            remote: remote.clone(),
-            place,
-            lookup: None,
-            fallback: known.addresses.clone(),
+            user,
+            later: remotes.into_iter().map(target).collect(),
+            begun: Vec::new(),
             waiting: VecDeque::new(),
             tries: Vec::new(),
             next_start: now,
+            next_remote: now,
             deadline: now + DIAL_WITHIN,
             token,
             last_failure: None,
         };
-        if let Ok(ip) = remote.host.parse() {
-            dial.waiting.push_back(SocketAddr::new(ip, remote.port));
-            return Ok(dial);
-        }
-        if known.good {
-            dial.waiting.extend(&known.addresses);
-        }
-        // Also then: the name may lead elsewhere by now.
-        let lookup = Lookup::start(remote, user, now)?;
-        poller
-            .add(lookup.as_fd(), token, Interest::Read)
-            .map_err(|e| crate::exit::Failure::system("fill the epoll set", e))?;
-        dial.lookup = Some(lookup);
+        dial.begin(now, poller)?;
         Ok(dial)
     }
 
-    /// Place of the remote in the configuration.
-    pub fn place(&self) -> usize {
-        self.place
+    /// Addresses of the remotes, as far as they were found.
+    pub fn addresses(&self) -> impl Iterator<Item = (usize, SocketAddr)> {
+        self.begun.iter().flat_map(|target| target.addresses.iter().map(|address| (target.place, *address)))
     }
 
-    /// The remote's name.
-    pub fn host(&self) -> &str {
-        &self.remote.host
+    /// The next remote's turn.
+    fn begin(&mut self, now: Time, poller: &Poller) -> Outcome<()> {
+        let Some(mut target) = self.later.pop_front() else { return Ok(()) };
+        self.deadline = now + DIAL_WITHIN;
+        self.next_remote = now + NEXT_REMOTE_AFTER;
+        let place = target.place;
+        if let Ok(ip) = target.remote.host.parse() {
+            target.addresses.push(SocketAddr::new(ip, target.remote.port));
+        } else {
+            if target.known.good {
+                target.addresses.clone_from(&target.known.addresses);
+            }
+            // Also then: the name may lead elsewhere by now.
+            let lookup = Lookup::start(&target.remote, self.user, now)?;
+            poller
+                .add(lookup.as_fd(), self.token, Interest::Read)
+                .map_err(|e| crate::exit::Failure::system("fill the epoll set", e))?;
+            target.lookup = Some(lookup);
+        }
+        self.waiting.extend(target.addresses.iter().map(|address| Candidate {
+            place,
+            address: *address,
+            link: None,
+        }));
+        self.begun.push(target);
+        Ok(())
     }
 
-    /// Goes on as far as it can. `way_out` is called before each address is connected to: it keeps the way there outside
-    /// the tunnel, and names the link to connect by, or leaves that to the kernel.
+    /// Goes on as far as it can. `ways_out` is called before each address is connected to: it keeps the way there
+    /// outside the tunnel, and names the links to connect by, best first; with none that is left to the kernel.
     pub fn step(
         &mut self,
         now: Time,
         poller: &Poller,
-        mut way_out: impl FnMut(SocketAddr) -> Outcome<Option<String>>,
+        mut ways_out: impl FnMut(SocketAddr) -> Outcome<Vec<String>>,
     ) -> Dialling {
-        self.take_lookup(now);
+        self.take_lookups(now);
         if let Some(connected) = self.check_tries(now, poller) {
             return Dialling::Connected(connected);
         }
-        // A try that failed leaves its turn to the next at once.
-        while (self.tries.is_empty() || now >= self.next_start) && !self.waiting.is_empty() {
-            let Some(address) = self.waiting.pop_front() else { break };
-            let started = way_out(address)
-                .map_err(|failure| failure.text)
-                .and_then(|link| self.connect(address, link, poller, now).map_err(|e| refused(address, &e)));
-            match started {
-                Ok(()) => self.next_start = now + NEXT_AFTER,
-                Err(text) => self.last_failure = Some(text),
+        loop {
+            // A try that failed leaves its turn to the next at once.
+            while (self.tries.is_empty() || now >= self.next_start)
+                && let Some(candidate) = self.waiting.pop_front()
+            {
+                self.try_out(candidate, now, poller, &mut ways_out);
+            }
+            let nothing = self.tries.is_empty() && !self.begun.iter().any(|target| target.lookup.is_some());
+            let turn = self.waiting.is_empty() && (nothing || now >= self.next_remote);
+            if self.later.is_empty() || !turn {
+                break;
+            }
+            if let Err(failure) = self.begin(now, poller) {
+                self.note(failure.text);
             }
         }
-        let exhausted = self.lookup.is_none() && self.waiting.is_empty() && self.tries.is_empty();
+        let looking = self.begun.iter().any(|target| target.lookup.is_some());
+        let exhausted = !looking && self.waiting.is_empty() && self.tries.is_empty();
         if exhausted || now >= self.deadline {
             let why = self.last_failure.take();
-            return Dialling::Failed(why.unwrap_or_else(|| format!("no answer from {}", self.remote.host)));
+            let host = self.begun.first().map_or("anybody", |target| &target.remote.host);
+            return Dialling::Failed(why.unwrap_or_else(|| format!("no answer from {host}")));
         }
         Dialling::Pending
     }
 
     /// When [`Dial::step`] has something to do without a descriptor being ready.
     pub fn poll_timeout(&self) -> Time {
-        let next = (!self.waiting.is_empty()).then_some(self.next_start);
-        let lookup = self.lookup.as_ref().map(Lookup::until);
+        let next = match self.waiting.is_empty() {
+            false => Some(self.next_start),
+            true => (!self.later.is_empty()).then_some(self.next_remote),
+        };
+        let lookups = self.begun.iter().filter_map(|target| target.lookup.as_ref()).map(Lookup::until);
         let tries = self.tries.iter().map(|t| t.until);
-        tries.chain(next).chain(lookup).fold(self.deadline, Time::min)
+        tries.chain(next).chain(lookups).fold(self.deadline, Time::min)
     }
 
-    fn take_lookup(&mut self, now: Time) {
-        let Some(result) = self.lookup.as_ref().and_then(|lookup| lookup.poll(now, &self.remote)) else {
-            return;
-        };
-        self.lookup = None;
-        let found = result.unwrap_or_else(|why| {
-            if !self.fallback.is_empty() {
-                log::warn!("{why}; trying the address it had before");
-            }
-            self.last_failure = Some(why);
-            self.fallback.iter().copied().collect()
-        });
-        for address in found {
-            if !self.waiting.contains(&address) && !self.tries.iter().any(|t| t.address == address) {
-                self.waiting.push_back(address);
+    fn take_lookups(&mut self, now: Time) {
+        for at in 0..self.begun.len() {
+            let target = &mut self.begun[at];
+            let Some(result) = target.lookup.as_ref().and_then(|lookup| lookup.poll(now, &target.remote))
+            else {
+                continue;
+            };
+            target.lookup = None;
+            let fallback = target.known.addresses.clone();
+            let found = result.unwrap_or_else(|why| {
+                if !fallback.is_empty() {
+                    log::warn!("{why}; trying the address it had before");
+                }
+                self.note(why);
+                fallback.into()
+            });
+            let target = &mut self.begun[at];
+            for address in found {
+                if !target.addresses.contains(&address) {
+                    target.addresses.push(address);
+                    self.waiting.push_back(Candidate { place: target.place, address, link: None });
+                }
             }
         }
     }
 
     fn check_tries(&mut self, now: Time, poller: &Poller) -> Option<Connected> {
-        let mut place = 0;
-        while place < self.tries.len() {
-            let result = match self.tries[place].finished() {
-                None if now >= self.tries[place].until => {
-                    Err(format!("no answer from {}", self.tries[place].address))
+        let mut at = 0;
+        while at < self.tries.len() {
+            let result = match self.tries[at].finished() {
+                None if now >= self.tries[at].until => {
+                    Err(format!("no answer from {}", self.tries[at].address))
                 }
                 None => {
-                    place += 1;
+                    at += 1;
                     continue;
                 }
-                Some(result) => result.map_err(|e| refused(self.tries[place].address, &e)),
+                Some(result) => result.map_err(|e| refused(self.tries[at].address, &e)),
             };
-            let done = self.tries.remove(place);
+            let done = self.tries.remove(at);
             let _ = poller.remove(&done.socket);
             match result {
                 Ok(()) => {
-                    let Try { socket, address, link, .. } = done;
-                    return Some(Connected { stream: socket.into(), address, link });
+                    let Try { socket, place, address, link, .. } = done;
+                    return Some(Connected { stream: socket.into(), place, address, link });
                 }
-                Err(text) => self.last_failure = Some(text),
+                Err(text) => self.note(text),
             }
         }
         None
     }
 
-    fn connect(
+    /// Connects, by the best link if there are several; the others' turns come after that.
+    fn try_out(
         &mut self,
-        address: SocketAddr,
-        link: Option<String>,
-        poller: &Poller,
+        mut candidate: Candidate,
         now: Time,
-    ) -> io::Result<()> {
-        log::info!("connecting to {} ({address}) ...", self.remote.host);
+        poller: &Poller,
+        ways_out: &mut impl FnMut(SocketAddr) -> Outcome<Vec<String>>,
+    ) {
+        if candidate.link.is_none() {
+            let links = match ways_out(candidate.address) {
+                Ok(links) => links,
+                Err(failure) => return self.note(failure.text),
+            };
+            let mut links = links.into_iter();
+            candidate.link = links.next();
+            for link in links.rev() {
+                self.waiting.push_front(Candidate { link: Some(link), ..candidate.clone() });
+            }
+        }
+        let address = candidate.address;
+        match self.connect(candidate, poller, now) {
+            Ok(()) => {
+                self.next_start = now + NEXT_AFTER;
+                self.next_remote = now + NEXT_REMOTE_AFTER;
+            }
+            Err(error) => self.note(refused(address, &error)),
+        }
+    }
+
+    fn connect(&mut self, candidate: Candidate, poller: &Poller, now: Time) -> io::Result<()> {
+        let Candidate { place, address, link } = candidate;
+        let host = self.begun.iter().find(|target| target.place == place);
+        let host = host.map_or("the server", |target| &target.remote.host);
+        let by = link.as_ref().map(|link| format!(" by {link}")).unwrap_or_default();
+        log::info!("connecting to {host} ({address}){by} ...");
         let kind = Type::STREAM.nonblocking().cloexec();
         let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
         if let Some(link) = &link {
@@ -225,8 +307,17 @@ impl Dial {
             Err(e) => return Err(e),
         }
         poller.add(&socket, self.token, Interest::Write)?;
-        self.tries.push(Try { socket, address, link, until: now + CONNECT_WITHIN });
+        self.tries.push(Try { socket, place, address, link, until: now + CONNECT_WITHIN });
         Ok(())
+    }
+
+    /// A failure: the last one is the result where nothing works, the others go to the log.
+    fn note(&mut self, failure: String) {
+        if let Some(before) =
+            self.last_failure.replace(failure).filter(|before| Some(before) != self.last_failure.as_ref())
+        {
+            log::info!("{before}");
+        }
     }
 }
 
@@ -254,8 +345,10 @@ fn refused(address: SocketAddr, error: &io::Error) -> String {
     }
 }
 
-/// The next address is tried after this time without a result (RFC 8305 section 5).
+/// The next address, or the next link, is tried after this time without a result (RFC 8305 section 5).
 const NEXT_AFTER: Duration = Duration::from_millis(250);
+/// The next remote is second choice: a lost SYN alone doesn't lead there.
+const NEXT_REMOTE_AFTER: Duration = Duration::from_millis(1_250);
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-/// Lookup and connections together.
+/// Lookup and connections of a remote, and of those before it, together.
 const DIAL_WITHIN: Duration = Duration::from_secs(10);

@@ -1,7 +1,7 @@
 //! What the supervisor changes on the host: the device's addresses and MTU, routes, resolvers. Only differences
 //! are applied, so that connections inside the tunnel outlive a change of session.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
@@ -33,6 +33,15 @@ pub struct Host {
     dns_state: PathBuf,
     conflicts: Vec<String>,
     told_of_ipv6: bool,
+}
+
+/// This host's addresses, and its ways to some servers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Footing {
+    /// The servers.
+    pub servers: Vec<SocketAddr>,
+    addresses: Vec<(u32, IpNet)>,
+    ways: Vec<Vec<(u32, IpAddr)>>,
 }
 
 impl Host {
@@ -76,11 +85,24 @@ impl Host {
         self.routes.protect(server)
     }
 
-    /// Keeps the way to `server` outside the tunnel, and names the link by which it leads; where none is known that is
-    /// left to the kernel.
-    pub fn way_out(&mut self, server: SocketAddr) -> Outcome<Option<String>> {
+    /// Keeps the way to `server` outside the tunnel, and names the links by which it leads, best first; where none is
+    /// known that is left to the kernel.
+    pub fn ways_out(&mut self, server: SocketAddr) -> Outcome<Vec<String>> {
         self.protect(server.ip())?;
-        Ok(self.ways_to(server)?.into_iter().next().map(|way| way.name))
+        Ok(self.ways_to(server)?.into_iter().map(|way| way.name).collect())
+    }
+
+    /// What connecting to these servers, or to others, depends on; another value says that the host has moved.
+    pub fn footing(&mut self, servers: &[SocketAddr]) -> Outcome<Footing> {
+        let own = self.index;
+        let held = self.netlink.host_addresses()?.into_iter().filter(|held| held.device != own);
+        let mut addresses: Vec<(u32, IpNet)> = held.map(|held| (held.device, held.net)).collect();
+        addresses.sort_unstable();
+        let ways = |server: &SocketAddr| -> Outcome<Vec<(u32, IpAddr)>> {
+            Ok(self.ways_to(*server)?.iter().map(|way| (way.index, way.source)).collect())
+        };
+        let ways = servers.iter().chain(&ANYWHERE).map(ways).collect::<Outcome<_>>()?;
+        Ok(Footing { servers: servers.to_vec(), addresses, ways })
     }
 
     /// Lets go of every protected server that isn't in `keep`.
@@ -137,6 +159,12 @@ impl Host {
         let automatic = [libc::RTPROT_KERNEL, RTPROT_RA, RTPROT_DHCP].contains(&route.protocol);
         let other = route.device != self.index && route.kind == RouteKind::Unicast;
         automatic && other && route.gateway.is_none() && route.destination.prefix_len() > 0
+    }
+
+    /// The device holds so many packets for whoever reads it: its ring has as many places as its transmit queue
+    /// (tun_queue_resize() in drivers/net/tun.c). What comes beyond is dropped, and counted by the device.
+    pub fn set_queue(&mut self, packets: u32) -> Outcome<()> {
+        self.netlink.set_queue_len(self.index, packets)
     }
 
     /// Makes the host what `plan` says.
@@ -220,3 +248,9 @@ impl Host {
 // linux/rtnetlink.h: the prefixes of router advertisements, and those that dhcpcd keeps itself.
 const RTPROT_RA: u8 = 9;
 const RTPROT_DHCP: u8 = 16;
+
+/// Stands for servers whose names couldn't be looked up (addresses of RFC 5737 and RFC 3849).
+const ANYWHERE: [SocketAddr; 2] = [
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 0),
+    SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)), 0),
+];

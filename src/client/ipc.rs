@@ -13,7 +13,7 @@ use crate::exit::{Exit, Failure};
 use crate::paths::{Keepalive, Mode};
 use crate::session::Traffic;
 use crate::sys::seqpacket::Channel;
-use crate::tls::Credentials;
+use crate::tls::{Credentials, SavedSession};
 use crate::wire::control::Settings;
 use crate::wire::data::SessionId;
 
@@ -25,15 +25,19 @@ pub type SupervisorEnd = Channel<Reply, Request>;
 /// What the tunnel process may ask or tell; when is said by [`Phase::allows`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// Connect to a remote. Answer: `Dialled` or `DialFailed`.
+    /// Connect to a remote, or else to one of the others. Answer: `Dialled` or `DialFailed`.
     Dial {
-        /// Its place in the configuration.
+        /// Place in the configuration of the one to begin with.
         remote: u16,
     },
     /// Set the host up for a session. Answer: `Configured` or `ConfigureFailed`.
     Configure(Wishes),
+    /// The server gave us a ticket: it is kept for the next tunnel process.
+    Ticket(Ticket),
     /// The answer to `Query`; boxed, as it is the largest.
     Report(Box<Report>),
+    /// How the session is doing, where it was made on demand.
+    Progress(Progress),
     /// A line for the log.
     Log {
         /// 1 error, 2 warning, 3 info, 4 debug, 5 trace (`log::Level`).
@@ -48,6 +52,15 @@ pub enum Request {
         /// Starting again wouldn't help.
         permanent: bool,
     },
+}
+
+/// A TLS session that may be taken up again, at a server of the same name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ticket {
+    /// The name its certificate was asked for.
+    pub server_name: String,
+    /// The session.
+    pub session: SavedSession,
 }
 
 /// What the tunnel process knows and the supervisor doesn't.
@@ -107,6 +120,24 @@ pub struct PathReport {
     pub rtt_us: Option<u64>,
 }
 
+/// Of a session that was made on demand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Progress {
+    /// The packets that came with [`Setup::on_demand`] have been sent.
+    HeldSent,
+    /// There is a session.
+    Established,
+    /// The first packet came by it.
+    Answered,
+    /// It is lost; another one is looked for.
+    Lost,
+    /// It is ended, as nobody needs it; then the tunnel process ends, too.
+    Leaving {
+        /// The server said so, not we.
+        by_server: bool,
+    },
+}
+
 /// What the server would like this host to be set up as.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wishes {
@@ -127,7 +158,9 @@ pub struct Wishes {
 pub enum Reply {
     /// Connected; the TCP connection is the first descriptor, then comes a UDP socket for each carrier.
     Dialled {
-        /// The remote's name, as configured.
+        /// The remote's place in the configuration.
+        remote: u16,
+        /// Its name, as configured.
         host: String,
         /// Where it was reached; UDP goes there, too.
         address: Endpoint,
@@ -155,6 +188,13 @@ pub enum Reply {
         /// The address that the control connection was made from is gone from this host, or its link leads nowhere:
         /// nothing will come of it any more, which TCP itself would notice only much later.
         control_gone: bool,
+        /// There is a way to another remote, or to another address of this one.
+        elsewhere: bool,
+    },
+    /// The network changed: an attempt that waits for its time may begin now.
+    Moved {
+        /// Nothing comes of the connection that was handed over last: its address or link is gone.
+        cut_off: bool,
     },
     /// Report, please.
     Query,
@@ -246,8 +286,23 @@ pub struct Setup {
     pub established: bool,
     /// Inner addresses it had.
     pub want: Vec<IpAddr>,
+    /// A TLS session that it had.
+    pub ticket: Option<Ticket>,
+    /// Place of the remote to begin with.
+    pub first_remote: u16,
+    /// For a session that is made on demand.
+    pub on_demand: Option<Demand>,
     /// The most verbose level the log shows (`log::LevelFilter`).
     pub log_level: u8,
+}
+
+/// What a tunnel process has to know of a connection on demand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Demand {
+    /// A session without inner data for so many milliseconds is ended.
+    pub idle_ms: u64,
+    /// Packets with their virtio headers, to be sent before anything of the device.
+    pub held: Vec<Vec<u8>>,
 }
 
 impl Setup {
@@ -288,6 +343,7 @@ impl Phase {
     /// | Dial | yes | - | yes | - | ignored | - |
     /// | Configure | - | - | yes | yes | ignored | - |
     /// | Report | yes | yes | yes | yes | ignored | - |
+    /// | Progress | - | - | yes | yes | yes | - |
     /// | Log | yes | yes | yes | yes | yes | - |
     /// | Ended | yes | yes | yes | yes | yes | - |
     pub fn allows(self, request: &Request) -> Verdict {
@@ -295,13 +351,19 @@ impl Phase {
         match (self, request) {
             (Ended, _) => Verdict::Violation,
             (_, Request::Log { .. } | Request::Ended { .. }) => Verdict::Allowed,
+            (Connected | NextDial | Stopping, Request::Progress(_)) => Verdict::Allowed,
             // On its way to us when it was told to stop.
-            (Stopping, Request::Dial { .. } | Request::Configure(_) | Request::Report(_)) => Verdict::Ignored,
+            (
+                Stopping,
+                Request::Dial { .. } | Request::Configure(_) | Request::Ticket(_) | Request::Report(_),
+            ) => Verdict::Ignored,
             (_, Request::Report(_)) => Verdict::Allowed,
             (Fresh | Connected, Request::Dial { .. }) => Verdict::Allowed,
             (FirstDial | NextDial, Request::Dial { .. }) => Verdict::Violation,
-            (Connected | NextDial, Request::Configure(_)) => Verdict::Allowed,
-            (Fresh | FirstDial, Request::Configure(_)) => Verdict::Violation,
+            (Connected | NextDial, Request::Configure(_) | Request::Ticket(_)) => Verdict::Allowed,
+            (Fresh | FirstDial, Request::Configure(_) | Request::Ticket(_) | Request::Progress(_)) => {
+                Verdict::Violation
+            }
         }
     }
 
@@ -367,7 +429,7 @@ mod tests {
     use super::*;
     use crate::sys::seqpacket::Incoming;
 
-    fn requests() -> [Request; 5] {
+    fn requests() -> [Request; 6] {
         let wishes = Wishes {
             addresses: Vec::new(),
             mtu: 1420,
@@ -379,6 +441,7 @@ mod tests {
             Request::Dial { remote: 0 },
             Request::Configure(wishes),
             Request::Report(Box::default()),
+            Request::Progress(Progress::Established),
             Request::Log { level: 3, text: String::new() },
             Request::Ended { failure: None, permanent: false },
         ]
@@ -388,12 +451,12 @@ mod tests {
     fn the_phase_table() {
         use Verdict::{Allowed as Y, Ignored as I, Violation as N};
         for (phase, verdicts) in [
-            (Phase::Fresh, [Y, N, Y, Y, Y]),
-            (Phase::FirstDial, [N, N, Y, Y, Y]),
-            (Phase::Connected, [Y, Y, Y, Y, Y]),
-            (Phase::NextDial, [N, Y, Y, Y, Y]),
-            (Phase::Stopping, [I, I, I, Y, Y]),
-            (Phase::Ended, [N, N, N, N, N]),
+            (Phase::Fresh, [Y, N, Y, N, Y, Y]),
+            (Phase::FirstDial, [N, N, Y, N, Y, Y]),
+            (Phase::Connected, [Y, Y, Y, Y, Y, Y]),
+            (Phase::NextDial, [N, Y, Y, Y, Y, Y]),
+            (Phase::Stopping, [I, I, I, Y, Y, Y]),
+            (Phase::Ended, [N, N, N, N, N, N]),
         ] {
             for (request, verdict) in requests().iter().zip(verdicts) {
                 assert_eq!(phase.allows(request), verdict, "{phase:?} {request:?}");
@@ -439,7 +502,7 @@ mod tests {
         for text in ["192.0.2.1:7", "[2001:db8::1]:7", "[fe80::1%3]:7"] {
             let address: SocketAddr = text.parse().expect("an address");
             let carriers = vec![CarrierName::any()];
-            let sent = Reply::Dialled { host: String::new(), address: address.into(), carriers };
+            let sent = Reply::Dialled { remote: 0, host: String::new(), address: address.into(), carriers };
             assert!(supervisor.send(&sent, &[]).expect("fits"));
             let Ok(Incoming::Message(Reply::Dialled { address: got, .. }, _)) = tunnel.receive(false) else {
                 panic!("{text} is lost");
@@ -460,7 +523,7 @@ mod tests {
         };
         let carriers = vec![link; crate::net::carriers::MAX_WAYS];
         let address = SocketAddr::from(([192, 0, 2, 1], 7)).into();
-        let sent = Reply::Dialled { host: "h".repeat(253), address, carriers: carriers.clone() };
+        let sent = Reply::Dialled { remote: 0, host: "h".repeat(253), address, carriers: carriers.clone() };
         let file = std::fs::File::open("/dev/null").expect("a file");
         let fds = vec![file.as_fd(); 1 + carriers.len()];
         assert!(supervisor.send(&sent, &fds).expect("fits"));
@@ -510,6 +573,7 @@ mod tests {
             settings: Settings {
                 routes: vec!["fd0b::/64".parse().expect("a network"); crate::wire::control::MAX_ROUTES],
                 dns: vec!["fd09::1".parse().expect("an address"); crate::wire::control::MAX_RESOLVERS],
+                idle: Some(u32::MAX),
             },
             server: "2001:db8::1".parse().expect("an address"),
         };

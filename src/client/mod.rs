@@ -35,11 +35,15 @@ pub mod host;
 pub mod ipc;
 pub mod lookup;
 pub mod moves;
+mod nats;
+pub mod on_demand;
+pub mod remembered;
 pub mod settings;
 pub mod starts;
 pub mod supervisor;
 pub mod tunnel;
 mod tunnel_log;
+pub mod wake;
 
 pub use supervisor::{require_root, run};
 

@@ -22,6 +22,8 @@ use crate::time::Time;
 #[derive(Clone, Debug, Default)]
 pub struct Settle {
     look_at: Option<Time>,
+    /// A look in between: what came with the first event.
+    soon: Option<Time>,
     /// The first event since the last look that found quiet.
     since: Time,
 }
@@ -32,6 +34,7 @@ impl Settle {
         let first = self.look_at.is_none();
         if first {
             self.since = now;
+            self.soon = Some(now + TOGETHER);
         }
         // Where it never gets quiet, nobody waits for that.
         self.look_at = Some((now + QUIET).min(self.since + LONGEST));
@@ -46,12 +49,13 @@ impl Settle {
 
     /// When [`Settle::handle_timeout`] is to be called next.
     pub fn poll_timeout(&self) -> Option<Time> {
-        self.look_at
+        self.look_at.into_iter().chain(self.soon).min()
     }
 
     /// Whether to look now.
     pub fn handle_timeout(&mut self, now: Time) -> bool {
-        self.look_at.take_if(|at| *at <= now).is_some()
+        let soon = self.soon.take_if(|at| *at <= now).is_some();
+        self.look_at.take_if(|at| *at <= now).is_some() || soon
     }
 }
 
@@ -69,14 +73,15 @@ pub struct Connection {
     /// What the UDP sockets were made for last; empty where they are bound to no link.
     told: Vec<Way>,
     told_of_control: bool,
+    told_of_others: bool,
 }
 
 impl Connection {
-    /// A connection to the remote at `place`, with sockets for these ways.
-    pub fn new(place: usize, connected: &Connected, told: Vec<Way>) -> io::Result<Connection> {
+    /// A connection that was made, with sockets for these ways.
+    pub fn new(connected: &Connected, told: Vec<Way>) -> io::Result<Connection> {
         let local = connected.stream.local_addr()?.ip().to_canonical();
-        let (address, link) = (connected.address, connected.link.clone());
-        Ok(Connection { place, address, local, link, told, told_of_control: false })
+        let (place, address, link) = (connected.place, connected.address, connected.link.clone());
+        Ok(Connection { place, address, local, link, told, told_of_control: false, told_of_others: false })
     }
 
     /// Whether nothing can come of the control connection any more: its address is gone from this host, or its link
@@ -90,11 +95,13 @@ impl Connection {
     }
 
     /// Whether the tunnel process should hear of this: other links than before, another order of them, another source
-    /// address of one; or, with any way at all, that its control connection is cut off.
-    pub fn is_news(&self, ways: &[Way], control_gone: bool) -> bool {
+    /// address of one; or, with any way at all, that its control connection is cut off; or, without, that there is a
+    /// way `elsewhere`.
+    pub fn is_news(&self, ways: &[Way], control_gone: bool, elsewhere: bool) -> bool {
         let same = |(told, way): (&Way, &Way)| (told.index, told.source) == (way.index, way.source);
         let as_told = self.told.len() == ways.len() && self.told.iter().zip(ways).all(same);
-        !as_told || control_gone && !self.told_of_control && !ways.is_empty()
+        let cut_off = control_gone && !self.told_of_control && !ways.is_empty();
+        !as_told || cut_off || elsewhere && !self.told_of_others && ways.is_empty()
     }
 
     /// The links that the tunnel process was told of, best first.
@@ -103,8 +110,9 @@ impl Connection {
     }
 
     /// It was told so.
-    pub fn handle_told(&mut self, ways: Vec<Way>, control_gone: bool) {
+    pub fn handle_told(&mut self, ways: Vec<Way>, control_gone: bool, elsewhere: bool) {
         self.told_of_control = control_gone && !ways.is_empty();
+        self.told_of_others = elsewhere && ways.is_empty();
         self.told = ways;
     }
 }
@@ -128,6 +136,8 @@ pub fn names(ways: &[Way]) -> Vec<CarrierName> {
         .collect()
 }
 
+/// A link loses its routes and then its addresses, or gets them, within this time.
+const TOGETHER: Duration = Duration::from_millis(5);
 /// Addresses and routes of one move come within this time of each other.
 const QUIET: Duration = Duration::from_millis(50);
 /// For events that never end.
@@ -146,10 +156,13 @@ mod tests {
     }
 
     #[test]
-    fn the_first_event_is_looked_at_and_the_quiet_after_the_last() {
+    fn the_first_event_is_looked_at_what_came_with_it_and_the_quiet_after_the_last() {
         let mut settle = Settle::default();
         assert_eq!(settle.poll_timeout(), None);
         assert!(settle.handle_event(after(0)));
+        assert!(!settle.handle_event(after(1)));
+        assert_eq!(settle.poll_timeout(), Some(after(5)));
+        assert!(settle.handle_timeout(after(5)));
         assert!(!settle.handle_event(after(30)));
         assert!(!settle.handle_timeout(after(50)), "30 ms ago there was another");
         assert_eq!(settle.poll_timeout(), Some(after(80)));
@@ -159,13 +172,13 @@ mod tests {
     }
 
     #[test]
-    fn events_without_end_are_looked_at_twice_a_second() {
+    fn events_without_end_are_looked_at_a_few_times_a_second() {
         let mut settle = Settle::default();
         let looks = (0..2_000).filter(|millis| {
             let timed = settle.handle_timeout(after(*millis));
             settle.handle_event(after(*millis)) || timed
         });
-        assert!((4..=10).contains(&looks.count()));
+        assert!((6..=15).contains(&looks.count()));
         settle.handle_failed(after(3_000));
         assert_eq!(settle.poll_timeout(), Some(after(4_000)));
     }
@@ -181,8 +194,15 @@ mod tests {
         let (a, b) = (way(2, "192.0.2.2", 100), way(3, "198.51.100.3", 200));
         let address = SocketAddr::from(([203, 0, 113, 1], 55555));
         let told = vec![a.clone(), b.clone()];
-        let mut connection =
-            Connection { place: 0, address, local: a.source, link: None, told, told_of_control: false };
+        let mut connection = Connection {
+            place: 0,
+            address,
+            local: a.source,
+            link: None,
+            told,
+            told_of_control: false,
+            told_of_others: false,
+        };
         for (ways, control_gone, news) in [
             (vec![a.clone(), b.clone()], false, false),
             (vec![way(2, "192.0.2.2", 900), b.clone()], false, false),
@@ -192,15 +212,20 @@ mod tests {
             (vec![way(2, "192.0.2.9", 100), b.clone()], false, true),
             (vec![a.clone(), b.clone()], true, true),
         ] {
-            assert_eq!(connection.is_news(&ways, control_gone), news, "{ways:?}");
+            assert_eq!(connection.is_news(&ways, control_gone, false), news, "{ways:?}");
         }
         // Without a way there is nothing to be done about the control connection yet.
-        connection.handle_told(vec![], true);
-        assert!(!connection.is_news(&[], true));
+        connection.handle_told(vec![], true, false);
+        assert!(!connection.is_news(&[], true, false));
+        // But there may be another server.
+        assert!(connection.is_news(&[], true, true));
+        connection.handle_told(vec![], true, true);
+        assert!(!connection.is_news(&[], true, true));
         let only_b = vec![b];
-        assert!(connection.is_news(&only_b, true));
-        connection.handle_told(only_b.clone(), true);
-        assert!(!connection.is_news(&only_b, true));
+        assert!(connection.is_news(&only_b, true, true));
+        connection.handle_told(only_b.clone(), true, true);
+        assert!(!connection.is_news(&only_b, true, true));
+        assert!(connection.is_news(&[], true, true));
     }
 
     #[test]
@@ -219,6 +244,7 @@ mod tests {
             link: link.map(str::to_owned),
             told: Vec::new(),
             told_of_control: false,
+            told_of_others: false,
         };
         for (local, link, holders, gone) in [
             ([192, 0, 2, 2], Some("eth2"), &[2][..], false),

@@ -1,10 +1,12 @@
 //! The supervisor: the client's privileged half. It holds the device, routes and resolvers, starts the tunnel
 //! process, does for it what needs privilege, and starts it again when it dies. It reads nothing from the network.
 
+mod demand;
+
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -13,16 +15,20 @@ use std::time::Duration;
 
 use nix::unistd::{Uid, geteuid};
 
+use demand::Demand;
+
 use super::admin::{Desk, Facts};
 use super::consent::{Policy, judge};
 use super::dial::{Connected, Dial, Dialling, Known};
-use super::host::Host;
-use super::ipc::{CarrierName, Phase, Reply, Request, Setup, SupervisorEnd, Verdict, Wishes, truncate};
+use super::host::{Footing, Host};
+use super::ipc::{
+    CarrierName, Phase, Progress, Reply, Request, Setup, SupervisorEnd, Ticket, Verdict, Wishes, truncate,
+};
 use super::moves::{self, Connection, Settle};
 use super::role;
 use crate::VERSION;
 use crate::budget::Budget;
-use crate::config::client::ClientConfig;
+use crate::config::client::{ClientConfig, Remote};
 use crate::config::common::DeviceName;
 use crate::escape::Escaped;
 use crate::exit::{Exit, Failure, Outcome};
@@ -128,13 +134,18 @@ struct Supervisor<'a> {
     poller: Poller,
     known: HashMap<usize, Known>,
     process: Option<Process>,
-    dial: Option<Dial>,
+    /// The dial under way, and the places it goes by.
+    dial: Option<(Dial, Vec<usize>)>,
     /// The connection made last, until it leads to a session.
     dialled: Option<Connection>,
     /// The connection of the session in use.
     in_use: Option<Connection>,
     monitor: Monitor,
     settle: Settle,
+    /// What the attempt under way, or the last one, found.
+    footing: Option<Footing>,
+    /// Addresses of remotes, by their places, that were found last.
+    found: HashMap<usize, Vec<SocketAddr>>,
     /// What was wrong with the network when it was last looked at.
     complaint: Option<String>,
     restart_at: Option<Time>,
@@ -142,9 +153,14 @@ struct Supervisor<'a> {
     crashes: u32,
     established: bool,
     want: Vec<IpAddr>,
+    /// What the next tunnel process may take up again.
+    ticket: Option<Ticket>,
     /// When a tunnel process that was told to stop is killed.
     stop_by: Option<Time>,
     desk: Desk,
+    /// Place of the remote that the last session was with.
+    first_remote: usize,
+    demand: Option<Demand>,
 }
 
 /// A running tunnel process.
@@ -198,19 +214,28 @@ impl<'a> Supervisor<'a> {
             in_use: None,
             monitor,
             settle: Settle::default(),
+            footing: None,
+            found: HashMap::new(),
             complaint: None,
             restart_at: Some(clock::now()),
             crashes: 0,
             established: false,
             want: Vec::new(),
+            ticket: None,
             stop_by: None,
             desk,
+            first_remote: 0,
+            demand: Demand::new(config, clock::now())?,
         })
     }
 
     /// The event loop, and then the host as it was.
     fn supervise(&mut self, mut host: Host) -> Outcome<()> {
+        let begun = self.begin_asleep(&mut host);
         let result = loop {
+            if let Err(failure) = &begun {
+                break Err(failure.clone());
+            }
             match self.turn(&mut host) {
                 Ok(Flow::On) => {}
                 Ok(Flow::Stop(result)) => break result,
@@ -239,6 +264,7 @@ impl<'a> Supervisor<'a> {
                 }
                 CHANNEL => self.hear_tunnel(host),
                 NETWORK => self.hear_network(host)?,
+                DEVICE => self.hear_device(clock::now())?,
                 token if Desk::owns(token) => self.hear_admin(token),
                 // Dials are looked at below, whatever woke us.
                 _ => {}
@@ -254,9 +280,10 @@ impl<'a> Supervisor<'a> {
             log::warn!("the tunnel process doesn't stop: it is killed");
             return Ok(Flow::Stop(Ok(())));
         }
-        if let Flow::Stop(result) = self.reap(now) {
+        if let Flow::Stop(result) = self.reap(host, now) {
             return Ok(Flow::Stop(result));
         }
+        self.step_demand(host, now)?;
         if self.restart_at.is_some_and(|at| at <= now) {
             self.restart_at = None;
             if let Err(failure) = self.start_process(now) {
@@ -269,10 +296,11 @@ impl<'a> Supervisor<'a> {
     }
 
     fn poll_timeout(&self) -> Option<Time> {
-        let dial = self.dial.as_ref().map(Dial::poll_timeout);
+        let dial = self.dial.as_ref().map(|(dial, _)| dial.poll_timeout());
         let settle = self.settle.poll_timeout();
-        let desk = self.desk.poll_timeout();
-        self.restart_at.into_iter().chain(self.stop_by).chain(dial).chain(settle).chain(desk).min()
+        let (desk, demand) = (self.desk.poll_timeout(), self.poll_demand());
+        let dues = [self.stop_by, dial, settle, demand, desk];
+        self.restart_at.into_iter().chain(dues.into_iter().flatten()).min()
     }
 
     fn hear_signals(&mut self) -> Flow {
@@ -324,7 +352,7 @@ impl<'a> Supervisor<'a> {
         Ok(())
     }
 
-    fn setup(&self) -> Setup {
+    fn setup(&mut self) -> Setup {
         let config = self.config;
         Setup {
             supervisor: std::process::id() as i32,
@@ -343,12 +371,16 @@ impl<'a> Supervisor<'a> {
             uso: self.offloads.uso,
             established: self.established,
             want: self.want.clone(),
+            // Good for one connection.
+            ticket: self.ticket.take(),
+            first_remote: self.first_remote as u16,
+            on_demand: self.demand_setup(),
             log_level: log::max_level() as u8,
         }
     }
 
     /// Looks whether the tunnel process is over, and what that means.
-    fn reap(&mut self, now: Time) -> Flow {
+    fn reap(&mut self, host: &mut Host, now: Time) -> Flow {
         let Some(process) = &mut self.process else { return Flow::On };
         let status = match process.child.try_wait() {
             Ok(None) => return Flow::On,
@@ -358,7 +390,9 @@ impl<'a> Supervisor<'a> {
         let process = self.forget_process();
         let stopping = self.stop_by.is_some();
         let last_word = process.and_then(|mut process| {
-            process.drain_last_word();
+            for progress in process.drain_last_word() {
+                let _ = self.heed_progress(progress, now);
+            }
             if now.since(process.started) > LIVED_WELL {
                 self.crashes = 0;
             }
@@ -366,6 +400,10 @@ impl<'a> Supervisor<'a> {
         });
         if stopping {
             return Flow::Stop(Ok(()));
+        }
+        let for_good = last_word.as_ref().is_some_and(|last| last.permanent && last.failure.is_some());
+        if !for_good && !self.demand_ended(host, now) {
+            return Flow::On;
         }
         match last_word {
             Some(LastWord { failure: Some(failure), permanent: true }) => return Flow::Stop(Err(failure)),
@@ -453,31 +491,61 @@ impl<'a> Supervisor<'a> {
             Request::Ended { failure, permanent } => process.note_end(failure, permanent),
             Request::Report(report) => self.desk.take_report(*report)?,
             _ if !process.requests.take(now) => return Err("too many requests".to_owned()),
-            Request::Dial { remote } => return self.start_dial(remote.into(), now),
+            Request::Dial { remote } => return self.start_dial(remote.into(), host, now),
             Request::Configure(wishes) => self.configure(&wishes, host)?,
+            Request::Ticket(ticket) => self.ticket = Some(ticket).filter(|t| t.session.is_plausible()),
+            Request::Progress(progress) => return self.heed_progress(progress, now),
         }
         Ok(())
     }
 
-    fn start_dial(&mut self, place: usize, now: Time) -> Result<(), String> {
-        let remote = self.config.remote.get(place).ok_or("a remote that isn't there")?;
-        let known = self.known.entry(place).or_default();
-        let started = Dial::start((place, remote), known, self.user, (&self.poller, DIAL), now);
+    fn start_dial(&mut self, place: usize, host: &mut Host, now: Time) -> Result<(), String> {
+        let remotes = &self.config.remote;
+        if place >= remotes.len() {
+            return Err("a remote that isn't there".to_owned());
+        }
+        let places: Vec<usize> = (place..remotes.len()).chain(0..place).collect();
+        let started = self.dial_these(&places, now);
         // Good again only when this leads to a session.
-        known.good = false;
+        self.known.entry(place).or_default().good = false;
+        self.footing = host.footing(&self.servers()).ok();
         let Some(process) = &mut self.process else { return Ok(()) };
         process.phase = process.phase.dialling();
         match started {
-            Ok(dial) => self.dial = Some(dial),
+            Ok(dial) => self.dial = Some((dial, places)),
             Err(failure) => self.dial_failed(failure.text),
         }
         Ok(())
     }
 
+    fn dial_these(&self, places: &[usize], now: Time) -> Outcome<Dial> {
+        let remotes = places.iter().map(|place| {
+            let known = self.known.get(place).cloned().unwrap_or_default();
+            (*place, self.config.remote[*place].clone(), known)
+        });
+        Dial::start(remotes, self.user, (&self.poller, DIAL), now)
+    }
+
+    /// Where servers are, as far as anybody knows.
+    fn servers(&self) -> Vec<SocketAddr> {
+        let literal = |remote: &Remote| Some(SocketAddr::new(remote.host.parse().ok()?, remote.port));
+        let mut servers: Vec<SocketAddr> = self.config.remote.iter().filter_map(literal).collect();
+        servers.extend(self.found.values().flatten());
+        servers.sort_unstable();
+        servers.dedup();
+        servers
+    }
+
     fn step_dial(&mut self, host: &mut Host, now: Time) {
-        let Some(dial) = &mut self.dial else { return };
-        let step = dial.step(now, &self.poller, |address| host.way_out(address));
-        let (place, name) = (dial.place(), dial.host().to_owned());
+        let Some((dial, _)) = &mut self.dial else { return };
+        let step = dial.step(now, &self.poller, |address| host.ways_out(address));
+        if !matches!(step, Dialling::Pending) {
+            let mut found: HashMap<usize, Vec<SocketAddr>> = HashMap::new();
+            for (place, address) in dial.addresses() {
+                found.entry(place).or_default().push(address);
+            }
+            self.found.extend(found);
+        }
         match step {
             Dialling::Pending => {}
             Dialling::Failed(text) => {
@@ -486,7 +554,7 @@ impl<'a> Supervisor<'a> {
             }
             Dialling::Connected(connected) => {
                 self.dial = None;
-                if let Err(error) = self.hand_over((place, name), &connected, host) {
+                if let Err(error) = self.hand_over(&connected, host) {
                     let address = connected.address;
                     self.dial_failed(format!("can't hand over the connection to {address}: {error}"));
                 }
@@ -495,12 +563,7 @@ impl<'a> Supervisor<'a> {
     }
 
     /// Gives the tunnel process the connection, and a UDP socket for each link that leads to the server.
-    fn hand_over(
-        &mut self,
-        (place, name): (usize, String),
-        connected: &Connected,
-        host: &mut Host,
-    ) -> io::Result<()> {
+    fn hand_over(&mut self, connected: &Connected, host: &mut Host) -> io::Result<()> {
         let Some(process) = &mut self.process else { return Ok(()) };
         let address = connected.address;
         let ways = host.ways_to(address).unwrap_or_else(|failure| {
@@ -518,11 +581,12 @@ impl<'a> Supervisor<'a> {
             sockets.push(udp::bind_towards(address)?);
             carriers.push(CarrierName::any());
         }
-        self.dialled = Some(Connection::new(place, connected, ways)?);
+        self.dialled = Some(Connection::new(connected, ways)?);
         process.phase = process.phase.dialled(true);
         let fds: Vec<BorrowedFd<'_>> =
             [connected.stream.as_fd()].into_iter().chain(sockets.iter().map(AsFd::as_fd)).collect();
-        process.tell(&Reply::Dialled { host: name, address: address.into(), carriers }, &fds);
+        let (remote, host) = (connected.place as u16, self.config.remote[connected.place].host.clone());
+        process.tell(&Reply::Dialled { remote, host, address: address.into(), carriers }, &fds);
         Ok(())
     }
 
@@ -537,8 +601,11 @@ impl<'a> Supervisor<'a> {
     // The network.
 
     fn hear_network(&mut self, host: &mut Host) -> Outcome<()> {
-        let look_now = self.monitor.changed()? && self.settle.handle_event(clock::now());
-        if look_now {
+        let changed = self.monitor.changed()?;
+        if changed {
+            self.demand_moved();
+        }
+        if changed && self.settle.handle_event(clock::now()) {
             self.look_at_network(host);
         }
         Ok(())
@@ -546,7 +613,10 @@ impl<'a> Supervisor<'a> {
 
     /// Something changed: first the routes to the servers, then the sockets that follow them.
     fn look_at_network(&mut self, host: &mut Host) {
-        let looked = host.follow_network().and_then(|()| self.tell_carriers(host));
+        let looked = host
+            .follow_network()
+            .and_then(|()| self.tell_carriers(host))
+            .and_then(|()| self.move_attempt(host, clock::now()));
         let complaint = looked.err().map(|failure| failure.text);
         if let Some(text) = &complaint {
             self.settle.handle_failed(clock::now());
@@ -559,20 +629,59 @@ impl<'a> Supervisor<'a> {
 
     /// Hands fresh sockets to a tunnel process with a session, if other ways lead to its server than it knows of.
     fn tell_carriers(&mut self, host: &mut Host) -> Outcome<()> {
+        let servers = self.servers();
         let (Some(process), Some(connection)) = (&mut self.process, &mut self.in_use) else { return Ok(()) };
         if !process.phase.has_connection() {
             return Ok(());
         }
         let ways = host.ways_to(connection.address)?;
         let control_gone = connection.control_gone(&ways, &host.holders(connection.local)?);
-        if !connection.is_news(&ways, control_gone) {
+        let mut elsewhere = false;
+        if ways.is_empty() {
+            let others = servers.iter().filter(|server| **server != connection.address);
+            for server in others {
+                elsewhere |= !host.ways_to(*server)?.is_empty();
+            }
+        }
+        if !connection.is_news(&ways, control_gone, elsewhere) {
             return Ok(());
         }
         let (ways, sockets) = moves::open(ways, connection.address);
         let fds: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
         let (server, carriers) = (connection.address.into(), moves::names(&ways));
-        process.tell(&Reply::Carriers { server, carriers, control_gone }, &fds);
-        connection.handle_told(ways, control_gone);
+        process.tell(&Reply::Carriers { server, carriers, control_gone, elsewhere }, &fds);
+        connection.handle_told(ways, control_gone, elsewhere);
+        Ok(())
+    }
+
+    /// An attempt under way begins anew from where this host is now, and one that waits may begin at once.
+    fn move_attempt(&mut self, host: &mut Host, now: Time) -> Outcome<()> {
+        let Some(before) = &self.footing else { return Ok(()) };
+        // What a dial found meanwhile is no move.
+        let moved = host.footing(&before.servers)? != *before;
+        self.footing = Some(host.footing(&self.servers())?);
+        if !moved {
+            return Ok(());
+        }
+        if let Some((_, places)) = &self.dial {
+            log::info!("the network changed: connecting anew");
+            let places = places.clone();
+            match self.dial_these(&places, now) {
+                Ok(dial) => self.dial = Some((dial, places)),
+                Err(failure) => {
+                    self.dial = None;
+                    self.dial_failed(failure.text);
+                }
+            }
+            return Ok(());
+        }
+        let mut cut_off = false;
+        if let Some(latest) = &self.dialled {
+            cut_off = latest.control_gone(&host.ways_to(latest.address)?, &host.holders(latest.local)?);
+        }
+        if let Some(process) = &mut self.process {
+            process.tell(&Reply::Moved { cut_off }, &[]);
+        }
         Ok(())
     }
 
@@ -614,6 +723,9 @@ impl<'a> Supervisor<'a> {
         if let Some(process) = &mut self.process {
             process.tell(&reply, &[]);
         }
+        if reply == Reply::Configured {
+            self.remember(wishes);
+        }
         // It may have changed while the session was being made.
         self.look_at_network(host);
         Ok(())
@@ -637,7 +749,7 @@ impl Supervisor<'_> {
                 addresses: host.addresses(),
                 tunnel: self.process.as_ref().map(|process| process.child.id()),
                 connection: self.in_use.as_ref(),
-                on_demand: None,
+                on_demand: self.demand.as_ref().map(Demand::shown),
             };
             let status = self.desk.status(&facts, now);
             self.desk.answer(key, &status, &self.poller);
@@ -668,8 +780,9 @@ impl Process {
         self.last_word = Some(LastWord { failure, permanent });
     }
 
-    /// What is still in the channel of a dead process.
-    fn drain_last_word(&mut self) {
+    /// What is still in the channel of a dead process; its progress is handed out.
+    fn drain_last_word(&mut self) -> Vec<Progress> {
+        let mut made = Vec::new();
         for _ in 0..REQUESTS_PER_TURN {
             match self.channel.receive(false) {
                 Ok(Incoming::Message(Request::Ended { failure, permanent }, _))
@@ -680,10 +793,16 @@ impl Process {
                 Ok(Incoming::Message(Request::Log { level, text }, _)) => {
                     self.show(level, &text, clock::now());
                 }
+                Ok(Incoming::Message(request @ Request::Progress(progress), _))
+                    if self.phase.allows(&request) == Verdict::Allowed =>
+                {
+                    made.push(progress);
+                }
                 Ok(Incoming::Message(..)) => {}
-                _ => return,
+                _ => break,
             }
         }
+        made
     }
 }
 
@@ -703,7 +822,9 @@ fn name_of(request: &Request) -> &'static str {
     match request {
         Request::Dial { .. } => "Dial",
         Request::Configure(_) => "Configure",
+        Request::Ticket(_) => "Ticket",
         Request::Report(_) => "Report",
+        Request::Progress(_) => "Progress",
         Request::Log { .. } => "Log",
         Request::Ended { .. } => "Ended",
     }
@@ -725,6 +846,7 @@ const SIGNALS: u64 = 0;
 const CHANNEL: u64 = 1;
 const DIAL: u64 = 2;
 const NETWORK: u64 = 3;
+const DEVICE: u64 = 4;
 const EVENTS: usize = 16;
 
 /// Requests of a tunnel process that may be read before signals and dials are looked at.

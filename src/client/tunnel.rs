@@ -9,6 +9,8 @@
 //! what is still on its way a little longer. Packets
 //! that come before there is any session wait in the device's queue.
 
+mod demand;
+
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
@@ -21,7 +23,8 @@ use openssl::ssl::SslContext;
 use super::attempts::{Attempts, Failed, Next};
 use super::carry::{Buffers, Link, Tokens, Word};
 use super::connect::{Connecting, Wanted, take_over, without_sockets};
-use super::ipc::{CarrierName, Reply, Report, Request, Setup, TunnelEnd, Wishes, pack};
+use super::ipc::{CarrierName, Progress, Reply, Report, Request, Setup, Ticket, TunnelEnd, Wishes, pack};
+use super::nats::Nats;
 use super::settings::{Configuring, Purpose};
 use super::{role, tunnel_log};
 use crate::exit::{Exit, Failure, Outcome};
@@ -129,6 +132,8 @@ struct Tunnel<'a> {
     /// When the next attempt starts, if one is due.
     retry_at: Option<Time>,
     configuring: Configuring,
+    /// What sessions learned of NATs.
+    nats: Nats,
     /// Inner addresses to ask for.
     want: Vec<IpAddr>,
     /// We have asked for a session since the one in use was made: if it is replaced, then by our own.
@@ -136,6 +141,14 @@ struct Tunnel<'a> {
     /// The server refuses to resume the session in use: the next one will be an ordinary one.
     resume_refused: bool,
     serial: u64,
+    /// A TLS session to take up again.
+    ticket: Option<Ticket>,
+    /// Nobody needs the session any more: only what is on its way to us is waited for, until then.
+    leaving: Option<Time>,
+    /// Something has come by a session.
+    answered: bool,
+    /// Of the packets that are held, the first ones as they may be sent before there is a session.
+    early: Vec<Vec<u8>>,
 }
 
 struct Attempt {
@@ -154,7 +167,7 @@ enum Stage {
 enum Never {}
 
 impl<'a> Tunnel<'a> {
-    fn new(setup: Setup, supervisor: &'a TunnelEnd, tun: Tun) -> Outcome<Tunnel<'a>> {
+    fn new(mut setup: Setup, supervisor: &'a TunnelEnd, tun: Tun) -> Outcome<Tunnel<'a>> {
         let context = tls::client_context(&setup.credentials)?;
         let poller = Poller::new(EVENTS).map_err(|e| Failure::system("make an epoll set", e))?;
         let full = |e| Failure::system("fill the epoll set", e);
@@ -166,16 +179,22 @@ impl<'a> Tunnel<'a> {
             tun,
             poller,
             buffers: Buffers::new(setup.uso),
-            attempts: Attempts::new(setup.remotes.into(), setup.established, clock::now()),
+            attempts: Attempts::new(setup.remotes.into(), setup.established, clock::now())
+                .starting_at(setup.first_remote.into()),
             link: None,
             draining: None,
             attempt: None,
             retry_at: Some(clock::now()),
             configuring: Configuring::default(),
+            nats: Nats::default(),
             want: setup.want.clone(),
             asked_since: false,
             resume_refused: false,
             serial: 0,
+            ticket: setup.ticket.take(),
+            leaving: None,
+            answered: false,
+            early: setup.on_demand.as_ref().map(|demand| demand::early(&demand.held)).unwrap_or_default(),
             setup,
         })
     }
@@ -206,6 +225,7 @@ impl<'a> Tunnel<'a> {
         let link = self.link.as_ref().and_then(Link::poll_timeout);
         let settings = self.configuring.poll_timeout();
         let draining = self.draining.as_ref().map(|(_, until)| *until);
+        let leaving = self.poll_leave();
         attempt
             .map(|a| a.deadline)
             .into_iter()
@@ -213,6 +233,7 @@ impl<'a> Tunnel<'a> {
             .chain(self.retry_at)
             .chain(settings)
             .chain(draining)
+            .chain(leaving)
             .min()
     }
 
@@ -234,7 +255,7 @@ impl<'a> Tunnel<'a> {
             let text = format!("no session within {} s", ATTEMPT_WITHIN.as_secs());
             self.attempt_failed(Failed::passing(Failure::new(Exit::Tls, text)), Reason::Timeout)?;
         }
-        Ok(())
+        self.leave_if_idle(now)
     }
 
     fn tun_to_server(&mut self) -> Turn<()> {
@@ -284,20 +305,26 @@ impl<'a> Tunnel<'a> {
 
     fn dialled(
         &mut self,
+        remote: usize,
         place: (String, SocketAddr),
-        carriers: Vec<CarrierName>,
-        fds: Vec<OwnedFd>,
+        (carriers, fds): (Vec<CarrierName>, Vec<OwnedFd>),
     ) -> Turn<()> {
         let Some(attempt) = self.attempt.as_mut().filter(|a| matches!(a.stage, Stage::Dialling)) else {
             return Err(out_of_place("Dialled"));
         };
+        self.attempts.handle_connected(remote);
+        // Looking for the address and the way took its time already.
+        attempt.deadline = clock::now() + ATTEMPT_WITHIN;
         let token = tokens_of(attempt.serial).control;
-        let made = Connecting::new(&self.setup, &self.context, place, carriers, fds).and_then(|connecting| {
-            self.poller
-                .add(&connecting, token, Interest::Both)
-                .map_err(|e| Failure::system("fill the epoll set", e))?;
-            Ok(connecting)
-        });
+        let ticket = self.ticket.take();
+        let sockets = (carriers, fds);
+        let made =
+            Connecting::new(&self.setup, &self.context, place, sockets, ticket).and_then(|connecting| {
+                self.poller
+                    .add(&connecting, token, Interest::Both)
+                    .map_err(|e| Failure::system("fill the epoll set", e))?;
+                Ok(connecting)
+            });
         match made {
             Ok(connecting) => attempt.stage = Stage::Connecting(Box::new(connecting)),
             Err(failure) => return self.attempt_failed(Failed::passing(failure), Reason::Internal),
@@ -311,7 +338,9 @@ impl<'a> Tunnel<'a> {
         };
         let token = tokens_of(*serial).control;
         let resume = self.link.as_ref().filter(|_| !self.resume_refused).map(Link::resumable);
-        let advanced = connecting.advance(&self.setup, Wanted { addresses: &self.want, resume });
+        let (on_demand, early) = (self.setup.on_demand.is_some(), &self.early[..]);
+        let wanted = Wanted { addresses: &self.want, resume, on_demand, early };
+        let advanced = connecting.advance(&self.setup, wanted);
         self.asked_since |= connecting.greeted();
         self.resume_refused |= connecting.resume_refused();
         match advanced {
@@ -329,8 +358,14 @@ impl<'a> Tunnel<'a> {
         else {
             return Ok(());
         };
+        // For our next connection, or the next process's.
+        self.ticket = connecting.take_ticket().or(self.ticket.take());
+        if let Some(ticket) = &self.ticket {
+            let _ = self.supervisor.send(&Request::Ticket(ticket.clone()), &[]);
+        }
         // Silent until the host is set up. An end of the connection can't be silenced, so out of the set it goes.
         let _ = self.poller.remove(&*connecting);
+        self.early_arrived()?;
         match connecting.into_link(&self.setup, welcome, clock::now()) {
             Ok(link) => {
                 let wishes = wishes_of(&link);
@@ -379,7 +414,11 @@ impl<'a> Tunnel<'a> {
         };
         let tokens = tokens_of(serial);
         log::info!("{}", link.summary(&self.setup.device));
-        link.start(&self.poller, tokens)?;
+        if let Some(old) = &self.link {
+            old.teach(&mut self.nats);
+        }
+        link.start(&self.poller, tokens, &self.nats)?;
+        self.send_held(&mut link)?;
         self.want = link.inner();
         if let Some(mut old) = self.link.replace(*link) {
             old.hush(&self.poller);
@@ -427,6 +466,14 @@ impl<'a> Tunnel<'a> {
     fn heed_link(&mut self) -> Turn<()> {
         let Some(link) = &mut self.link else { return Ok(()) };
         link.inside_to_tun(&self.tun, &mut self.buffers);
+        if self.leaving.is_some() {
+            return self.heed_last_words();
+        }
+        if !self.answered && link.is_answered() {
+            self.answered = true;
+            self.tell(Progress::Answered)?;
+        }
+        let Some(link) = &mut self.link else { return Ok(()) };
         for word in link.drain(&self.poller) {
             match word {
                 Word::ControlLost(text) => self.reconnect(&format!("control connection lost: {text}"))?,
@@ -456,6 +503,9 @@ impl<'a> Tunnel<'a> {
     }
 
     fn session_over(&mut self, reason: Reason, by_peer: bool) -> Turn<()> {
+        if self.hung_up(reason, by_peer)? {
+            return Err(Over::Told);
+        }
         self.end_link()?;
         match reason {
             Reason::Revoked if by_peer => {
@@ -473,7 +523,9 @@ impl<'a> Tunnel<'a> {
 
     fn end_link(&mut self) -> Turn<()> {
         if let Some(link) = self.link.take() {
+            link.teach(&mut self.nats);
             link.end(&self.poller);
+            self.tell(Progress::Lost)?;
         }
         self.configuring.handle_replaced();
         self.wait_for_packets(Interest::Nothing)
@@ -493,13 +545,14 @@ impl<'a> Tunnel<'a> {
         Ok(())
     }
 
-    /// The session goes on by what carriers there are. An attempt that is under way is left alone; one that waits for
-    /// better times may find them now.
+    /// The session goes on by what carriers there are, or is looked for elsewhere. An attempt that is under way is left
+    /// alone; one that waits for better times may find them now.
     fn network_changed(
         &mut self,
         server: SocketAddr,
         carriers: Vec<(CarrierName, OwnedFd)>,
         control_gone: bool,
+        elsewhere: bool,
     ) -> Turn<()> {
         let names: Vec<&str> = carriers.iter().map(|(name, _)| name.name.as_str()).collect();
         let reachable = !names.is_empty();
@@ -507,6 +560,10 @@ impl<'a> Tunnel<'a> {
             true => log::info!("the network changed: the server is reached by {}", names.join(", ")),
             false => log::warn!("the network changed: there is no way to the server for now"),
         }
+        if let Some(link) = &self.link {
+            link.teach(&mut self.nats);
+        }
+        self.nats.handle_carriers(carriers.iter().map(|(name, _)| name));
         let in_use = self.link.as_mut().filter(|link| link.address == server);
         let has_session = in_use.is_some();
         if let Some(link) = in_use {
@@ -514,13 +571,33 @@ impl<'a> Tunnel<'a> {
             link.server_to_tun(&self.tun, &mut self.buffers)?;
             link.take_carriers(&self.poller, take_over(carriers)?)?;
         }
-        if reachable && self.attempt.is_none() && (self.retry_at.is_some() || control_gone && has_session) {
-            self.attempts.handle_moved(clock::now());
-            self.retry_at = Some(clock::now());
-            let number = self.attempts.number();
-            log::info!("a new control connection is made at once (attempt {number})");
+        let needed = match reachable {
+            true => self.retry_at.is_some() || control_gone && has_session,
+            false => elsewhere,
+        };
+        if needed && self.attempt.is_none() {
+            self.attempt_at_once();
         }
         Ok(())
+    }
+
+    /// An attempt whose connection is cut off begins anew, and one that waits begins now.
+    fn moved(&mut self, cut_off: bool) -> Turn<()> {
+        let connecting = |attempt: &mut Attempt| cut_off && matches!(attempt.stage, Stage::Connecting(_));
+        if let Some(attempt) = self.attempt.take_if(connecting) {
+            self.drop_attempt(attempt, Reason::Internal);
+            self.attempt_at_once();
+        } else if self.attempt.is_none() && self.retry_at.is_some() {
+            self.attempt_at_once();
+        }
+        Ok(())
+    }
+
+    fn attempt_at_once(&mut self) {
+        self.attempts.handle_moved(clock::now());
+        self.retry_at = Some(clock::now());
+        let number = self.attempts.number();
+        log::info!("a new control connection is made at once (attempt {number})");
     }
 
     fn wait_for_packets(&self, interest: Interest) -> Turn<()> {
@@ -547,13 +624,19 @@ impl<'a> Tunnel<'a> {
 
     fn obey(&mut self, reply: Reply, fds: Vec<OwnedFd>) -> Turn<()> {
         match reply {
-            Reply::Dialled { host, address, carriers } => self.dialled((host, address.into()), carriers, fds),
-            Reply::Carriers { server, carriers, control_gone } => {
+            Reply::Stop => Err(self.leave()),
+            // What was asked for before isn't needed any more.
+            _ if self.leaving.is_some() => Ok(()),
+            Reply::Dialled { remote, host, address, carriers } => {
+                self.dialled(remote.into(), (host, address.into()), (carriers, fds))
+            }
+            Reply::Moved { cut_off } => self.moved(cut_off),
+            Reply::Carriers { server, carriers, control_gone, elsewhere } => {
                 if carriers.len() != fds.len() {
                     return Err(without_sockets().into());
                 }
                 let carriers = carriers.into_iter().zip(fds).collect();
-                self.network_changed(server.into(), carriers, control_gone)
+                self.network_changed(server.into(), carriers, control_gone, elsewhere)
             }
             Reply::DialFailed { text } => {
                 self.attempt_failed(Failed::passing(Failure::new(Exit::System, text)), Reason::Internal)
@@ -561,7 +644,6 @@ impl<'a> Tunnel<'a> {
             Reply::Configured => self.configured(Ok(())),
             Reply::ConfigureFailed { text } => self.configured(Err(text)),
             Reply::Query => self.report(clock::now()),
-            Reply::Stop => Err(self.leave()),
         }
     }
 
@@ -620,7 +702,7 @@ const SUPERVISOR: u64 = 0;
 const TUN: u64 = 1;
 const FIRST_OF_SESSIONS: u64 = 2;
 const EVENTS: usize = 16;
-/// From the dial to the session.
+/// From the connection to the session; the dial has its own time.
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(15);
 /// Packets of the session before are on their way no longer than this.
 const DRAIN_FOR: Duration = Duration::from_secs(3);

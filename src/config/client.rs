@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::common::{DEFAULT_PORT, Data, DeviceName, Pem, from_word, parse_duration, quoted, read_socket};
-use super::reader::{self, Document, Value, Word};
+use super::common::{
+    DEFAULT_PORT, Data, DeviceName, Pem, from_word, parse_duration, quoted, read_socket, reserved,
+};
+use super::reader::{self, Document, Section, Value, Word};
+use crate::client::wake::WakeRule;
 use crate::exit::{Failure, Outcome};
 use crate::paths::{Keepalive, Mode};
 
@@ -57,6 +60,36 @@ pub struct Mobility {
     pub keepalive: Keepalive,
 }
 
+/// `[on_demand]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OnDemand {
+    /// Connect only when a packet asks for it; default no.
+    pub enabled: bool,
+    /// A session without inner data for so long is ended; default 5 min, at least 1 s.
+    pub idle: Duration,
+    /// Which packets ask for it; none, the default, means all that are no router noise.
+    pub wake: Vec<WakeRule>,
+    /// How many packets the device holds; default 500, 1 to 100,000.
+    pub queue: u32,
+    /// Senders are told that there is no session after so long; default 30 s, at least 1 s.
+    pub give_up: Duration,
+    /// Inner addresses with their networks' prefixes, where they are known; at most one of each family.
+    pub addresses: Vec<IpNet>,
+}
+
+impl Default for OnDemand {
+    fn default() -> OnDemand {
+        OnDemand {
+            enabled: false,
+            idle: Duration::from_secs(5 * 60),
+            wake: Vec::new(),
+            queue: 500,
+            give_up: Duration::from_secs(30),
+            addresses: Vec::new(),
+        }
+    }
+}
+
 /// `client.toml`, whole and valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientConfig {
@@ -76,6 +109,8 @@ pub struct ClientConfig {
     pub data: Data,
     /// `[mobility]`.
     pub mobility: Mobility,
+    /// `[on_demand]`.
+    pub on_demand: OnDemand,
     /// Unprivileged user of the tunnel process: `user`, a name or number, default `nobody`; never root.
     pub user: String,
     /// State that outlives the process (what to repair after a crash); `state_dir`, default `/run/tunguard`.
@@ -137,6 +172,7 @@ impl ClientConfig {
         let mode = section.value("mode").and_then(|v| v.choice(MODES));
         let keepalive = section.value("keepalive").and_then(|v| read_keepalive(&v));
         section.end();
+        let on_demand = read_on_demand(root.section("on_demand"));
         root.end();
 
         let device = device.unwrap_or_default();
@@ -155,6 +191,7 @@ impl ClientConfig {
                 mode: mode.unwrap_or_default(),
                 keepalive: keepalive.unwrap_or_default(),
             },
+            on_demand,
             user: user.unwrap_or_else(|| "nobody".to_owned()),
             state_dir,
         })
@@ -214,6 +251,65 @@ fn read_keepalive(value: &Value<'_>) -> Option<Keepalive> {
     };
     value.fault(why);
     None
+}
+
+/// `[on_demand]`.
+fn read_on_demand(mut section: Section<'_>) -> OnDemand {
+    let default = OnDemand::default();
+    let enabled = section.value("enabled").and_then(|v| v.boolean());
+    let idle = section.value("idle").and_then(|v| v.duration(LEAST_WAIT));
+    let wake = section.value("wake").map(|v| v.words::<WakeRule>());
+    let queue = section.value("queue").and_then(|v| v.integer(1..=100_000));
+    let give_up = section.value("give_up").and_then(|v| v.duration(LEAST_WAIT));
+    let addresses = section.value("addresses").map(|v| read_addresses(&v));
+    section.end();
+    OnDemand {
+        enabled: enabled.unwrap_or(default.enabled),
+        idle: idle.unwrap_or(default.idle),
+        wake: wake.map_or(default.wake, |rules| rules.into_iter().map(|(rule, _)| rule).collect()),
+        queue: queue.unwrap_or(default.queue),
+        give_up: give_up.unwrap_or(default.give_up),
+        addresses: addresses.unwrap_or(default.addresses),
+    }
+}
+
+/// `addresses`: one of each family at most.
+fn read_addresses(value: &Value<'_>) -> Vec<IpNet> {
+    let addresses = value.words::<InnerAddress>();
+    for (place, (address, element)) in addresses.iter().enumerate() {
+        if addresses[..place].iter().any(|(other, _)| other.0.addr().is_ipv4() == address.0.addr().is_ipv4())
+        {
+            element.fault("is the second one of its family");
+        }
+    }
+    addresses.into_iter().map(|(address, _)| address.0).collect()
+}
+
+/// An address with the prefix length of its network.
+#[derive(PartialEq)]
+struct InnerAddress(IpNet);
+
+impl Word for InnerAddress {
+    const WANTED: &'static str = r#"an inner address with its network's prefix length, as in "10.9.0.5/24""#;
+
+    fn from_word(text: &str) -> Result<InnerAddress, String> {
+        if text.parse::<IpAddr>().is_ok() {
+            return Err("has no prefix length: give that of the server's network".to_owned());
+        }
+        let address: IpNet = text.parse().map_err(|_| format!("is not {}", InnerAddress::WANTED))?;
+        match reserved(&IpNet::from(address.addr())) {
+            Some(why) => Err(why.to_owned()),
+            None => Ok(InnerAddress(address)),
+        }
+    }
+}
+
+impl Word for WakeRule {
+    const WANTED: &'static str = WakeRule::WANTED;
+
+    fn from_word(text: &str) -> Result<WakeRule, String> {
+        text.parse()
+    }
 }
 
 /// `user`: a name or a number.
@@ -369,6 +465,8 @@ const MODES: &[(&str, Mode)] =
 /// What `keepalive` may be.
 const KEEPALIVE_WANTED: &str = r#""auto", "off", or a duration, as in "25s""#;
 const LEAST_KEEPALIVE: Duration = Duration::from_secs(1);
+/// Of `[on_demand]`.
+const LEAST_WAIT: Duration = Duration::from_secs(1);
 /// What `routes` may be.
 const ROUTES_WANTED: &str = r#""pushed", "none" or a list of networks"#;
 /// Why root is refused.
@@ -404,6 +502,7 @@ mod tests {
             tls: ClientTls { ca: file("ca"), cert: file("cert"), key: file("key"), server_name: None },
             data: Data::default(),
             mobility: Mobility { carriers: None, mode: Mode::Failover, keepalive: Keepalive::Auto },
+            on_demand: OnDemand::default(),
             user: "nobody".to_owned(),
             state_dir: "/run/tunguard".into(),
             socket: "/run/tunguard/client-tg0.sock".into(),
@@ -433,6 +532,13 @@ mod tests {
             carriers = ["wlan0", "eth0"]
             mode = "redundant"
             keepalive = "45s"
+            [on_demand]
+            enabled = true
+            idle = "10m"
+            wake = ["10.0.0.0/8", "tcp/22", "10.1.0.0/16 udp/53"]
+            queue = 100
+            give_up = "1m"
+            addresses = ["10.9.0.5/24", "fd09::5/64"]
         "#;
         let config = parse(text).expect("valid");
         let remotes =
@@ -452,6 +558,17 @@ mod tests {
         let carriers = ["wlan0", "eth0"].map(|name| name.parse().expect("a name")).to_vec();
         let keepalive = Keepalive::Every(Duration::from_secs(45));
         assert_eq!(config.mobility, Mobility { carriers: Some(carriers), mode: Mode::Redundant, keepalive });
+        let on_demand = OnDemand {
+            enabled: true,
+            idle: Duration::from_secs(600),
+            wake: ["10.0.0.0/8", "tcp/22", "10.1.0.0/16 udp/53"]
+                .map(|rule| rule.parse().expect("a rule"))
+                .to_vec(),
+            queue: 100,
+            give_up: Duration::from_secs(60),
+            addresses: ["10.9.0.5/24", "fd09::5/64"].map(|net| net.parse().expect("an address")).to_vec(),
+        };
+        assert_eq!(config.on_demand, on_demand);
     }
 
     #[test]
@@ -539,7 +656,7 @@ mod tests {
     fn rejected() {
         let remote = r#"HOST or HOST:PORT, as in "vpn.example.org" or "[2001:db8::1]:55555""#;
         let routes = r#""pushed", "none" or a list of networks"#;
-        let known = "remote, device, routes, dns, user, state_dir, socket, tls, data, mobility";
+        let known = "remote, device, routes, dns, user, state_dir, socket, tls, data, mobility, on_demand";
         let device = "1 to 15 letters, digits, '-', '_' or '.'";
         for (line, sentence) in [
             ("remote = []", &*format!("remote is empty: at least one is needed, {remote}")),
@@ -601,7 +718,21 @@ mod tests {
                 "mobility.link = 'eth0'",
                 r#"unknown key "mobility.link" (known here: carriers, mode, keepalive)"#,
             ),
-            ("on_demand = {}", &format!(r#"unknown key "on_demand" (known here: {known})"#)),
+            ("kill_switch = {}", &format!(r#"unknown key "kill_switch" (known here: {known})"#)),
+            ("on_demand.idle = '10ms'", r#"on_demand.idle = "10ms" is too short: at least 1s"#),
+            ("on_demand.queue = 0", "on_demand.queue = 0 is out of range: 1 to 100000"),
+            (
+                "on_demand.wake = ['gre']",
+                r#"on_demand.wake[0] = "gre" has "gre", which is no protocol: tcp, udp or icmp"#,
+            ),
+            (
+                "on_demand.addresses = ['10.9.0.5']",
+                r#"on_demand.addresses[0] = "10.9.0.5" has no prefix length: give that of the server's network"#,
+            ),
+            (
+                "on_demand.addresses = ['10.9.0.5/24', '10.9.0.6/24']",
+                r#"on_demand.addresses[1] = "10.9.0.6/24" is the second one of its family"#,
+            ),
             ("route = []", r#"unknown key "route" (did you mean "routes"?)"#),
             (
                 "data.tun_write = 'guard'",
@@ -664,6 +795,8 @@ mod tests {
         let mut full = parse(&text).expect("valid");
         assert_eq!(full.tls.server_name.take().as_ref(), Some(&config.remote[0].host));
         assert!(full.mobility.carriers.take().is_some(), "all is no list");
+        assert!(!std::mem::take(&mut full.on_demand.wake).is_empty(), "neither is this");
+        assert!(!std::mem::take(&mut full.on_demand.addresses).is_empty());
         assert_eq!(full, config);
         let document = Document::parse(Path::new("f"), Path::new("/"), &text).expect("valid");
         assert!(ClientConfig::read(&document, "/f".into()).is_some());

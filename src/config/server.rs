@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::common::{DEFAULT_PORT, Data, DeviceName, Pem, read_socket, reserved};
+use super::common::{DEFAULT_PORT, Data, DeviceName, Pem, parse_duration, read_socket, reserved};
 use super::reader::{self, Document, Value, Word};
 use crate::exit::{Failure, Outcome};
-use crate::wire::control::{MAX_RESOLVERS, MAX_ROUTES};
+use crate::wire::control::{IDLE_SECONDS_LEAST, MAX_RESOLVERS, MAX_ROUTES};
 
 /// Who writes a client's packets to the TUN device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +84,9 @@ pub struct ServerConfig {
     /// How long a session without control channel and without authenticated packets is kept; `linger`,
     /// default 10 min, at least 1 s.
     pub linger: Duration,
+    /// How long a session may carry nothing whose client comes and goes by itself; `idle`, "off" (the default) or at
+    /// least 10 s.
+    pub idle: Option<Duration>,
     /// How long a lease stays reserved after its session; `lease`, default 24 h.
     pub lease: Duration,
     /// Admin socket; `socket`, default `/run/tunguard/DEVICE.sock`.
@@ -155,6 +158,7 @@ impl ServerConfig {
         let nat = root.value("nat").and_then(|v| v.boolean());
         let client_to_client = root.value("client_to_client").and_then(|v| v.boolean());
         let linger = root.value("linger").and_then(|v| v.duration(Duration::from_secs(1)));
+        let idle = root.value("idle").and_then(|v| read_idle(&v));
         let lease = root.value("lease").and_then(|v| v.duration(Duration::ZERO));
         let socket = root.value("socket").and_then(|v| read_socket(&v));
         let state_dir = root.value("state_dir").and_then(|v| v.path());
@@ -195,6 +199,7 @@ impl ServerConfig {
             data,
             tun_write: tun_write.unwrap_or(TunWrite::Direct),
             linger: linger.unwrap_or(Duration::from_secs(10 * 60)),
+            idle: idle.flatten(),
             lease: lease.unwrap_or(Duration::from_secs(24 * 60 * 60)),
             socket: socket.unwrap_or_else(|| PathBuf::from(format!("/run/tunguard/{device}.sock"))),
             state_dir: state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/tunguard")),
@@ -249,6 +254,20 @@ fn read_networks(value: &Value<'_>) -> Vec<IpNet> {
     networks
 }
 
+/// `idle`: a duration, or none.
+fn read_idle(value: &Value<'_>) -> Option<Option<Duration>> {
+    let why = match value.text(IDLE_WANTED)? {
+        "off" => return Some(None),
+        text => match parse_duration(text) {
+            Ok(limit) if limit >= IDLE_LEAST => return Some(Some(limit)),
+            Ok(_) => format!("is too short: at least {}s, or \"off\"", IDLE_LEAST.as_secs()),
+            Err(_) => format!("is not accepted: {IDLE_WANTED}"),
+        },
+    };
+    value.fault(why);
+    None
+}
+
 /// `worker_uids = [first, last]`.
 fn read_worker_uids(value: &Value<'_>, max_clients: u16) -> Option<(u32, u32)> {
     let bounds = value.list("two user IDs, [first, last]")?;
@@ -298,6 +317,10 @@ const DEFAULT_CLIENTS_DIR: &str = "clients.d";
 const DEFAULT_WORKER_UIDS: (u32, u32) = (65_536, 99_999);
 /// User IDs beyond `max_clients`, for workers that are starting or ending.
 const SPARE_WORKER_UIDS: u64 = 64;
+/// What `idle` may be.
+const IDLE_WANTED: &str = r#""off", or a duration, as in "10m""#;
+/// A shorter limit would end sessions that wait for an answer.
+const IDLE_LEAST: Duration = Duration::from_secs(IDLE_SECONDS_LEAST as u64);
 
 #[cfg(test)]
 mod tests {
@@ -342,6 +365,7 @@ mod tests {
             },
             tun_write: TunWrite::Direct,
             linger: Duration::from_secs(600),
+            idle: None,
             lease: Duration::from_secs(86_400),
             socket: "/run/tunguard/tg0.sock".into(),
             state_dir: "/var/lib/tunguard".into(),
@@ -364,6 +388,7 @@ mod tests {
             nat = true
             client_to_client = true
             linger = "1s"
+            idle = "10s"
             lease = "0s"
             socket = "run/admin.sock"
             state_dir = "../state"
@@ -392,6 +417,7 @@ mod tests {
         assert_eq!((config.mtu, config.max_clients, config.max_handshakes), (65_000, 16_000, 4_096));
         assert!(config.nat && config.client_to_client);
         assert_eq!((config.linger, config.lease), (Duration::from_secs(1), Duration::ZERO));
+        assert_eq!(config.idle, Some(Duration::from_secs(10)));
         assert_eq!(config.socket, Path::new("/etc/tunguard/run/admin.sock"));
         assert_eq!(config.state_dir, Path::new("/etc/tunguard/../state"));
         assert_eq!(config.worker_uids, (100_000, 116_063));
@@ -504,6 +530,8 @@ mod tests {
                 r#"push.dns[0] = "dns" is not an IP address, as in "10.9.0.1" or "fd09::1""#,
             ),
             ("linger = '999ms'", r#"linger = "999ms" is too short: at least 1s"#),
+            ("idle = '9s'", r#"idle = "9s" is too short: at least 10s, or "off""#),
+            ("idle = 'never'", r#"idle = "never" is not accepted: "off", or a duration, as in "10m""#),
             (
                 "linger = 10",
                 r#"linger = 10 is an integer, not a duration, as in "15m", "90s", "1h30m" or "500ms""#,

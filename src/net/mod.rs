@@ -24,7 +24,7 @@ pub mod nft;
 mod programs;
 pub mod quiet;
 pub mod routes;
-mod state;
+pub(crate) mod state;
 pub mod sysctl;
 
 pub use carriers::{Way, ways_to};

@@ -227,6 +227,16 @@ impl Netlink {
         })
     }
 
+    /// Sets how many packets the device's transmit queue holds (IFLA_TXQLEN).
+    pub fn set_queue_len(&mut self, index: u32, packets: u32) -> Outcome<()> {
+        let mut link = LinkMessage::default();
+        link.header.index = index;
+        link.attributes.push(LinkAttribute::TxQueueLen(packets));
+        self.request(RouteNetlinkMessage::SetLink(link), 0).map(drop).map_err(|e| {
+            e.into_failure(format_args!("setting the queue of device {} to {packets}", device_label(index)))
+        })
+    }
+
     /// Limits the super-packets the kernel builds for the device (IFLA_GSO_MAX_SIZE). Kernels differ in what
     /// they accept, and nothing breaks without it: callers may ignore the error.
     pub fn set_gso_max(&mut self, index: u32, bytes: u32) -> Outcome<()> {

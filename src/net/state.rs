@@ -11,7 +11,7 @@ use crate::exit::{Failure, Outcome};
 
 /// Reads a state file; none where there is none. One that doesn't parse is none of ours (they are only ever
 /// replaced whole): it is reported and passed over, so that it can't keep the service down.
-pub(super) fn load<T: DeserializeOwned>(path: &Path) -> Outcome<Option<T>> {
+pub(crate) fn load<T: DeserializeOwned>(path: &Path) -> Outcome<Option<T>> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
@@ -29,7 +29,7 @@ pub(super) fn load<T: DeserializeOwned>(path: &Path) -> Outcome<Option<T>> {
 }
 
 /// Writes a state file, readable by its owner only; its directory is made where it is missing.
-pub(super) fn store<T: Serialize>(path: &Path, state: &T) -> Outcome<()> {
+pub(crate) fn store<T: Serialize>(path: &Path, state: &T) -> Outcome<()> {
     let failed = |e: io::Error| Failure::system(format!("writing state file {}", path.display()), e);
     let text = serde_json::to_vec_pretty(state).map_err(|e| failed(e.into()))?;
     let directory = directory_of(path);
@@ -40,7 +40,7 @@ pub(super) fn store<T: Serialize>(path: &Path, state: &T) -> Outcome<()> {
 }
 
 /// Removes a state file, if it is there.
-pub(super) fn remove(path: &Path) -> Outcome<()> {
+pub(crate) fn remove(path: &Path) -> Outcome<()> {
     match fs::remove_file(path) {
         Err(e) if !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             Err(Failure::system(format!("removing state file {}", path.display()), e))
@@ -50,7 +50,7 @@ pub(super) fn remove(path: &Path) -> Outcome<()> {
 }
 
 /// Identifies the running kernel (random(4)): routes and sysctls recorded under another one are gone.
-pub(super) fn boot_id() -> String {
+pub(crate) fn boot_id() -> String {
     match fs::read_to_string("/proc/sys/kernel/random/boot_id") {
         Ok(id) => id.trim().to_owned(),
         Err(e) => {

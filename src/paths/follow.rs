@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::known::Known;
-use super::{Key, Paths};
+use super::{Key, PathEvent, Paths};
 use crate::keys::Role;
 use crate::path::Path;
 use crate::time::Time;
@@ -24,6 +24,32 @@ pub(super) struct Nomination {
 }
 
 impl Paths {
+    /// Inner packets came with the client's Hello, inside the control connection that is `path`: what there is for the
+    /// client goes there, too, until it is heard on the data channel. Nothing is asked there: the client doesn't take it
+    /// for a path yet.
+    pub fn heard_early(&mut self, now: Time, path: Path) {
+        if !self.list.is_empty() {
+            return;
+        }
+        self.early = true;
+        self.list.push(Known { proven: true, ..Known::new(path, now, 0) });
+        self.events.push_back(PathEvent::Moved { old: None, new: path });
+        self.refresh();
+    }
+
+    /// The first datagram after that came by `path`. There the client is; but where nothing vouches for that address,
+    /// data goes to both until it has answered.
+    pub(super) fn hear_after_early(&mut self, now: Time, path: Path) {
+        self.early = false;
+        if self.list.first().is_some_and(|inside| inside.path.key() == path.key()) {
+            return self.ask(now, 0, false);
+        }
+        self.add(now, path);
+        let at = self.list.len() - 1;
+        self.list[at].proven = self.vouched == Some(path.remote.ip());
+        self.nominate(now, at, true);
+    }
+
     pub(super) fn hear_status(&mut self, now: Time, at: usize, status: PathStatus) {
         if self.role == Role::Client {
             return;

@@ -34,6 +34,17 @@ pub enum Keepalive {
     Every(Duration),
 }
 
+/// What is known of a NAT: silences that its mappings live through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Silence {
+    /// So much, as far as we know.
+    pub good: Duration,
+    /// We have seen that they do.
+    pub verified: bool,
+    /// So much was too long, and until when that counts.
+    pub limit: Option<(Duration, Time)>,
+}
+
 /// Of one path, what is known of a NAT on it.
 #[derive(Clone, Debug)]
 pub(super) struct Keep {
@@ -41,19 +52,15 @@ pub(super) struct Keep {
     seen: Option<SocketAddr>,
     /// That isn't our own address.
     nat: bool,
-    /// A mapping lives through so much silence, as far as we know.
-    good: Duration,
-    /// We have seen that it does.
-    verified: bool,
-    /// It failed once all the same: an answer may get lost.
+    /// How long it remembers.
+    silence: Silence,
+    /// What was seen to be short enough failed once all the same: an answer may get lost.
     failed: bool,
-    /// So much was too long, and until when that counts.
-    limit: Option<(Duration, Time)>,
     trial: Option<Trial>,
     /// The answer to a trial of this length is missing; a challenge says whether the path works at all.
     doubt: Option<Duration>,
     /// A challenge was sent after this silence: is the mapping still the same?
-    silence: Option<Duration>,
+    after: Option<Duration>,
     /// Datagrams so far, in both directions.
     datagrams: u64,
     /// When we sent the last one. What comes in doesn't count: not every NAT takes that for a sign of life (RFC 4787,
@@ -78,13 +85,11 @@ impl Keep {
         Keep {
             seen: None,
             nat: false,
-            good: FIRST,
-            verified: false,
+            silence: Silence { good: FIRST, verified: false, limit: None },
             failed: false,
-            limit: None,
             trial: None,
             doubt: None,
-            silence: None,
+            after: None,
             datagrams: 0,
             sent: now,
             later: None,
@@ -104,41 +109,62 @@ impl Keep {
 
     /// The path itself failed, which says nothing of a NAT.
     pub(super) fn forget(&mut self) {
-        (self.trial, self.doubt, self.silence) = (None, None, None);
+        (self.trial, self.doubt, self.after) = (None, None, None);
+    }
+
+    /// What was learned, if anything was.
+    pub(super) fn learned(&self) -> Option<Silence> {
+        Some(self.silence).filter(|silence| silence.verified || silence.limit.is_some())
     }
 
     /// What to try next.
     fn length(&self, now: Time) -> Duration {
-        if !self.verified {
-            return self.good;
+        if !self.silence.verified {
+            return self.silence.good;
         }
-        let known = self.limit.filter(|(_, until)| now < *until).map(|(length, _)| length * 3 / 4);
-        (self.good * 5 / 4).min(known.unwrap_or(MOST)).min(MOST).max(self.good)
+        let known = self.silence.limit.filter(|(_, until)| now < *until).map(|(length, _)| length * 3 / 4);
+        (self.silence.good * 5 / 4).min(known.unwrap_or(MOST)).min(MOST).max(self.silence.good)
     }
 
     fn lived(&mut self, length: Duration) {
-        self.good = self.good.max(length);
-        (self.verified, self.failed) = (true, false);
+        self.silence.good = self.silence.good.max(length);
+        (self.silence.verified, self.failed) = (true, false);
     }
 
     /// A mapping didn't live through that: surely, or an answer is missing.
     fn expired(&mut self, now: Time, length: Duration, surely: bool) {
-        if !surely && self.verified && length <= self.good && !std::mem::replace(&mut self.failed, true) {
+        if !surely
+            && self.silence.verified
+            && length <= self.silence.good
+            && !std::mem::replace(&mut self.failed, true)
+        {
             return;
         }
-        self.limit = Some((length, now + LIMITED_FOR));
-        if self.verified && length > self.good {
-            self.good = self.good.min(length * 3 / 4);
+        self.silence.limit = Some((length, now + LIMITED_FOR));
+        if self.silence.verified && length > self.silence.good {
+            self.silence.good = self.silence.good.min(length * 3 / 4);
         } else {
-            self.good = length / 2;
-            self.verified = false;
+            self.silence.good = length / 2;
+            self.silence.verified = false;
         }
-        self.good = self.good.max(LEAST);
+        self.silence.good = self.silence.good.max(LEAST);
         self.failed = false;
     }
 }
 
 impl Paths {
+    /// What was learned of the NATs on the paths, by carrier.
+    pub fn silences(&self) -> impl Iterator<Item = (u8, Silence)> {
+        self.list.iter().filter_map(|known| Some((known.path.carrier, known.keep.learned()?)))
+    }
+
+    /// A session before this one learned so much of the NAT behind a carrier.
+    pub fn expect_silence(&mut self, carrier: u8, silence: Silence) {
+        for known in self.list.iter_mut().filter(|known| known.path.carrier == carrier) {
+            known.keep.silence = silence;
+        }
+    }
+
     /// When the client sends only to keep a NAT's mapping.
     pub fn set_keepalive(&mut self, keepalive: Keepalive) {
         self.keepalive = keepalive;
@@ -161,7 +187,7 @@ impl Paths {
             Keepalive::Auto if !keep.nat => None,
             Keepalive::Auto => match keep.trial.filter(|trial| trial.datagrams == keep.datagrams) {
                 Some(trial) => Some(trial.until),
-                None => Some(keep.sent + keep.good),
+                None => Some(keep.sent + keep.silence.good),
             },
         }
     }
@@ -190,7 +216,7 @@ impl Paths {
             if now.since(due) < ANSWER_WITHIN {
                 match silent {
                     Some(trial) => known.keep.doubt = Some(trial.length),
-                    None => known.keep.silence = Some(known.keep.good),
+                    None => known.keep.after = Some(known.keep.silence.good),
                 }
             }
             self.ask(now, at, false);
@@ -237,7 +263,7 @@ impl Paths {
     pub(super) fn settle_doubt(&mut self, now: Time, at: usize, first: bool, seen: SocketAddr) {
         let keep = &mut self.list[at].keep;
         let another = keep.seen.is_some_and(|before| before != seen);
-        let (doubt, silence) = (keep.doubt.take(), keep.silence.take());
+        let (doubt, silence) = (keep.doubt.take(), keep.after.take());
         self.hear_seen(at, seen);
         let keep = &mut self.list[at].keep;
         match (doubt, silence) {
@@ -263,7 +289,7 @@ impl Paths {
             known.path.local.is_some_and(|local| local != seen.ip()) || before.is_some_and(|b| b != seen);
         if nat && !std::mem::replace(&mut keep.nat, true) {
             let silence = match self.keepalive {
-                Keepalive::Auto => keep.good,
+                Keepalive::Auto => keep.silence.good,
                 Keepalive::Every(silence) => silence,
                 Keepalive::Off => return,
             };

@@ -93,6 +93,11 @@ impl Known {
         self.status
     }
 
+    /// When anything was last heard on it.
+    pub fn last_heard(&self) -> Time {
+        self.heard
+    }
+
     /// A challenge was answered on it.
     pub fn is_proven(&self) -> bool {
         self.proven

@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use balance::Flows;
 use follow::{NOMINATED_FOR, NOMINATION_EVERY, NOMINATIONS, Nomination, REBINDS};
-pub use keep::Keepalive;
+pub use keep::{Keepalive, Silence};
 pub use known::Known;
 
 use crate::budget::Budget;
@@ -121,6 +121,8 @@ pub struct Paths {
     rebinds: Budget,
     /// An address that the control connection comes from.
     vouched: Option<IpAddr>,
+    /// The path in use is the control connection, and only because packets came with the client's Hello.
+    early: bool,
     /// Key and number of challenges.
     nonces: (Secret, u64),
     /// Data was last sent.
@@ -163,6 +165,7 @@ impl Paths {
             nominations: Budget::new(NOMINATIONS, NOMINATION_EVERY, Time::default()),
             rebinds: Budget::new(REBINDS, NOMINATION_EVERY, Time::default()),
             vouched,
+            early: false,
             nonces: (nonces, 0),
             sent: Time::default(),
             inner_mtu: None,
@@ -217,6 +220,9 @@ impl Paths {
     /// An authenticated datagram of `len` bytes came by `path`, with the in-band message `said` or a packet; `newest`
     /// says whether its counter is above all before it.
     pub fn heard(&mut self, now: Time, path: Path, newest: bool, len: usize, said: Option<InBand>) {
+        if self.early {
+            self.hear_after_early(now, path);
+        }
         let known = self.find(path.key());
         let Some(at) = known.or_else(|| self.remember(now, path, newest, said)) else { return };
         self.list[at].heard(now, path, len);

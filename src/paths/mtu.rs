@@ -1,5 +1,6 @@
 //! How large a datagram may be on each path ([`crate::pmtu`]). Probes are challenges padded to the size in question.
-//! They are sent on proven paths only, and only after data: an idle session is silent.
+//! They are sent on proven paths only, and only after data: an idle session is silent, but for what data that was sent
+//! last makes it look into.
 
 use std::time::Duration;
 
@@ -129,7 +130,7 @@ impl Paths {
         let ready = !is_in_doubt(known);
         let Some(sizing) = &mut known.sizing else { return };
         let mut probes = Vec::new();
-        while sizing.due
+        while (sizing.due || sizing.search.is_urgent())
             && ready
             && let Some(size) = sizing.search.poll_probe(now)
         {

@@ -191,6 +191,24 @@ fn skip_extensions(packet: &[u8], mut protocol: u8) -> Result<(usize, u8), Segme
     Err(SegmentError::NotTransport)
 }
 
+/// Place and number of what an IPv6 packet carries, behind the headers that hosts skip, those of a first fragment as
+/// well; `None` for a fragment other than the first, and where the headers go on beyond the packet. `packet` is at least
+/// 40 bytes.
+pub(super) fn upper_layer(packet: &[u8]) -> Option<(usize, u8)> {
+    let (mut at, mut protocol) = (V6_LEN, packet[V6_NEXT_HEADER]);
+    for _ in 0..=MAX_EXTENSIONS {
+        let len = match protocol {
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => (usize::from(*packet.get(at + 1)?) + 1) * 8,
+            FRAGMENT if be16(packet.get(at..at + 8)?, 2) & V6_OFFSET != 0 => return None,
+            FRAGMENT => 8,
+            _ => return Some((at, protocol)),
+        };
+        protocol = packet[at];
+        at += len;
+    }
+    None
+}
+
 /// The sum of an IPv4 header without the three fields that differ between segments: length, ID, checksum.
 /// `header` is at least 20 bytes.
 pub(super) fn v4_constant_sum(header: &[u8]) -> u32 {
@@ -230,6 +248,7 @@ pub(super) const HOP_BY_HOP: u8 = 0;
 pub(super) const ROUTING: u8 = 43;
 pub(super) const FRAGMENT: u8 = 44;
 pub(super) const DESTINATION_OPTIONS: u8 = 60;
+const V6_OFFSET: u16 = 0xfff8;
 /// More than any packet that is not an attack carries (RFC 8504, section 5.3 lets hosts limit this).
 pub(super) const MAX_EXTENSIONS: usize = 8;
 

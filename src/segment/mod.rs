@@ -16,17 +16,22 @@
 //! 2. [`Segments`], [`pieces`]: the way out of the TUN device.
 //! 3. [`next_run`]: the way in.
 //! 4. [`ecn`]: congestion marks of the outer packet carried over to the inner one.
-//! 5. [`clamp_mss`], [`fragment()`], [`too_big()`]: packets made to fit a path, or their senders told.
-//! 6. [`checksum`]: the Internet checksum, for all of these.
+//! 5. [`clamp_mss`], [`fragment()`], [`too_big()`]: packets made to fit a path, or their senders told;
+//!    [`unreachable()`]: that nobody is there.
+//! 6. [`is_noise`]: packets that say nothing of somebody using the tunnel.
+//! 7. [`checksum`]: the Internet checksum, for all of these.
 
 pub mod checksum;
 mod coalesce;
 pub mod ecn;
 mod fragment;
+mod icmp;
 pub mod inner;
 mod mss;
+mod noise;
 mod split;
 mod too_big;
+mod unreachable;
 
 #[cfg(test)]
 mod tests;
@@ -35,8 +40,10 @@ pub use coalesce::{Inner, MAX_RUN, Run, next_run};
 pub use fragment::fragment;
 pub use inner::addresses;
 pub use mss::clamp_mss;
+pub use noise::{is_broadcast, is_noise};
 pub use split::{MAX_SEGMENTS, Segment, Segments, pieces};
 pub use too_big::too_big;
+pub use unreachable::unreachable;
 
 /// Why a packet is not cut or merged. Whoever wrote the packet can provoke any of these: count and drop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]

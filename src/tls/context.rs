@@ -5,16 +5,18 @@ use std::os::unix::net::UnixStream;
 
 use openssl::error::ErrorStack;
 use openssl::ssl::{
-    AlpnError, Ssl, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslSessionCacheMode,
-    SslStream, SslVerifyMode, SslVersion, select_next_proto,
+    AlpnError, Ssl, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslStream, SslVerifyMode,
+    SslVersion, select_next_proto,
 };
 use openssl::x509::X509PurposeId;
 use openssl::x509::verify::{X509CheckFlags, X509VerifyFlags};
 
 use super::credentials::{Credentials, Loaded};
+use super::tickets::{Desk, LookUp, SavedSession, set_tickets};
 use super::verify::{Judge, Notes, Side, notes_index};
 use super::{ALPN, clear_errors, library};
 use crate::exit::{Exit, Failure, Outcome};
+use crate::sys::tls_session;
 
 /// What a server's workers accept clients with.
 pub fn server_context(credentials: &Credentials) -> Outcome<SslContext> {
@@ -26,10 +28,16 @@ pub fn client_context(credentials: &Credentials) -> Outcome<SslContext> {
     context(Side::Client, credentials)
 }
 
-/// One connection on the server, ready for `accept`.
+/// One connection on the server, ready for `accept`; tickets are not taken.
 pub fn server_ssl(context: &SslContext) -> Outcome<Ssl> {
     clear_errors();
-    accepting(context).map_err(|e| library("preparing a TLS connection", &e))
+    accepting(context, Desk::default()).map_err(|e| library("preparing a TLS connection", &e))
+}
+
+/// The same, where `look_up` knows the sessions behind tickets.
+pub fn server_ssl_with(context: &SslContext, look_up: LookUp) -> Outcome<Ssl> {
+    clear_errors();
+    accepting(context, Desk::asking(look_up)).map_err(|e| library("preparing a TLS connection", &e))
 }
 
 /// One connection on the client, ready for `connect`. The server's certificate must carry `expected_name`, a DNS
@@ -38,6 +46,13 @@ pub fn client_ssl(context: &SslContext, expected_name: &str) -> Outcome<Ssl> {
     let name = Name::parse(expected_name)?;
     clear_errors();
     dialling(context, &name, expected_name).map_err(|e| library("preparing a TLS connection", &e))
+}
+
+/// On a client: offers the server to go on with a session of before, made with a server of the same name. A server that
+/// doesn't know it any more makes a new one.
+pub fn offer_session(ssl: &mut Ssl, session: &SavedSession) -> Outcome<()> {
+    clear_errors();
+    tls_session::offer(ssl, session.as_bytes()).map_err(|e| library("offering a TLS session", &e))
 }
 
 /// Shakes hands with itself, as far as a client without a certificate gets: the library looks up and builds much at
@@ -80,12 +95,11 @@ fn build(side: Side, loaded: Loaded) -> Result<SslContext, ErrorStack> {
     };
     let mut context = SslContext::builder(method)?;
 
-    // TLS 1.3 and nothing that outlives one connection: no tickets, no resumption, no early data.
+    // TLS 1.3, tickets that are numbers and nothing more (NO_TICKET), no early data.
     context.set_min_proto_version(Some(SslVersion::TLS1_3))?;
     context.set_max_proto_version(Some(SslVersion::TLS1_3))?;
     context.set_options(SslOptions::NO_COMPRESSION | SslOptions::NO_RENEGOTIATION | SslOptions::NO_TICKET);
-    context.set_num_tickets(0)?;
-    context.set_session_cache_mode(SslSessionCacheMode::OFF);
+    set_tickets(&mut context, side)?;
     context.set_max_early_data(0)?;
     // 112 bits: RSA from 2,048 bits, no SHA-1. The default differs between OpenSSL's versions.
     context.set_security_level(2);
@@ -140,9 +154,9 @@ fn set_alpn(context: &mut SslContextBuilder, side: Side) -> Result<(), ErrorStac
     }
 }
 
-fn accepting(context: &SslContext) -> Result<Ssl, ErrorStack> {
+fn accepting(context: &SslContext, desk: Desk) -> Result<Ssl, ErrorStack> {
     let mut ssl = Ssl::new(context)?;
-    ssl.set_ex_data(notes_index()?, Notes::default());
+    ssl.set_ex_data(notes_index()?, Notes { desk, ..Notes::default() });
     ssl.set_accept_state();
     Ok(ssl)
 }

@@ -61,11 +61,29 @@ pub fn confirm_peer(ssl: &SslRef, revoked: Option<&Revoked>) -> Outcome<CertId> 
             format!("the peer's certificate is not trusted: {verdict}"),
         ));
     }
+    if ssl.session_reused() {
+        return confirm_again(&leaf, revoked, Side::peer_of(ssl));
+    }
     if let Some(revoked) = revoked {
         let chain = ssl.verified_chain().ok_or_else(no_certificate)?;
         revoked.check_chain(chain.iter(), Side::peer_of(ssl)).map_err(|(_, failure)| failure)?;
     }
     CertId::of(&leaf)
+}
+
+/// A resumed session shows no chain: that of the certificate it began with was checked then, and the server drops all
+/// tickets when what it trusts changes. What time and lists say of the certificate itself is looked at again.
+fn confirm_again(leaf: &X509Ref, revoked: Option<&Revoked>, peer: Side) -> Outcome<CertId> {
+    let cert = CertId::of(leaf)?;
+    if cert.not_after < time::wall_clock() {
+        let text = format!("the {peer}'s certificate expired on {}: renew it", time::date(cert.not_after));
+        return Err(Failure::new(Exit::CertificateExpired, text));
+    }
+    if revoked.is_some_and(|revoked| revoked.contains(&cert)) {
+        let text = format!("the {peer}'s certificate {} is revoked", shown_name(leaf));
+        return Err(Failure::new(Exit::CertificateRevoked, text));
+    }
+    Ok(cert)
 }
 
 impl CertId {

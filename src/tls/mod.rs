@@ -6,21 +6,26 @@
 //! 3. [`verify`]: judges the peer's certificate inside the handshake, so that it is told why by an alert.
 //! 4. [`failure`]: turns a failed handshake or a late alert into a sentence a user can act on.
 //! 5. [`identity`]: who the peer is, once the handshake is done.
-//! 6. [`export_secret`]: what the data channel's keys are made from; [`export_binding`]: what a proof is bound to.
+//! 6. [`tickets`]: the next connection may go on with this one's TLS session.
+//! 7. [`export_secret`]: what the data channel's keys are made from; [`export_binding`]: what a proof is bound to.
 
 pub mod context;
 pub mod credentials;
 pub mod failure;
 pub mod identity;
 pub mod revoked;
+pub mod tickets;
 pub mod time;
 pub mod verify;
 
-pub use context::{client_context, client_ssl, server_context, server_ssl, warm_up};
+pub use context::{
+    client_context, client_ssl, offer_session, server_context, server_ssl, server_ssl_with, warm_up,
+};
 pub use credentials::Credentials;
 pub use failure::{failure_of_connect, failure_of_handshake, failure_of_io};
 pub use identity::{CertId, Identity, confirm_peer, peer_identity};
 pub use revoked::Revoked;
+pub use tickets::{SavedSession, TicketId, close_desk, take_ticket};
 pub use verify::Side;
 
 use openssl::error::ErrorStack;
@@ -48,10 +53,11 @@ pub fn export_binding(ssl: &SslRef) -> Outcome<[u8; 32]> {
     Ok(binding)
 }
 
-/// What was negotiated, for a log line: `TLSv1.3 TLS_AES_256_GCM_SHA384 X25519MLKEM768`.
+/// What was negotiated, for a log line: `TLSv1.3 TLS_AES_256_GCM_SHA384 X25519MLKEM768`, and whether it was resumed.
 pub fn summary(ssl: &SslRef) -> String {
     let cipher = ssl.current_cipher().map_or("no cipher", |c| c.name());
-    format!("{} {cipher} {}", ssl.version_str(), group_name(ssl))
+    let resumed = if ssl.session_reused() { " resumed" } else { "" };
+    format!("{} {cipher} {}{resumed}", ssl.version_str(), group_name(ssl))
 }
 
 /// The key exchange's group. Either end's temporary key tells; a hybrid has no number in OpenSSL, and the only

@@ -15,6 +15,7 @@ use openssl::x509::{X509ExtendedKeyUsage, X509Ref, X509StoreContext, X509StoreCo
 
 use super::identity::{CertId, common_name, escaped, no_protocol, shown_name};
 use super::revoked::Revoked;
+use super::tickets::Desk;
 use super::{ALPN, time};
 use crate::exit::{Exit, Failure};
 use crate::sys::x509::Verdict;
@@ -46,6 +47,8 @@ pub(crate) struct Notes {
     pub expected: Option<String>,
     /// The first refusal of this connection's peer.
     pub refusal: OnceLock<Failure>,
+    /// Its tickets.
+    pub desk: Desk,
 }
 
 impl Judge {

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use bincode::config::{BigEndian, Configuration, Fixint, Limit};
 use ipnet::IpNet;
@@ -29,6 +30,18 @@ pub const MAX_SUBNETS: usize = 64;
 pub const MAX_ROUTES: usize = 256;
 /// Resolvers.
 pub const MAX_RESOLVERS: usize = 8;
+
+/// The shortest idle limit, in seconds.
+pub const IDLE_SECONDS_LEAST: u32 = 10;
+
+// What a client may send with its Hello.
+
+/// Early packets.
+pub const MAX_EARLY: usize = 10;
+/// Bytes of each.
+pub const MAX_EARLY_PACKET: usize = 1_500;
+/// Bytes of all.
+pub const MAX_EARLY_BYTES: usize = 12_000;
 
 /// A message; which side may send which is said at each.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +74,9 @@ pub enum Message {
     Update(Settings),
     /// Either: a sealed datagram of the data channel, where UDP doesn't get through.
     Datagram(Vec<u8>),
+    /// Client, right behind its Hello: an inner packet, whole and with its checksums complete. The server delivers it
+    /// once it has granted the session.
+    Early(Vec<u8>),
 }
 
 /// What the client has and wants.
@@ -80,6 +96,8 @@ pub struct Hello {
 
 /// The sender's processor has AES instructions.
 pub const FEATURE_AES_HARDWARE: u64 = 1;
+/// The client comes and goes by itself, as its tunnel is used: the server may end its session when that is idle.
+pub const FEATURE_ON_DEMAND: u64 = 1 << 1;
 
 /// Names a session to take up, with the proof that it was ours.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,6 +156,16 @@ pub struct Settings {
     pub routes: Vec<IpNet>,
     /// Resolvers.
     pub dns: Vec<IpAddr>,
+    /// Seconds without an inner packet after which the server ends the session of a client that comes and goes by
+    /// itself ([`FEATURE_ON_DEMAND`]).
+    pub idle: Option<u32>,
+}
+
+impl Settings {
+    /// The idle limit; never so short that a session ends that waits for an answer.
+    pub fn idle_limit(&self) -> Option<Duration> {
+        self.idle.map(|seconds| Duration::from_secs(seconds.max(IDLE_SECONDS_LEAST).into()))
+    }
 }
 
 /// Why a session ended. The number is the code on the wire.
@@ -168,10 +196,12 @@ pub enum Reason {
     Internal,
     /// The certificate is not valid any more.
     Expired,
+    /// Nothing was carried for so long that the session isn't needed.
+    Idle,
 }
 
 impl Reason {
-    const ALL: [Reason; 12] = [
+    const ALL: [Reason; 13] = [
         Reason::Leaving,
         Reason::Shutdown,
         Reason::Replaced,
@@ -184,6 +214,7 @@ impl Reason {
         Reason::KeysExpired,
         Reason::Internal,
         Reason::Expired,
+        Reason::Idle,
     ];
 
     /// The reason with this code.
@@ -207,6 +238,7 @@ impl fmt::Display for Reason {
             Reason::KeysExpired => "the keys reached their limit",
             Reason::Internal => "an internal failure",
             Reason::Expired => "the certificate has expired",
+            Reason::Idle => "nothing was carried for a while",
         })
     }
 }
@@ -294,6 +326,34 @@ mod tests {
     }
 
     #[test]
+    fn literal_bytes_of_an_early_packet_and_settings() {
+        #[rustfmt::skip]
+        assert_eq!(encode(&Message::Early(vec![0x45, 0, 1])).expect("encodes"), [
+            0, 0, 0, 15,
+            0, 0, 0, 10,                                         // Early
+            0, 0, 0, 0, 0, 0, 0, 3, 0x45, 0, 1,                  // its bytes
+        ]);
+        #[rustfmt::skip]
+        assert_eq!(encode(&Message::Update(Settings { idle: Some(600), ..Settings::default() })).expect("encodes"), [
+            0, 0, 0, 25,
+            0, 0, 0, 8,                                          // Update
+            0, 0, 0, 0, 0, 0, 0, 0,                              // no routes
+            0, 0, 0, 0, 0, 0, 0, 0,                              // no resolvers
+            1, 0, 0, 2, 88,                                      // idle
+        ]);
+        assert_eq!(
+            encode(&Message::Bye(Reason::Idle)).expect("encodes"),
+            [0, 0, 0, 8, 0, 0, 0, 7, 0, 0, 0, 12]
+        );
+    }
+
+    #[test]
+    fn no_idle_limit_is_too_short() {
+        let limit = |idle| Settings { idle, ..Settings::default() }.idle_limit().map(|limit| limit.as_secs());
+        assert_eq!((limit(None), limit(Some(0)), limit(Some(11))), (None, Some(10), Some(11)));
+    }
+
+    #[test]
     fn takes_whole_messages_only() {
         let bytes = encode(&hello()).expect("encodes");
         for cut in 0..bytes.len() {
@@ -337,7 +397,7 @@ mod tests {
         }
 
         #[test]
-        fn random_bodies_never_panic(kind in 0u32..12, body in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn random_bodies_never_panic(kind in 0u32..13, body in prop::collection::vec(any::<u8>(), 0..300)) {
             let mut bytes = ((body.len() + 4) as u32).to_be_bytes().to_vec();
             bytes.extend(kind.to_be_bytes());
             bytes.extend(&body);

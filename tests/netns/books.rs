@@ -75,11 +75,13 @@ impl Books<'_> {
         let device = |n| format!("\"c{n}\"");
         let lose = format!("numgen random mod 1000 < {permille}");
         let router = format!(
-            "{}chain enter {{\ntype filter hook prerouting priority raw\n\
+            "{}set blocked {{ type ifname; }}\nchain enter {{\ntype filter hook prerouting priority raw\n\
              udp dport 55555 counter name iifname {}\n\
              udp sport 55555 counter name ip daddr {}\n\
              udp sport 55555 counter name ip6 daddr {}\n}}\n\
              chain lose {{\ntype filter hook forward priority filter\n\
+             udp dport 55555 iifname @blocked counter name iifname {} drop\n\
+             udp sport 55555 oifname @blocked counter name oifname {} drop\n\
              udp dport 55555 {lose} counter name iifname {} drop\n\
              udp sport 55555 {lose} counter name oifname {} drop\n\
              tcp dport 55555 {lose} drop\ntcp sport 55555 {lose} drop\n}}\n",
@@ -87,6 +89,8 @@ impl Books<'_> {
             map(&device, "up_entered"),
             map(&outer_v4, "down_entered"),
             map(&outer_v6, "down_entered"),
+            map(&device, "up_lost"),
+            map(&device, "down_lost"),
             map(&device, "up_lost"),
             map(&device, "down_lost"),
         );
@@ -113,6 +117,13 @@ impl Books<'_> {
     fn table(&self, namespace: &Namespace, name: &str, rules: &str) {
         let file = self.lab.write(&format!("{name}.nft"), format!("table inet books {{\n{rules}}}\n"));
         namespace.must(&["nft", "-f", &file.display().to_string()]);
+    }
+
+    /// Loses all UDP of client `n`, or no more than of the others.
+    pub fn block(&self, n: usize, blocked: bool) {
+        let what = if blocked { "add" } else { "delete" };
+        let element = format!("{what} element inet books blocked {{ \"c{n}\" }}");
+        self.lab.net().must(&["nft", &element]);
     }
 
     fn counters(&self, namespace: &Namespace) -> BTreeMap<String, u64> {
@@ -244,6 +255,11 @@ pub struct Ledger {
     /// Opened and delivered, and in-band messages.
     pub received: u64,
     pub received_in_band: u64,
+    /// Of what was sealed, sent once more by another path.
+    pub copies: u64,
+    /// Of what was sealed, and of what was opened or dropped then, that went inside the control connection.
+    pub sent_inside: u64,
+    pub received_inside: u64,
     /// Dropped, by reason.
     pub drops: BTreeMap<String, u64>,
 }
@@ -257,7 +273,8 @@ impl Ledger {
             let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
             digits.parse().unwrap_or_else(|_| panic!("no number at {text:?} in {line}"))
         };
-        let in_band = |text: &str| number(text.split_once(" and ").expect("messages in band").1);
+        let then = |text: &str, marker: &str| number(text.split_once(marker).expect(marker).1);
+        let in_band = |text: &str| then(text, " and ");
         let (sent, received) = (after(", sent "), after(", received "));
         let list = after("; dropped: ");
         let drops = list.split(", ").filter(|item| *item != "nothing").map(|item| {
@@ -271,6 +288,9 @@ impl Ledger {
             sent_in_band: in_band(sent),
             received: number(received),
             received_in_band: in_band(received),
+            copies: then(sent, ", with "),
+            sent_inside: then(sent, " copies and "),
+            received_inside: then(received, ", with "),
             drops: drops.collect(),
         }
     }
@@ -332,10 +352,11 @@ impl Account {
     fn put(&self, way: usize) -> i64 {
         let sender = [&self.client, &self.server][way];
         let forged = if way == 0 { self.forged } else { 0 };
-        (sender.sent + sender.sent_in_band + forged) as i64 - sender.dropped(Stage::Sending) as i64
+        let sealed = sender.sent + sender.sent_in_band + sender.copies + forged;
+        sealed as i64 - (sender.dropped(Stage::Sending) + sender.sent_inside) as i64
     }
 
-    /// Datagrams that left the receiving socket.
+    /// Datagrams that left the receiving socket, or came inside the control connection.
     fn taken(&self, way: usize) -> u64 {
         let receiver = [&self.server, &self.client][way];
         receiver.received + receiver.received_in_band + receiver.dropped(Stage::Receiving)
@@ -371,8 +392,13 @@ impl Account {
         let text = "queued by the guard = read by the worker";
         equations.push((text.to_owned(), self.queued, self.server.read));
         for (way, name) in [(0, "to the server"), (1, "to the client")] {
-            let text = format!("{name}: datagrams arrived = socket full + opened + dropped");
-            equations.push((text, self.arrived[way], self.socket_full[way] + self.taken(way)));
+            let [sender, receiver] = [[&self.client, &self.server], [&self.server, &self.client]][way];
+            let text = format!("{name}: datagrams arrived, also inside = socket full + opened + dropped");
+            let arrived = self.arrived[way] + receiver.received_inside;
+            equations.push((text, arrived, self.socket_full[way] + self.taken(way)));
+            // TCP loses none.
+            let text = format!("{name}: sent inside the control connection = received");
+            equations.push((text, sender.sent_inside, receiver.received_inside));
         }
         let mut faults: Vec<String> = equations
             .into_iter()
@@ -469,12 +495,15 @@ impl Balance {
         for reason in DropReason::ALL.into_iter().filter(|r| stage_of(*r) == Stage::Sending) {
             row(&format!("- {}", reason.name()), &|a, way| of(&sender(a, way), reason));
         }
+        row("+ sent by another path as well", &|a, way| sender(a, way).copies as i64);
+        row("- sent inside the control connection", &|a, way| sender(a, way).sent_inside as i64);
         row("+ forged", &|a, way| if way == 0 { a.forged as i64 } else { 0 });
         row("- dropped by the wire to the router", &|a, way| a.missing(way)[0]);
         row("entered the router", &|a, way| a.entered[way] as i64);
         row("- dropped by the nftables rule", &|a, way| a.lost[way] as i64);
         row("- dropped by the wire from the router", &|a, way| a.missing(way)[1]);
         row("arrived", &|a, way| a.arrived[way] as i64);
+        row("+ came inside the control connection", &|a, way| receiver(a, way).received_inside as i64);
         row("- dropped by the kernel: socket full", &|a, way| a.socket_full[way] as i64);
         for reason in DropReason::ALL.into_iter().filter(|r| stage_of(*r) == Stage::Receiving) {
             row(&format!("- {}", reason.name()), &|a, way| of(&receiver(a, way), reason));
@@ -602,6 +631,53 @@ fn last_line(log: &str, n: usize) -> Option<&str> {
 }
 
 /// What the guard drops after it read it from the device.
-const READ_AND_DROPPED: [&str; 4] = ["no_route", "bad_inner", "queue_full", "codel"];
+const READ_AND_DROPPED: [&str; 5] = ["no_route", "away", "bad_inner", "queue_full", "codel"];
 /// Of memory for incomplete packets.
 const FRAGMENT_BYTES: &str = "268435456";
+
+#[test]
+fn what_goes_inside_the_control_connection_is_on_no_wire() {
+    // As the programs say it.
+    let traffic = |sent_inside, received_inside| tunguard::session::Traffic {
+        read_packets: 90,
+        cut_packets: 100,
+        sent_packets: 100,
+        sent_in_band: 7,
+        received_packets: 100,
+        received_in_band: 7,
+        copies: 3,
+        sent_inside,
+        received_inside,
+        ..Default::default()
+    };
+    let ledger = |sent_inside, received_inside| {
+        // One copy of three was lost, the others came twice.
+        Ledger::parse(&format!(
+            " this session {}; dropped: duplicate 2",
+            traffic(sent_inside, received_inside)
+        ))
+    };
+    // 110 datagrams with the copies: to the server 40 inside and 70 by wire, to the client 25 and 85.
+    let account = Account {
+        client: ledger(40, 25),
+        server: ledger(25, 40),
+        queued: 90,
+        device_reads: 90,
+        entered: [70, 85],
+        lost: [1, 1],
+        arrived: [69, 84],
+        ..Account::default()
+    };
+    assert_eq!(account.faults(), Vec::<String>::new());
+    let faults = |change: &dyn Fn(&mut Account)| {
+        let mut changed = account.clone();
+        change(&mut changed);
+        changed.faults().len()
+    };
+    assert_ne!(faults(&|a| a.client.sent_inside -= 1), 0);
+    assert_ne!(faults(&|a| a.server.received_inside += 1), 0);
+    assert_ne!(faults(&|a| a.client.copies = 0), 0);
+    assert_ne!(faults(&|a| a.server = Ledger { copies: 0, ..a.server.clone() }), 0);
+    // As many on both sides, but they were seen on the wire as well.
+    assert_ne!(faults(&|a| (a.client.sent_inside, a.server.received_inside) = (41, 41)), 0);
+}

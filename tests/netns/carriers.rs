@@ -114,6 +114,65 @@ fn with_copies_on_two_carriers_one_may_be_cut() {
 }
 
 #[test]
+fn flows_are_shared_out_and_leave_a_carrier_that_dies() {
+    let Some(lab) = Lab::new("balance", 1) else { return };
+    let _server = lab.start_server(&lab.server());
+    let mut client = lab.start_client(1, &two_carriers(&lab, "balance"));
+    // Of data, not of challenges; and by the second carrier no more than a part of what the first takes.
+    let rules = lab.write(
+        "share.nft",
+        "table inet share {\ncounter by_c1 { }\ncounter by_c1b { }\nchain passing {\n\
+         type filter hook prerouting priority 0\n\
+         udp dport 55555 iifname c1b limit rate over 3 mbytes/second burst 300 kbytes drop\n\
+         udp dport 55555 iifname c1 meta length > 500 counter name by_c1\n\
+         udp dport 55555 iifname c1b meta length > 500 counter name by_c1b\n}\n}\n",
+    );
+    lab.net().must(&["nft", "-f", &rules.display().to_string()]);
+    let carried = || -> [u64; 2] {
+        let text = lab.net().must(&["nft", "list", "counters", "table", "inet", "share"]);
+        ["by_c1 ", "by_c1b "].map(|name| {
+            let rest = text.split_once(&format!("counter {name}{{")).expect(name).1;
+            let bytes = rest.split_once("bytes ").expect("bytes").1;
+            let digits: String = bytes.chars().take_while(char::is_ascii_digit).collect();
+            digits.parse().expect("a number")
+        })
+    };
+    let mut flows: Vec<Conversation> =
+        (0..FLOWS).map(|_| Conversation::start(&lab.c(1), &lab.srv(), ip(INNER_V4))).collect();
+    let exchange = |flows: &mut [Conversation]| {
+        thread::scope(|scope| {
+            flows.iter_mut().for_each(|flow| drop(scope.spawn(|| flow.exchange(PER_FLOW))))
+        });
+    };
+    eventually("data by both carriers", || {
+        exchange(&mut flows);
+        carried().iter().all(|bytes| *bytes >= SHARE).then_some(())
+    });
+    // Either of them dies, and is used again.
+    for (dead, alive) in [(["iifname c1", "oifname c1"], 1), (["iifname c1b", "oifname c1b"], 0)] {
+        lab.swallow(&dead);
+        exchange(&mut flows);
+        let before = carried();
+        exchange(&mut flows);
+        let after = carried();
+        let all = FLOWS as u64 * PER_FLOW as u64;
+        assert!(after[alive] - before[alive] >= all, "{before:?} {after:?}");
+        lab.swallow_no_more();
+        eventually("data by both carriers again", || {
+            let before = carried();
+            flows.truncate(FLOWS / 2);
+            // A flow stays where it is; new ones are shared out.
+            flows.extend((0..FLOWS / 2).map(|_| Conversation::start(&lab.c(1), &lab.srv(), ip(INNER_V4))));
+            exchange(&mut flows);
+            let after = carried();
+            (0..2).all(|n| after[n] - before[n] >= SHARE).then_some(())
+        });
+    }
+    lab.wait_for_sessions(1);
+    assert_eq!(client.stop(), 0);
+}
+
+#[test]
 fn without_udp_from_the_start_the_tunnel_works_inside_the_control_connection() {
     let Some(lab) = Lab::new("noudp", 1) else { return };
     lab.swallow(&ALL_UDP);
@@ -417,6 +476,12 @@ const ALL_UDP: [&str; 2] = ["udp dport 55555", "udp sport 55555"];
 const SOME: u64 = 50;
 /// Looks for the last of it, 20 ms apart.
 const LAST_ONES: usize = 250;
+/// Inner connections that are shared out.
+const FLOWS: usize = 8;
+/// Bytes that each of them carries at a time, there and back.
+const PER_FLOW: usize = 300_000;
+/// Bytes that show that a carrier has flows.
+const SHARE: u64 = 200_000;
 const MOVES: usize = 50;
 const BYTES_PER_MOVE: usize = 2 << 20;
 const SOME_BYTES: usize = 256 << 10;

@@ -182,16 +182,20 @@ impl Lab {
         self.try_client_under(&["sh", "-c", &script, "sh"], n, config)
     }
 
-    /// Starts a client on host `n` and waits until the tunnel carries packets.
-    pub fn start_client(&self, n: usize, config: &Config) -> Process {
-        // The kernel says up to a second late that a new wire has a carrier, and the client would take that for a
-        // change of the network.
+    /// The kernel says up to a second late that a new wire has a carrier, and a client would take that for a change of
+    /// the network.
+    pub fn wait_for_carrier(&self, n: usize) {
         for _ in 0..100 {
             if self.c(n).ip(&["link", "show", "eth0"]).contains("state UP") {
-                break;
+                return;
             }
             thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Starts a client on host `n` and waits until the tunnel carries packets.
+    pub fn start_client(&self, n: usize, config: &Config) -> Process {
+        self.wait_for_carrier(n);
         let mut client = self.try_client(n, config);
         self.wait_for_tunnel(n, &mut client);
         client

@@ -25,7 +25,7 @@
 mod lab;
 
 #[path = "../common/mod.rs"]
-#[expect(dead_code, reason = "shared with tests/tls.rs, which needs the rest")]
+#[expect(dead_code, reason = "shared with tests/tls/main.rs, which needs the rest")]
 mod certificates;
 
 mod books;
@@ -37,9 +37,11 @@ mod traffic;
 
 // The tests, each file about one promise.
 mod attacks;
+mod away;
 mod carriers;
 mod churn;
 mod client_status;
+mod early;
 mod garbage;
 mod hardship;
 mod identity;
@@ -49,7 +51,11 @@ mod matrix;
 mod moves;
 mod mtu;
 mod nat;
+mod on_demand;
 mod plaintext;
+mod remotes;
 mod resume;
 mod routing;
 mod soak;
+mod tickets;
+mod watch;

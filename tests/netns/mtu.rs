@@ -5,13 +5,16 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::lab::{INNER_V4, INNER_V6, Lab, Namespace, SERVER_V6, eventually, ip};
-use crate::traffic::{transfer, udp_echo};
+use crate::lab::{INNER_V4, INNER_V6, Lab, Namespace, SERVER_V4, SERVER_V6, eventually, ip};
+use crate::traffic::{connect, transfer, udp_echo};
 
 #[test]
 fn nothing_is_fragmented_on_a_narrow_path_over_ipv4() {
@@ -63,6 +66,71 @@ fn a_transfer_outlives_a_path_that_shrinks_over_ipv6() {
     let _client = lab.start_client(1, &lab.client(1).set("remote", format_args!("['[{SERVER_V6}]:55555']")));
     shrinks(&lab);
     fits(&lab, OVER_V6);
+}
+
+#[test]
+fn a_path_that_shrinks_stalls_a_transfer_for_a_moment_whatever_the_network_says_of_it() {
+    for (name, remote) in [("IPv4", SERVER_V4.to_owned()), ("IPv6", format!("[{SERVER_V6}]:55555"))] {
+        for told in [true, false] {
+            let Some(lab) = Lab::new(&format!("stall-{}-{told}", &name[3..]), 1) else { return };
+            let _server = lab.start_server(&lab.server());
+            let _client = lab.start_client(1, &lab.client(1).set("remote", format_args!("['{remote}']")));
+            if !told {
+                let errors = "icmp type destination-unreachable drop; icmpv6 type packet-too-big drop";
+                let chain = format!("chain out {{ type filter hook output priority 0; {errors}; }}");
+                lab.net().must(&["nft", &format!("table inet quiet {{ {chain}; }}")]);
+            }
+            let (stall, until_known) = stall(&lab);
+            println!("{name}, ICMP {told}: no byte for {stall:?}, the new size known after {until_known:?}");
+        }
+    }
+}
+
+/// The longest time without a byte of a transfer to the server while the path shrinks, and when that was found out.
+fn stall(lab: &Lab) -> (Duration, Duration) {
+    let (client, server) = (lab.c(1), lab.srv());
+    eventually("the path's MTU at the server", || {
+        transfer(&client, &server, ip(INNER_V4), 1 << 20);
+        (path_mtu(lab)? == 1420).then_some(())
+    });
+    let (near, far) = connect(&client, &server, ip(INNER_V4));
+    let (back_near, back_far) = (near.try_clone().expect("a copy"), far.try_clone().expect("a copy"));
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let done = &done;
+        for mut sending in [near, back_far] {
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    sending.write_all(&[7; 16_384]).expect("send");
+                }
+                sending.shutdown(Shutdown::Write).expect("end");
+            });
+        }
+        let receiving = [far, back_near].map(|mut receiving| {
+            scope.spawn(move || {
+                let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+                while receiving.read(&mut [0; 65_536]).expect("receive") > 0 {
+                    longest = longest.max(last.elapsed());
+                    last = Instant::now();
+                }
+                longest
+            })
+        });
+        thread::sleep(Duration::from_secs(1));
+        let begun = Instant::now();
+        narrow(lab, 1300);
+        let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            eventually("the new size", || path_mtu(lab).filter(|mtu| *mtu < 1_300));
+        }));
+        let until_known = begun.elapsed();
+        thread::sleep(Duration::from_secs(1));
+        done.store(true, Ordering::Relaxed);
+        let longest = receiving.map(|one| one.join().expect("the receiver")).into_iter().max();
+        if let Err(panic) = found {
+            std::panic::resume_unwind(panic);
+        }
+        (longest.expect("two of them"), until_known)
+    })
 }
 
 fn shrinks(lab: &Lab) {

@@ -17,7 +17,7 @@ use tunguard::path::Path;
 use tunguard::session::{IN_BAND_LEN, Opened, Session, Start};
 use tunguard::sys::clock;
 use tunguard::tls::{self, Credentials};
-use tunguard::wire::control::{Hello, Message, Reason, Resume, VERSION, Welcome};
+use tunguard::wire::control::{FEATURE_ON_DEMAND, Hello, Message, Reason, Resume, VERSION, Welcome};
 use tunguard::wire::data::{HEADER_LEN, PARTIAL_CSUM, TAG_LEN};
 
 use crate::lab::{Lab, Namespace, PATIENCE, SERVER_V4};
@@ -104,14 +104,20 @@ impl Dialler {
         mut control: ControlChannel,
         resume: Option<Resume>,
     ) -> (ControlChannel, Result<Message, Broken>) {
-        let hello = Hello {
-            version: VERSION,
-            features: 0,
-            suites: vec![Suite::ChaCha20Poly1305],
-            want: vec![],
-            resume,
-        };
+        let hello = Hello { resume, ..plain_hello() };
         let answer = control.send(&Message::Hello(hello)).and_then(|()| next(&mut control));
+        (control, answer)
+    }
+
+    /// TLS and Hello of a client that comes and goes by itself, these inner packets right behind it.
+    pub fn hello_early(&self, packets: &[Vec<u8>]) -> (ControlChannel, Result<Message, Broken>) {
+        let mut control = self.control().expect("the TLS handshake");
+        let hello = Hello { features: FEATURE_ON_DEMAND, ..plain_hello() };
+        let mut sent = control.send(&Message::Hello(hello));
+        for packet in packets {
+            sent = sent.and_then(|()| control.send(&Message::Early(packet.clone())));
+        }
+        let answer = sent.and_then(|()| next(&mut control));
         (control, answer)
     }
 
@@ -247,10 +253,38 @@ impl RawClient {
         self.control.close();
     }
 
+    /// The inner packets that come inside the control connection until it is silent for 200 ms, or how it ended.
+    pub fn receive_inside(&mut self) -> Result<Vec<Vec<u8>>, Broken> {
+        let mut packets = Vec::new();
+        loop {
+            match self.control.receive()? {
+                Some(Message::Datagram(mut datagram)) => {
+                    let path = tunguard::inside::path(self.path.remote);
+                    if let Ok(Opened::Packet { text, .. }) =
+                        self.session.open(clock::now(), path, &mut datagram)
+                    {
+                        packets.push(datagram[text].to_vec());
+                    }
+                }
+                Some(other) => panic!("out of place: {other:?}"),
+                None => {
+                    let fds = &mut [PollFd::new(self.control.as_fd(), PollFlags::POLLIN)];
+                    if poll(fds, 200u16) == Ok(0) {
+                        return Ok(packets);
+                    }
+                }
+            }
+        }
+    }
+
     /// The server's next message, or how the channel ended.
     pub fn next_message(&mut self) -> Result<Message, Broken> {
         next(&mut self.control)
     }
+}
+
+fn plain_hello() -> Hello {
+    Hello { version: VERSION, features: 0, suites: vec![Suite::ChaCha20Poly1305], want: vec![], resume: None }
 }
 
 /// The wish to resume the session of `welcome` over `control`.

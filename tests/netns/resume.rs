@@ -326,7 +326,8 @@ fn resumed(dialler: &Dialler, old: &RawClient) -> RawClient {
 }
 
 /// Cuts every control connection, as a network would that forgot them.
-fn cut(lab: &Lab) {
+/// The control connection of the first client is gone.
+pub fn cut(lab: &Lab) {
     lab.c(1).must(&["ss", "-K", "-t", "dport", "=", "55555"]);
 }
 

@@ -30,7 +30,7 @@ fn every_packet_is_accounted_for_at_length() {
         set.map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
     };
     let plan = Plan {
-        sessions: of("SESSIONS", 100).max(DEAF_WORKER),
+        sessions: of("SESSIONS", 100).max(BLOCKED),
         seconds: of("SECONDS", 120) as u64,
         permille: of("LOSS", 10) as u32,
         tcp_bytes: 512 << 10,
@@ -76,7 +76,7 @@ fn soak(test: &str, plan: &Plan) {
     let mut outcomes: Vec<Outcome> = thread::scope(|scope| {
         let all: Vec<_> =
             (1..=plan.sessions).map(|n| scope.spawn(move || mix(lab, n, amount, turns))).collect();
-        forged = harass(lab, &clients);
+        forged = harass(lab, &books, &clients);
         while !all.iter().all(|one| one.is_finished()) {
             memory_most = memory_most.max(memory_kib(server.pid()));
             thread::sleep(Duration::from_millis(500));
@@ -108,8 +108,14 @@ fn soak(test: &str, plan: &Plan) {
 }
 
 /// Provokes drops of every kind that a test can provoke, each in a session of its own; how many datagrams it forged.
-fn harass(lab: &Lab, clients: &[Process]) -> u64 {
+fn harass(lab: &Lab, books: &Books<'_>, clients: &[Process]) -> u64 {
     let session = |n: usize| lab.session(&format!("c{n}")).expect("a session");
+    // A network that lets no UDP through for a while.
+    books.block(BLOCKED, true);
+    eventually("a session inside its control connection", || {
+        let session = session(BLOCKED);
+        (session["peer"] == session["tcp_peer"]).then_some(())
+    });
     // Datagrams of a session that exists, sealed by nobody.
     let id =
         session(FORGED)["session"].as_str().and_then(|id| u64::from_str_radix(id, 16).ok()).expect("an ID");
@@ -141,6 +147,7 @@ fn harass(lab: &Lab, clients: &[Process]) -> u64 {
         let full = || lab.status()["guard_drops"]["queue_full"].as_u64() > Some(0);
         flood(&lab.srv(), lab.inner_v4(DEAF_WORKER), "the worker's queue is full", full);
     });
+    books.block(BLOCKED, false);
     SOME
 }
 
@@ -174,6 +181,9 @@ fn harassment_has_its_names(balance: &Balance) {
     assert!(account(DEAF_CLIENT).socket_full[1] > 0);
     assert!(account(DEAF_WORKER).socket_full[0] > 0);
     assert!(balance.guard_dropped("queue_full") > 0);
+    for ledger in [&account(BLOCKED).client, &account(BLOCKED).server] {
+        assert!(ledger.sent_inside > 0 && ledger.received_inside > 0, "{ledger:?}");
+    }
 }
 
 /// Half of the clients dial the server's IPv6 address.
@@ -225,6 +235,7 @@ const FORGED: usize = 3;
 const SPOOFED: usize = 4;
 const DEAF_CLIENT: usize = 5;
 const DEAF_WORKER: usize = 6;
+const BLOCKED: usize = 7;
 const SOME: u64 = 500;
 /// Transfers under way at any time. With many more, two cores can't do what is asked of them: the device drops half of
 /// what it is given, and a TCP connection that waits longer each time may wait for minutes.

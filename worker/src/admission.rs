@@ -26,10 +26,13 @@ use tunguard::sys::tun::Tun;
 use tunguard::sys::udp::Carrier;
 use tunguard::time::Time;
 use tunguard::tls::{self, Revoked};
-use tunguard::wire::control::{self, FEATURE_AES_HARDWARE, Hello, Message, Reason, Resume, Welcome};
+use tunguard::wire::control::{
+    self, FEATURE_AES_HARDWARE, FEATURE_ON_DEMAND, Hello, Message, Reason, Resume, Welcome,
+};
 
 use crate::downlink::Downlink;
 use crate::nursery::Prepared;
+use crate::tickets::Tickets;
 use crate::uplink::Uplink;
 
 /// Everything an established session needs.
@@ -46,6 +49,8 @@ pub struct Admitted {
     pub exit: TunExit,
     /// Who the client is.
     pub name: String,
+    /// It comes and goes by itself, as its tunnel is used.
+    pub on_demand: bool,
 }
 
 /// Where a client's packets leave the worker.
@@ -61,14 +66,20 @@ pub fn admit(prepared: &Prepared, guard: &WorkerEnd, tcp: TcpStream, deadline: T
     // A client that vanished while idle: its session is given up after `linger`, as one whose connection broke.
     tcp::notice_silence(&tcp, Duration::from_millis(prepared.setup.linger_ms))
         .map_err(|e| Failure::system("prepare the control connection", e))?;
+    let tickets = Tickets::new(guard, deadline)?;
+    let ssl = tls::server_ssl_with(&prepared.context, tickets.look_up)?;
     let mut admission = Admission {
         prepared,
         setup: &prepared.setup,
         guard,
-        control: ControlChannel::new(tls::server_ssl(&prepared.context)?, tcp, Role::Server)?,
+        control: ControlChannel::new(ssl, tcp, Role::Server)?,
         deadline,
     };
     admission.handshake()?;
+    tls::close_desk(admission.control.ssl());
+    if let Some(reason) = tickets.ordered.get() {
+        return Err(ordered_to_end(*reason).failure);
+    }
     match admission.negotiate() {
         Ok(made) => Ok(made.into_admitted(admission.control)),
         Err(Refusal { reason, failure }) => {
@@ -107,6 +118,7 @@ struct Made {
     downlink: Downlink,
     exit: TunExit,
     name: String,
+    on_demand: bool,
 }
 
 impl Made {
@@ -118,6 +130,7 @@ impl Made {
             downlink: self.downlink,
             exit: self.exit,
             name: self.name,
+            on_demand: self.on_demand,
         }
     }
 }
@@ -138,6 +151,7 @@ impl Admission<'_> {
         // 2. What does it have and want?
         let hello = self.hello()?;
         let suite = choose_suite(&self.setup.suites, &hello)?;
+        let on_demand = hello.features & FEATURE_ON_DEMAND != 0;
         // 3. The guard grants a session, addresses and a slot.
         let resume = hello.resume.map(|resume| self.resumption(resume)).transpose()?;
         let claim = Claim { name: identity.name.clone(), cert: identity.cert, want: hello.want, resume };
@@ -166,8 +180,12 @@ impl Admission<'_> {
         }
         let (carrier, memory, exit) = take_devices(fds, uplink)?;
         // 5. Keys, and the welcome.
-        let session = self.session(&grant, suite)?;
+        let mut session = self.session(&grant, suite)?;
+        session.set_networks(grant.addresses.clone());
         self.welcome(&grant, suite)?;
+        if let Some((id, session)) = tls::take_ticket(self.control.ssl()) {
+            self.ask(&Request::Ticket { id, session })?;
+        }
         log::info!(
             "session {} for {}: {suite}, {}",
             grant.session,
@@ -175,7 +193,7 @@ impl Admission<'_> {
             grant.addresses.iter().map(|a| a.addr().to_string()).collect::<Vec<_>>().join(" "),
         );
         let downlink = Downlink::new(downlink, memory, grant.size.bytes);
-        Ok(Made { session, carrier, downlink, exit, name: identity.name })
+        Ok(Made { session, carrier, downlink, exit, name: identity.name, on_demand })
     }
 
     /// The revocation list, as long as it is valid: an old one says nothing of today.

@@ -9,6 +9,7 @@ mod downlink;
 mod guard_log;
 mod nursery;
 mod run;
+mod tickets;
 mod uplink;
 
 use std::ffi::CStr;

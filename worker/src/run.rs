@@ -13,6 +13,7 @@ use std::time::Duration;
 use tunguard::batch::BatchReader;
 use tunguard::channel::{Broken, ControlChannel};
 use tunguard::drops::DropReason;
+use tunguard::early::Early;
 use tunguard::egress::{self, Egress};
 use tunguard::exit::{Failure, Outcome};
 use tunguard::ingress::Ingress;
@@ -53,6 +54,8 @@ struct Carrying<'a> {
     egress: Egress,
     ingress: Ingress,
     uso: bool,
+    /// Packets that came with the client's Hello.
+    early: Early,
     /// A newer session of the client took over: until when this one still takes in what is on its way.
     drain_until: Option<Time>,
     ended: Option<Reason>,
@@ -79,6 +82,9 @@ impl<'a> Carrying<'a> {
         add(admitted.carrier.as_fd(), UDP, Interest::Read)?;
         add(admitted.downlink.as_fd(), DOWNLINK, Interest::Read)?;
         admitted.session.set_mtu(setup.mtu);
+        if admitted.on_demand {
+            admitted.session.set_idle(setup.settings.idle_limit().map(patience));
+        }
         Ok(Carrying {
             guard,
             session: admitted.session,
@@ -96,6 +102,7 @@ impl<'a> Carrying<'a> {
             egress: Egress::default(),
             ingress: Ingress::default(),
             uso: setup.uso,
+            early: Early::default(),
             drain_until: None,
             ended: None,
         })
@@ -201,8 +208,21 @@ impl<'a> Carrying<'a> {
     fn inside_to_guard(&mut self, datagram: &[u8]) {
         let Some(peer) = self.control.as_ref().and_then(ControlChannel::peer) else { return };
         let run = inside::receive(peer, datagram, &mut self.data.buffers);
+        self.session.came_inside();
         let buffer = &mut self.data.buffers[run.buffer];
         self.ingress.open(&mut self.session, Role::Server, clock::now(), &run, buffer);
+        self.worker_to_tun();
+    }
+
+    /// A packet that came with the client's Hello, to device or guard. What answers it needn't wait until the client is
+    /// heard by UDP.
+    fn early_to_guard(&mut self, packet: &[u8]) {
+        let Some(peer) = self.control.as_ref().and_then(ControlChannel::peer) else { return };
+        let now = clock::now();
+        self.session.heard_early(now, inside::path(peer));
+        let len = inside::receive_early(packet, &mut self.data.buffers);
+        self.ingress.take_early(&mut self.session, now, len, &mut self.data.buffers);
+        self.note_events();
         self.worker_to_tun();
     }
 
@@ -226,13 +246,24 @@ impl<'a> Carrying<'a> {
         for _ in 0..CONTROL_PER_TURN {
             let Some(control) = &mut self.control else { return };
             match control.receive() {
-                Ok(Some(Message::Datagram(datagram))) => self.inside_to_guard(&datagram),
+                Ok(Some(Message::Early(packet))) => match self.early.take(packet.len()) {
+                    Ok(()) => self.early_to_guard(&packet),
+                    Err(fault) => {
+                        log::warn!("{}: {fault}", self.data.name);
+                        return self.finish(Reason::Protocol);
+                    }
+                },
+                Ok(Some(Message::Datagram(datagram))) => {
+                    self.early.close();
+                    self.inside_to_guard(&datagram);
+                }
                 // The session has said its own goodbye, and doesn't listen to another.
                 Ok(Some(Message::Bye(reason))) if self.drain_until.is_some() => {
                     self.ended.get_or_insert(reason);
                     return;
                 }
                 Ok(Some(message)) => {
+                    self.early.close();
                     if let Err(reason) = self.session.handle_message(now, message) {
                         log::warn!("{}: a message out of place", self.data.name);
                         return self.finish(reason);
@@ -281,7 +312,7 @@ impl<'a> Carrying<'a> {
 
     fn lose_control(&mut self) {
         self.session.handle_control_lost(clock::now());
-        self.session.drops.add(DropReason::SendRefused, self.data.net.clear());
+        self.session.left_inside(self.data.net.clear());
         let _ = self.guard.send(&Request::ControlLost, &[]);
     }
 
@@ -338,6 +369,11 @@ impl<'a> Carrying<'a> {
         match event {
             Event::Path(PathEvent::Moved { old, new }) => {
                 match old {
+                    None if new.carrier == INSIDE => {
+                        log::info!(
+                            "{name}: packets came with its Hello, and are answered inside the connection"
+                        )
+                    }
                     None => log::info!("{name}: data channel up, client at {}", new.remote),
                     Some(_) if new.carrier == INSIDE => {
                         log::info!(
@@ -346,7 +382,13 @@ impl<'a> Carrying<'a> {
                     }
                     Some(old) => log::info!("{name}: moved from {} to {}", old.remote, new.remote),
                 }
-                let _ = self.guard.send(&Request::Moved { new: new.remote }, &[]);
+                let before = |old: tunguard::path::Path| {
+                    self.session.paths().iter().find(|known| known.path.key() == old.key())
+                };
+                let silent = old.and_then(before).map(|known| clock::now().since(known.last_heard()));
+                let after_ms = silent.map(|silent| silent.as_millis() as u64);
+                let inside = new.carrier == INSIDE;
+                let _ = self.guard.send(&Request::Moved { new: new.remote, after_ms, inside }, &[]);
             }
             Event::Path(PathEvent::Proven { rtt }) => log::debug!("{name}: round trip {rtt:?}"),
             Event::Path(PathEvent::Mtu { mtu }) => {
@@ -402,6 +444,11 @@ impl<'a> Carrying<'a> {
             silent_ms: now.since(self.session.last_heard()).as_millis() as u64,
         }
     }
+}
+
+/// A client with a limit goes first.
+fn patience(limit: Duration) -> Duration {
+    limit + limit / 10
 }
 
 const GUARD: u64 = 0;

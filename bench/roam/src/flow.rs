@@ -1,9 +1,11 @@
 //! Numbered UDP packets at an even pace, one way.
 
-use std::io::{self, BufRead, ErrorKind, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, ErrorKind, Seek, SeekFrom, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::ops::Range;
-use std::sync::mpsc::{self, Receiver};
+use std::path::Path;
+use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::Duration;
 
@@ -30,12 +32,18 @@ pub fn send(to: SocketAddr, rate: u64, size: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// Receives around one move.
-pub fn receive(port: u16, bounds: &Bounds) -> io::Result<Report> {
+/// Receives around one move. `log` is a file and the text of a line in it that is waited for.
+pub fn receive(port: u16, bounds: &Bounds, log: Option<(&Path, String)>) -> io::Result<Report> {
     // Whatever happens to the address inside the VPN, this socket stays.
     let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port))?;
     socket.set_read_timeout(Some(TICK))?;
-    let orders = orders();
+    let (sender, orders) = mpsc::channel();
+    if let Some((path, text)) = log {
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::End(0))?;
+        follow(file, text, sender.clone());
+    }
+    take_orders(sender);
     let mut watch = Watch::new(now());
     let mut buffer = [0; 2048];
     loop {
@@ -53,6 +61,7 @@ pub fn receive(port: u16, bounds: &Bounds) -> io::Result<Report> {
             match order.as_str() {
                 "move" => watch.moves(at),
                 "back" => watch.back(at),
+                LOGGED => watch.logged(at),
                 other => return Err(io::Error::other(format!("no such order: {other}"))),
             }
         }
@@ -68,16 +77,35 @@ pub fn receive(port: u16, bounds: &Bounds) -> io::Result<Report> {
 }
 
 /// Lines of standard input, each with the time at which it came.
-fn orders() -> Receiver<(String, u64)> {
-    let (sender, receiver) = mpsc::channel();
+fn take_orders(orders: Sender<(String, u64)>) {
     thread::spawn(move || {
         for line in io::stdin().lock().lines().map_while(Result::ok) {
-            if sender.send((line, now())).is_err() {
+            if orders.send((line, now())).is_err() {
                 return;
             }
         }
     });
-    receiver
+}
+
+/// Says when `file` grows by a line that has `text` in it, to the millisecond.
+fn follow(file: File, text: String, orders: Sender<(String, u64)>) {
+    thread::spawn(move || {
+        let mut file = BufReader::new(file);
+        let mut line = Vec::new();
+        // At the end of the file there may be part of a line.
+        while file.read_until(b'\n', &mut line).is_ok() {
+            if !line.ends_with(b"\n") {
+                thread::sleep(LOOK);
+                continue;
+            }
+            if String::from_utf8_lossy(&line).contains(&text)
+                && orders.send((LOGGED.to_owned(), now())).is_err()
+            {
+                return;
+            }
+            line.clear();
+        }
+    });
 }
 
 fn parse(packet: &[u8]) -> Option<Arrival> {
@@ -89,3 +117,6 @@ const SEQUENCE: Range<usize> = 0..8;
 const SENT: Range<usize> = 8..16;
 /// How often the receiver looks at the clock while nothing comes.
 const TICK: Duration = Duration::from_millis(20);
+/// How often a log is looked at.
+const LOOK: Duration = Duration::from_millis(1);
+const LOGGED: &str = "logged";

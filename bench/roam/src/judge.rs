@@ -31,6 +31,8 @@ pub struct Bounds {
     pub limit: u64,
     /// How long packets have to come without a break for it to be over.
     pub settle: u64,
+    /// It isn't over, either, before the VPN's log says what is waited for.
+    pub awaits_log: bool,
 }
 
 /// What is said about one move.
@@ -50,6 +52,8 @@ pub struct Report {
     duplicated: u64,
     /// Came after a higher number.
     reordered: u64,
+    /// From `move` to the first line in the VPN's log that was waited for.
+    logged_ms: Option<f64>,
     /// From `move` to `back`.
     took_ms: f64,
     /// Longest time between two neighbours when they were sent, less the interval: what the machine owes, not the VPN.
@@ -68,12 +72,21 @@ pub struct Watch {
     told: bool,
     moved: Option<u64>,
     back: Option<u64>,
+    logged: Option<u64>,
 }
 
 impl Watch {
     /// Starts now.
     pub fn new(now: u64) -> Watch {
-        Watch { start: now, arrivals: Vec::new(), row: None, told: false, moved: None, back: None }
+        Watch {
+            start: now,
+            arrivals: Vec::new(),
+            row: None,
+            told: false,
+            moved: None,
+            back: None,
+            logged: None,
+        }
     }
 
     /// A packet came.
@@ -95,6 +108,13 @@ impl Watch {
         self.back = Some(at);
     }
 
+    /// The VPN's log says what is waited for. What it said before the move is of no interest.
+    pub fn logged(&mut self, at: u64) {
+        if self.moved.is_some_and(|moved| moved <= at) {
+            self.logged.get_or_insert(at);
+        }
+    }
+
     /// Packets have come evenly for a while; true once.
     pub fn is_newly_steady(&mut self, now: u64) -> bool {
         let steady = !self.told && self.flows_since(now, now.saturating_sub(STEADY));
@@ -108,7 +128,9 @@ impl Watch {
             return now > self.start + PATIENCE;
         }
         let Some(back) = self.back else { return false };
-        let settled = now >= back + bounds.settle && self.flows_since(now, now - bounds.settle);
+        let settled = now >= back + bounds.settle
+            && self.flows_since(now, now - bounds.settle)
+            && (self.logged.is_some() || !bounds.awaits_log);
         let alive = self.alive(now);
         settled || now > back + bounds.limit + if alive { bounds.settle } else { 0 }
     }
@@ -131,6 +153,7 @@ impl Watch {
             lost: recovered.then_some(counts.lost),
             duplicated: counts.duplicated,
             reordered: counts.reordered,
+            logged_ms: self.logged.map(|at| ms(at - moved)),
             took_ms: ms(back.saturating_sub(moved)),
             sender_ms: ms(sender(&seen).saturating_sub(bounds.interval)),
             runs: self.runs(moved),
@@ -213,7 +236,8 @@ const ALIVE: u64 = SECOND / 2;
 mod tests {
     use super::*;
 
-    const BOUNDS: Bounds = Bounds { interval: 2 * MS, limit: 20 * SECOND, settle: 2 * SECOND };
+    const BOUNDS: Bounds =
+        Bounds { interval: 2 * MS, limit: 20 * SECOND, settle: 2 * SECOND, awaits_log: false };
 
     /// Plays packets sent every 2 ms from time 1 s on, of which `comes` says when each arrives, with a move at 3 s
     /// that takes `took`; returns the report and when it was over.
@@ -290,6 +314,36 @@ mod tests {
         assert_eq!(report.first_ms, Some(100.0));
         assert_eq!(report.took_ms, 5_000.0);
         assert_eq!(report.lost, Some(2_001));
+    }
+
+    #[test]
+    fn what_the_log_says_is_waited_for_and_counted_from_the_move() {
+        let bounds = Bounds { awaits_log: true, ..BOUNDS };
+        let run = |logged: &[u64]| {
+            let mut watch = Watch::new(0);
+            for now in (0..60 * SECOND).step_by(2 * MS as usize) {
+                watch.arrived(Arrival { at: now, sequence: now / (2 * MS), sent: now }, &bounds);
+                watch.is_newly_steady(now);
+                if now == MOVE {
+                    watch.moves(now);
+                    watch.back(now);
+                }
+                if logged.contains(&now) {
+                    watch.logged(now);
+                }
+                if watch.is_over(now, &bounds) {
+                    return (watch.report(now, &bounds).logged_ms, now);
+                }
+            }
+            panic!("never over");
+        };
+        // Earlier lines are of the session before, later ones of the one after.
+        let at = MOVE + 4 * SECOND;
+        assert_eq!(run(&[MOVE - SECOND, at, at + SECOND]), (Some(4_000.0), at));
+        assert_eq!(run(&[MOVE + 160 * MS]), (Some(160.0), MOVE + BOUNDS.settle));
+        let (logged, over) = run(&[]);
+        assert_eq!(logged, None);
+        assert!(over > MOVE + BOUNDS.limit);
     }
 
     #[test]

@@ -2,13 +2,15 @@
 
 #![forbid(unsafe_code)]
 
+mod attack;
 mod delay;
 mod flow;
 mod judge;
 mod transfer;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -49,6 +51,12 @@ enum Command {
         /// Seconds without a new silence after which it has recovered.
         #[arg(long, default_value_t = 2.0)]
         settle: f64,
+        /// A log of the VPN, in which --line is waited for.
+        #[arg(long, requires = "line")]
+        log: Option<PathBuf>,
+        /// What a line in --log says: its time is told, too, and it isn't over before.
+        #[arg(long, requires = "log")]
+        line: Option<String>,
     },
     /// Makes a TUN device that gives every packet back later: a long way between two ends, by routes through it.
     Delay {
@@ -58,6 +66,29 @@ enum Command {
         /// How much later, in milliseconds.
         #[arg(long)]
         ms: f64,
+    },
+    /// Makes two TUN devices, and attacks the client whose datagrams are led through the first: for bench/attacks.sh.
+    ///
+    /// Prints a line of JSON for each attack.
+    Attack {
+        /// Device that all UDP between client and server is led through.
+        #[arg(long)]
+        tap: DeviceName,
+        /// Device of the attacker's own network.
+        #[arg(long)]
+        own: DeviceName,
+        /// The client's address.
+        #[arg(long)]
+        client: Ipv4Addr,
+        /// The server's address.
+        #[arg(long)]
+        server: Ipv4Addr,
+        /// The attacker's network, a /24.
+        #[arg(long)]
+        network: Ipv4Addr,
+        /// How often each attack is tried.
+        #[arg(long, default_value_t = 3)]
+        times: u32,
     },
     /// Transfers bytes over TCP, with their SHA-256 at both ends.
     #[command(subcommand)]
@@ -105,16 +136,21 @@ fn main() -> ExitCode {
 fn run(command: Command) -> io::Result<()> {
     match command {
         Command::Send { to, rate, size } => flow::send(to, rate, size),
-        Command::Receive { port, rate, limit, settle } => {
+        Command::Receive { port, rate, limit, settle, log, line } => {
             let bounds = judge::Bounds {
                 interval: SECOND / rate,
                 limit: (limit * SECOND as f64) as u64,
                 settle: (settle * SECOND as f64) as u64,
+                awaits_log: log.is_some(),
             };
-            println!("{}", serde_json::to_string(&flow::receive(port, &bounds)?)?);
+            let report = flow::receive(port, &bounds, log.as_deref().zip(line))?;
+            println!("{}", serde_json::to_string(&report)?);
             Ok(())
         }
         Command::Delay { device, ms } => delay::relay(&device, (ms * 1e6) as u64),
+        Command::Attack { tap, own, client, server, network, times } => {
+            attack::attack(&tap, &own, attack::Scene { client, server, own: network }, times)
+        }
         Command::Tcp(Tcp::Send { to, bytes, rate, patience }) => {
             let sent = transfer::send(to, bytes, rate, Duration::from_secs(patience))?;
             println!("{}", serde_json::to_string(&sent)?);

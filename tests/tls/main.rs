@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod tickets;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -149,14 +151,6 @@ fn the_exported_binding_is_shared_by_one_connections_ends_only() {
 
     let (_, other) = Lab::new().run();
     assert_ne!(one, export_binding(other.unwrap().ssl()).unwrap());
-}
-
-#[test]
-fn no_session_is_resumed() {
-    let (server, client) = Lab::new().run();
-    let (server, client) = (server.unwrap(), client.unwrap());
-    assert!(!server.ssl().session_reused() && !client.ssl().session_reused());
-    assert_eq!(server.ssl().num_tickets(), 0);
 }
 
 // A client's certificate, as the server sees it.

@@ -1,0 +1,145 @@
+//! TLS sessions that clients may take up again, kept for the workers (src/tls/tickets.rs says why here): a few for each
+//! client, each handed out once.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use tunguard::time::Time;
+use tunguard::tls::{CertId, SavedSession, TicketId};
+
+/// The sessions behind tickets.
+#[derive(Debug, Default)]
+pub struct Tickets {
+    by_id: HashMap<TicketId, Held>,
+    /// Oldest first.
+    of: HashMap<String, VecDeque<TicketId>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    holder: Holder,
+    session: SavedSession,
+    until: Time,
+}
+
+/// Whom a session belongs to: who resumes it can be nobody else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The client.
+    pub name: String,
+    /// The certificate it has shown.
+    pub cert: CertId,
+}
+
+impl Tickets {
+    /// Keeps a session of `holder`; its oldest one goes where it has enough. `false` where the number is taken.
+    pub fn keep(&mut self, holder: Holder, id: TicketId, session: SavedSession, now: Time) -> bool {
+        if self.by_id.contains_key(&id) {
+            return false;
+        }
+        let own = self.of.entry(holder.name.clone()).or_default();
+        own.push_back(id);
+        if own.len() > EACH
+            && let Some(oldest) = own.pop_front()
+        {
+            self.by_id.remove(&oldest);
+        }
+        self.by_id.insert(id, Held { holder, session, until: now + LIFETIME });
+        true
+    }
+
+    /// The session behind a ticket, which is gone with that.
+    pub fn redeem(&mut self, id: &TicketId, now: Time) -> Option<(Holder, SavedSession)> {
+        let held = self.by_id.remove(id)?;
+        if let Some(own) = self.of.get_mut(&held.holder.name) {
+            own.retain(|own| own != id);
+            if own.is_empty() {
+                self.of.remove(&held.holder.name);
+            }
+        }
+        (now < held.until).then_some((held.holder, held.session))
+    }
+
+    /// To be called once in a while: what is too old goes.
+    pub fn handle_timeout(&mut self, now: Time) {
+        let old: Vec<TicketId> =
+            self.by_id.iter().filter(|(_, held)| held.until <= now).map(|(id, _)| *id).collect();
+        for id in old {
+            self.redeem(&id, now);
+        }
+    }
+
+    /// Whom to trust has changed: everybody shows a certificate again.
+    pub fn clear(&mut self) {
+        *self = Tickets::default();
+    }
+}
+
+/// Tickets of one client: one for the connection under way, one for another that races it.
+const EACH: usize = 2;
+/// OpenSSL's own limit for a session.
+const LIFETIME: Duration = Duration::from_secs(2 * 3_600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn holder(name: &str) -> Holder {
+        Holder { name: name.to_owned(), cert: CertId { issuer: [1; 32], serial: vec![7], not_after: 0 } }
+    }
+
+    fn session(n: u8) -> SavedSession {
+        SavedSession::from_bytes(vec![n])
+    }
+
+    fn at(seconds: u64) -> Time {
+        Time::from_nanos(seconds * 1_000_000_000)
+    }
+
+    #[test]
+    fn a_ticket_is_good_once_and_for_two_hours() {
+        let mut tickets = Tickets::default();
+        assert!(tickets.keep(holder("alice"), [1; 32], session(1), at(0)));
+        assert!(!tickets.keep(holder("bob"), [1; 32], session(2), at(0)), "taken");
+        assert_eq!(tickets.redeem(&[1; 32], at(7_199)), Some((holder("alice"), session(1))));
+        assert_eq!(tickets.redeem(&[1; 32], at(7_199)), None);
+        tickets.keep(holder("alice"), [2; 32], session(1), at(0));
+        assert_eq!(tickets.redeem(&[2; 32], at(7_200)), None);
+        assert!(tickets.of.is_empty());
+    }
+
+    #[test]
+    fn the_oldest_goes_and_a_change_of_trust_ends_all() {
+        let mut tickets = Tickets::default();
+        for n in 1..=3 {
+            tickets.keep(holder("alice"), [n; 32], session(n), at(0));
+        }
+        tickets.keep(holder("bob"), [9; 32], session(9), at(0));
+        assert_eq!(tickets.redeem(&[1; 32], at(1)), None);
+        assert_eq!(tickets.redeem(&[2; 32], at(1)), Some((holder("alice"), session(2))));
+        tickets.clear();
+        for id in [[3; 32], [9; 32]] {
+            assert_eq!(tickets.redeem(&id, at(1)), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn it_never_holds_more_than_each_client_may_have(
+            steps in prop::collection::vec((0u8..6, 0u8..40, 0u64..9_000), 1..300),
+        ) {
+            let mut tickets = Tickets::default();
+            let mut now = 0;
+            for (who, id, wait) in steps {
+                match who {
+                    0 => drop(tickets.redeem(&[id; 32], at(now))),
+                    1 => { now += wait; tickets.handle_timeout(at(now)) }
+                    _ => drop(tickets.keep(holder(&format!("c{who}")), [id; 32], session(id), at(now))),
+                }
+                prop_assert!(tickets.of.values().all(|own| (1..=EACH).contains(&own.len())));
+                prop_assert_eq!(tickets.of.values().map(VecDeque::len).sum::<usize>(), tickets.by_id.len());
+            }
+        }
+    }
+}

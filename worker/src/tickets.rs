@@ -1,0 +1,66 @@
+//! What a client's ticket stands for: asked of the guard, from inside the handshake.
+
+use std::os::fd::AsFd;
+use std::sync::{Arc, OnceLock};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use tunguard::exit::{Failure, Outcome};
+use tunguard::ipc::{Reply, Request, WorkerEnd};
+use tunguard::sys::clock;
+use tunguard::sys::seqpacket::Incoming;
+use tunguard::time::Time;
+use tunguard::tls::tickets::LookUp;
+use tunguard::tls::{SavedSession, TicketId};
+use tunguard::wire::control::Reason;
+
+/// The way to ask, for one handshake.
+pub struct Tickets {
+    /// To be given to the handshake.
+    pub look_up: LookUp,
+    /// The guard's order to end, if it came in place of its answer.
+    pub ordered: Arc<OnceLock<Reason>>,
+}
+
+impl Tickets {
+    /// Asks on a copy of the channel, which goes with the handshake.
+    pub fn new(guard: &WorkerEnd, deadline: Time) -> Outcome<Tickets> {
+        let copy = guard.as_fd().try_clone_to_owned();
+        let guard = WorkerEnd::from_fd(copy.map_err(|e| Failure::system("prepare to ask the guard", e))?);
+        let ordered = Arc::new(OnceLock::new());
+        let order = ordered.clone();
+        let look_up: LookUp = Box::new(move |id| ask(&guard, id, deadline, &order));
+        Ok(Tickets { look_up, ordered })
+    }
+}
+
+/// The handshake can do nothing else meanwhile, and neither has this process: it has one client.
+fn ask(guard: &WorkerEnd, id: TicketId, deadline: Time, order: &OnceLock<Reason>) -> Option<SavedSession> {
+    let sent = |request: &Request| matches!(guard.send(request, &[]), Ok(true));
+    if !sent(&Request::Redeem(id)) {
+        return None;
+    }
+    loop {
+        match guard.receive(false) {
+            Ok(Incoming::Message(Reply::Redeemed(session), _)) => return session,
+            Ok(Incoming::Message(Reply::Query, _)) if sent(&Request::Report(Box::default())) => {}
+            Ok(Incoming::Message(Reply::End(reason), _)) => {
+                let _ = order.set(reason);
+                return None;
+            }
+            Ok(Incoming::Nothing) => wait(guard, deadline)?,
+            _ => return None,
+        }
+    }
+}
+
+fn wait(guard: &WorkerEnd, deadline: Time) -> Option<()> {
+    let left = deadline.since(clock::now());
+    let mut fds = [PollFd::new(guard.as_fd(), PollFlags::POLLIN)];
+    match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
+        Err(errno) if errno != Errno::EINTR => None,
+        _ if left.is_zero() => None,
+        _ => Some(()),
+    }
+}
