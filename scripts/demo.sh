@@ -366,14 +366,36 @@ lost=$(sed -n 's/.* \([0-9]*\) packets transmitted, \([0-9]*\) received.*/\1 \2/
 say "gate pinged her 100 times a second meanwhile: $lost pings lost, the longest silence was $gap ms"
 expect "no silence was longer than a second" [ "$gap" -lt 1000 ]
 
+# -- on demand
+
+heading "Bob connects on demand: a packet brings the tunnel up, and after a second without any it is gone"
+stop "$bob_pid" || fail "bob ended with exit code $?"
+printf '\n[on_demand]\nenabled = true\nidle = "1s"\n' >>"$work/bob.toml"
+start bob $bob "$bin/tunguard" client --config "$work/bob.toml"
+bob_pid=$started
+bob_status() { timeout 5 "$bin/tunguard" status --socket "$work/bob-state/client-tg0.sock" "$@"; }
+session_of() { status | grep -q "^$1 "; }
+without_session_of() { ! session_of "$1"; }
+asleep() { bob_status | grep -q ', asleep,' && [ -z "$(ps -o pid= --ppid "$bob_pid")" ] && without_session_of bob; }
+first_ping() { on $bob ping -n -c 1 -W 5 10.9.0.1 | sed -n 's/.*time=//p' | grep .; }
+# His first connection is made for the addresses.
+expect "he sleeps: no tunnel process, and no session or worker at the server" eventually 15 asleep
+expect "his addresses stay, and so do his routes" [ "$(inner $bob inet) $(inner $bob inet6)" = "$b4 $b6" ]
+if took=$(first_ping); then pass "the first ping is answered, after $took"; else fail "the first ping"; fi
+expect "now there is a session" session_of bob
+expect "and a second later none" eventually 5 asleep
+if took=$(first_ping); then pass "and again, after $took"; else fail "the next ping"; fi
+say "tunguard status, of his client:"
+bob_status | cut -c 1-100 | sed 's/^/      /'
+
 # -- down
 
 heading "Leaving"
 stop "$alice_pid" || fail "alice ended with exit code $?"
-expect "alice left: one session at the server" eventually 5 has_sessions 1
+expect "alice left: her session is gone" eventually 5 without_session_of alice
 expect "alice's device is gone" sh -c "! ip -n $alice link show tg0"
 expect "alice's routes are what they were" [ "$(ip -n $alice route; ip -n $alice -6 route)" = "$routes_before" ]
-expect "bob is still connected" ping_ok $bob 10.9.0.1
+expect "bob still reaches the server" ping_ok $bob 10.9.0.1
 stop "$bob_pid" || fail "bob ended with exit code $?"
 expect "no session is left" eventually 5 has_sessions 0
 expect "no worker is left" [ -z "$(worker_uids)" ]

@@ -46,9 +46,10 @@ def markdown(results):
     starts = [r for r in runs if r["kind"] in KINDS]
     within = sum(r["ms"] is not None and r["ms"] <= target(r["rtt"]) for r in starts)
     warm = sum(r.get("warm") is True for r in starts)
-    lines += ["", f"{within} of {len(starts)} starts of tunguard were within the target; {warm} were warm, as its status calls it.",
-              "", "OpenVPN has nothing of the kind: its figure is what a user, or a script, waits for who starts it when it is needed.",
-              "wireguard-go has no connection: its first packet waits for a handshake of one round trip."]
+    lines += ["", f"{within} of {len(starts)} starts of tunguard were within the target; {warm} were warm, as its status calls it."]
+    if any(r["kind"] == "start" for r in runs):
+        lines += ["", "OpenVPN has nothing of the kind: its figure is what a user, or a script, waits for who starts it when it is",
+                  "needed. wireguard-go has no connection: its first packet waits for a handshake of one round trip."]
 
     bursts = [r for r in runs if r["kind"] == "burst"]
     if bursts:

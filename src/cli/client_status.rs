@@ -156,7 +156,7 @@ impl Session {
         let path_mtu = self.path_mtu.map_or(String::new(), |mtu| format!(" (path {mtu})"));
         let control = if self.control == "lost" { ", control lost" } else { "" };
         format!(
-            "since {}, heard {} ago, {}, MTU {}{path_mtu}{control}",
+            "for {}, heard {} ago, {}, MTU {}{path_mtu}{control}",
             age(self.age_s),
             age(self.silent_ms / 1000),
             harmless(&self.suite),
@@ -203,7 +203,7 @@ impl Starts {
         if self.first_packet.count == 0 {
             return String::new();
         }
-        format!("first packet sent {}; answered {}", self.first_packet.shown(), self.first_answer.shown())
+        format!("first packet sent: {}; answered: {}", self.first_packet.shown(), self.first_answer.shown())
     }
 }
 
@@ -211,7 +211,7 @@ impl Waits {
     fn shown(&self) -> String {
         let Some(worst) = self.worst_ms else { return "never".to_owned() };
         let median = self.median_at_most_ms.map_or(String::new(), |ms| format!("half within {ms} ms, "));
-        format!("after {median}{worst:.0} ms at worst")
+        format!("{median}{worst:.0} ms at worst")
     }
 }
 
@@ -267,7 +267,7 @@ mod tests {
              addresses  10.9.0.2, fd09::2\n\
              server     198.51.100.1:55555 (vpn.test)\n\
              carriers   wlan0 (192.0.2.7)\n\
-             session    since 1m01s, heard 0s ago, aes-256-gcm, MTU 1420 (path 1380), control lost\n\
+             session    for 1m01s, heard 0s ago, aes-256-gcm, MTU 1420 (path 1380), control lost\n\
              sent       1 packet (84 B)\n\
              received   2 packets (1.5 kB)\n\
              dropped    bad_tag 2\n\
@@ -301,7 +301,7 @@ mod tests {
              on demand  woken 2 times, connected 1 times, gave up 1 times, awake for 1s, 1 packet held\n\
              woken by   ping 2\n\
              not sent   gave_up 1\n\
-             cold       first packet sent after half within 60 ms, 55 ms at worst; answered never\n\
+             cold       first packet sent: half within 60 ms, 55 ms at worst; answered: never\n\
              \n\
              WOKEN   BY                               START  SENT AFTER  ANSWERED AFTER\n\
              4s ago  icmp 10.9.0.2 > 10.9.0.1 type 8  cold   55.4 ms     -\n"

@@ -121,6 +121,39 @@ fn a_client_answers_while_it_has_no_server() {
     assert!(said(&socket, &[]).contains("remotes    198.18.100.2:55555"));
 }
 
+#[test]
+fn a_client_on_demand_shows_what_it_does() {
+    let Some(lab) = Lab::new("clsleep", 1) else { return };
+    let config = lab.client(1).set("on_demand.enabled", true).set("on_demand.idle", "'1s'");
+    let mut client = lab.try_client(1, &config);
+    let socket = socket_of(&lab, 1);
+    let in_state = |state: &str| {
+        eventually(&format!("the client is {state}"), || json(&socket).filter(|s| s["state"] == state))
+    };
+    assert_eq!(in_state("waking")["on_demand"]["causes"], serde_json::json!({ "no_packet": 1 }));
+    let _server = lab.start_server(&lab.server());
+    in_state("up");
+    let first = in_state("asleep");
+    assert_eq!((&first["tunnel_pid"], &first["session"]), (&Value::Null, &Value::Null));
+    let addresses: Vec<String> = lab.inner(1).iter().map(ToString::to_string).collect();
+    assert!(addresses.contains(&"10.9.0.2".to_owned()), "{addresses:?}");
+    assert_eq!(first["addresses"].as_array().expect("a list").len(), addresses.len());
+
+    lab.c(1).must(&["ping", "-n", "-c", "1", "-W", "20", INNER_V4]);
+    let up = json(&socket).expect("a status");
+    assert_eq!(up["state"], "up");
+    let on_demand = &up["on_demand"];
+    assert_eq!((on_demand["wakes"].as_u64(), on_demand["established"].as_u64()), (Some(2), Some(2)));
+    assert_eq!(on_demand["causes"]["ping"], 1);
+    assert_eq!(on_demand["recent"][0]["packet"], "icmp 10.9.0.2 > 10.9.0.1 type 8");
+    let waited = |what: &str| on_demand["recent"][0][what].as_f64().expect("a number");
+    assert!(waited("first_packet_ms") > 0.0 && waited("first_answer_ms") >= waited("first_packet_ms"));
+    let last = in_state("asleep");
+    assert_eq!(last["on_demand"]["sleeps"], serde_json::json!({ "idle": 2 }));
+    assert!(said(&socket, &[]).contains("woken 2 times, connected 2 times"));
+    assert_eq!(client.stop(), 0);
+}
+
 /// All three in one namespace and one directory of sockets.
 #[test]
 fn a_server_and_two_clients_are_told_apart() {

@@ -78,6 +78,7 @@ impl Supervisor<'_> {
         }
         let Some(wishes) = remembered::at_start(self.config, demand.remembered.as_ref()) else {
             log::info!("nothing is known of the inner addresses: connecting once to learn them");
+            demand.starts.woken(clock::now(), first_wake(), false);
             return Ok(());
         };
         let planned = judge(&Policy::of(self.config), &wishes, &host.lans()?);
@@ -104,6 +105,7 @@ impl Supervisor<'_> {
                     false,
                     clock::now(),
                 );
+                demand.starts.woken(clock::now(), first_wake(), false);
             }
         }
         Ok(())
@@ -287,6 +289,10 @@ impl Supervisor<'_> {
             demand.remembered = Some(now);
         }
     }
+}
+
+fn first_wake() -> WakeCause {
+    WakeCause::without_packet("to learn the inner addresses")
 }
 
 fn listed(before: &str, addresses: &[IpAddr]) -> String {
