@@ -116,7 +116,7 @@ stop() {
 }
 tunguard() { "$bin/tunguard" "$@"; }
 status() { timeout 5 "$bin/tunguard" status --socket "$work/admin.sock" "$@"; }
-sessions() { status --json | grep -c '"session":'; }
+sessions() { status --json | grep -c '"slot":'; }
 has_sessions() { [ "$(sessions)" = "$1" ]; }
 up() { has_sessions "$1" && ping_ok "$alice" 10.9.0.1 && { [ "$1" = 1 ] || ping_ok "$bob" 10.9.0.1; }; }
 inner() { ip -n "$1" -o addr show dev tg0 scope global | awk -v f="$2" '$3 == f { sub("/.*", "", $4); print $4; exit }'; }
@@ -374,7 +374,7 @@ printf '\n[on_demand]\nenabled = true\nidle = "1s"\n' >>"$work/bob.toml"
 start bob $bob "$bin/tunguard" client --config "$work/bob.toml"
 bob_pid=$started
 bob_status() { timeout 5 "$bin/tunguard" status --socket "$work/bob-state/client-tg0.sock" "$@"; }
-session_of() { status | grep -q "^$1 "; }
+session_of() { status | grep -q "^$1 .* established"; }
 without_session_of() { ! session_of "$1"; }
 asleep() { bob_status | grep -q ', asleep,' && [ -z "$(ps -o pid= --ppid "$bob_pid")" ] && without_session_of bob; }
 first_ping() { on $bob ping -n -c 1 -W 5 10.9.0.1 | sed -n 's/.*time=//p' | grep .; }
