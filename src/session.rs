@@ -108,6 +108,8 @@ pub struct Traffic {
     pub received_inside: u64,
     /// Of the packets delivered: came with the client's Hello, in no datagram.
     pub received_early: u64,
+    /// Of the packets sent, the same on the client.
+    pub sent_early: u64,
 }
 
 /// For the log.
@@ -387,6 +389,14 @@ impl Session {
     /// Counts one of them as delivered.
     pub fn delivered_early(&mut self) {
         self.traffic.received_early += 1;
+    }
+
+    /// Counts a packet of `bytes` that went with our Hello.
+    pub fn went_early(&mut self, bytes: u64) {
+        self.taken(1);
+        self.traffic.sent_packets += 1;
+        self.traffic.sent_bytes += bytes;
+        self.traffic.sent_early += 1;
     }
 
     /// Counts a packet or super-packet that was taken in to be sent, as `packets` of the path's size.

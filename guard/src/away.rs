@@ -27,21 +27,21 @@ pub fn judge(leases: &mut Leases, destination: IpAddr) -> (GuardDrop, bool) {
 }
 
 /// How many senders may be told, and how often: so many at all, and so many of each, so that none takes all of it.
-pub struct News {
+pub struct News<Places = RandomState> {
     all: Budget,
     /// Of the senders that fall there.
     senders: Vec<Budget>,
     /// Nobody can choose where he falls.
-    places: RandomState,
+    places: Places,
 }
 
-impl News {
+impl<Places: BuildHasher + Default> News<Places> {
     /// Nobody was told yet.
-    pub fn new(now: Time) -> News {
+    pub fn new(now: Time) -> News<Places> {
         News {
             all: Budget::new(ALL_AT_ONCE, ALL_EVERY, now),
             senders: vec![Budget::new(AT_ONCE, EVERY, now); PLACES],
-            places: RandomState::new(),
+            places: Places::default(),
         }
     }
 
@@ -65,7 +65,12 @@ const PLACES: usize = 256;
 
 #[cfg(test)]
 mod tests {
+    use std::hash::{BuildHasherDefault, DefaultHasher};
+
     use super::*;
+
+    /// The same places every time.
+    type Fixed = BuildHasherDefault<DefaultHasher>;
 
     fn ip(text: &str) -> IpAddr {
         text.parse().expect("an address")
@@ -74,8 +79,8 @@ mod tests {
     #[test]
     fn one_sender_has_a_few_at_once_and_ten_a_second() {
         let start = Time::default();
-        let mut news = News::new(start);
-        let told = |news: &mut News, now, sender: &str, tries: usize| {
+        let mut news = News::<Fixed>::new(start);
+        let told = |news: &mut News<Fixed>, now, sender: &str, tries: usize| {
             (0..tries).filter(|_| news.take(now, ip(sender))).count()
         };
         assert_eq!(told(&mut news, start, "192.0.2.1", 1_000), 10);
@@ -89,7 +94,7 @@ mod tests {
     #[test]
     fn a_flood_of_one_leaves_enough_for_others_and_one_of_many_is_bounded() {
         let start = Time::default();
-        let mut news = News::new(start);
+        let mut news = News::<Fixed>::new(start);
         for millis in 0..1_000 {
             news.take(start + Duration::from_millis(millis), ip("192.0.2.1"));
         }

@@ -232,6 +232,11 @@ impl Link {
         }
     }
 
+    /// Counts a packet of `bytes` that went with our Hello.
+    pub fn went_early(&mut self, bytes: u64) {
+        self.session.went_early(bytes);
+    }
+
     /// What it can be resumed with on another connection.
     pub fn resumable(&self) -> (SessionId, &ResumeSecret) {
         (self.session.id(), &self.resume_secret)

@@ -365,9 +365,9 @@ impl<'a> Tunnel<'a> {
         }
         // Silent until the host is set up. An end of the connection can't be silenced, so out of the set it goes.
         let _ = self.poller.remove(&*connecting);
-        self.early_arrived()?;
         match connecting.into_link(&self.setup, welcome, clock::now()) {
-            Ok(link) => {
+            Ok(mut link) => {
+                self.early_arrived(&mut link)?;
                 let wishes = wishes_of(&link);
                 self.attempt = Some(Attempt { serial, deadline, stage: Stage::Configuring(Box::new(link)) });
                 self.configure(wishes, Purpose::Attempt(serial))

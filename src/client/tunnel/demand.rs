@@ -28,10 +28,13 @@ impl Tunnel<'_> {
     }
 
     /// The server has the packets that went ahead of the session.
-    pub(super) fn early_arrived(&mut self) -> Turn<()> {
-        let arrived = std::mem::take(&mut self.early).len();
-        let Some(demand) = self.setup.on_demand.as_mut().filter(|_| arrived > 0) else { return Ok(()) };
-        demand.held.drain(..arrived);
+    pub(super) fn early_arrived(&mut self, link: &mut Link) -> Turn<()> {
+        let arrived = std::mem::take(&mut self.early);
+        let Some(demand) = self.setup.on_demand.as_mut().filter(|_| !arrived.is_empty()) else {
+            return Ok(());
+        };
+        demand.held.drain(..arrived.len());
+        arrived.iter().for_each(|packet| link.went_early(packet.len() as u64));
         if demand.held.is_empty() { self.tell(Progress::HeldSent) } else { Ok(()) }
     }
 
