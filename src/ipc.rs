@@ -72,6 +72,8 @@ pub enum Request {
         id: TicketId,
         /// The session.
         session: SavedSession,
+        /// [`crate::tls::trusted_until`]; where the session was resumed the guard knows better.
+        until: i64,
     },
     /// The client is at a new address.
     Moved {
@@ -111,6 +113,8 @@ pub struct Claim {
     pub name: String,
     /// Its certificate.
     pub cert: CertId,
+    /// It hasn't shown that: its TLS session was resumed with the ticket that was redeemed.
+    pub resumed: bool,
     /// Inner addresses it had before.
     pub want: Vec<IpAddr>,
     /// The session it would take up again.

@@ -11,7 +11,7 @@ use tunguard::resume::ResumeSecret;
 use tunguard::sys::mq::Reader;
 use tunguard::sys::shared::Filler;
 use tunguard::time::Time;
-use tunguard::tls::CertId;
+use tunguard::tls::{CertId, TicketId};
 use tunguard::wire::data::SessionId;
 
 use crate::outbox::Outbox;
@@ -63,8 +63,8 @@ pub struct Worker {
     pub redeemed: bool,
     /// Whose ticket its client has shown.
     pub resumes: Option<Holder>,
-    /// It has given us a ticket to keep.
-    pub ticketed: bool,
+    /// The ticket that it has given us to keep.
+    pub ticketed: Option<TicketId>,
     /// Its last word came, so its exit needs no line of its own.
     pub explained: bool,
 }

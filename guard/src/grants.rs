@@ -19,7 +19,8 @@ use tunguard::sys::poller::Interest;
 use tunguard::sys::seqpacket::Incoming;
 use tunguard::sys::shared::Filler;
 use tunguard::tls::identity::acceptable;
-use tunguard::tls::{SavedSession, TicketId};
+use tunguard::tls::tickets::LONGEST_CHAIN;
+use tunguard::tls::{SavedSession, TicketId, time};
 use tunguard::wire::control::Reason;
 
 use crate::clients::{Phase, Session};
@@ -56,7 +57,8 @@ impl Guard {
                         return self.punish(key, "more requests than its budget allows");
                     }
                     // Asked before it read that it is to end: the end is the answer.
-                    let overtaken = matches!(request, Request::Claim(_) | Request::Register { .. });
+                    let overtaken =
+                        matches!(request, Request::Redeem(_) | Request::Claim(_) | Request::Register { .. });
                     if worker.phase == Phase::Ending && overtaken {
                         continue;
                     }
@@ -96,7 +98,7 @@ impl Guard {
             Request::Redeem(id) => self.answer_redeem(key, &id),
             Request::Claim(claim) => self.answer_claim(key, claim),
             Request::Register { size } => self.answer_register(key, size),
-            Request::Ticket { id, session } => self.keep_ticket(key, id, session),
+            Request::Ticket { id, session, until } => self.keep_ticket(key, id, session, until),
             Request::Moved { new, after_ms, inside } => {
                 if let Some(session) = self.session_mut(key) {
                     let from = session.peer.replace(new);
@@ -131,24 +133,24 @@ impl Guard {
         }
     }
 
-    /// A client shows a ticket. Whoever its worker then says it is must be whom the ticket was given to.
+    /// A client shows a ticket.
     fn answer_redeem(&mut self, key: u64, id: &TicketId) {
         let Some(worker) = self.workers.get_mut(key) else { return };
         if std::mem::replace(&mut worker.redeemed, true) {
             return self.punish(key, "a second ticket on one connection");
         }
-        let found = self.tickets.redeem(id, clock::now());
+        let found = self.tickets.redeem(id, clock::now(), time::wall_clock());
         let (holder, session) = found.unzip();
         worker.resumes = holder;
         self.reply(key, &Reply::Redeemed(session));
     }
 
-    fn keep_ticket(&mut self, key: u64, id: TicketId, session: SavedSession) {
+    fn keep_ticket(&mut self, key: u64, id: TicketId, session: SavedSession, until: i64) {
         if !session.is_plausible() {
             return self.punish(key, "a TLS session of impossible length");
         }
         let Some(worker) = self.workers.get_mut(key) else { return };
-        if std::mem::replace(&mut worker.ticketed, true) {
+        if worker.ticketed.replace(id).is_some() {
             return self.punish(key, "a second ticket for one session");
         }
         // Made while others were trusted: its next connection shows a certificate again.
@@ -156,8 +158,12 @@ impl Guard {
             return;
         }
         let Some(own) = &worker.session else { return };
-        let holder = Holder { name: own.name.clone(), cert: own.cert.clone() };
+        // Of a session that was resumed it is the end of the one it began with.
+        let latest = time::wall_clock() + LONGEST_CHAIN;
+        let until = worker.resumes.as_ref().map_or(until.min(latest), |before| before.until);
+        let holder = Holder { name: own.name.clone(), cert: own.cert.clone(), until };
         if !self.tickets.keep(holder, id, session, clock::now()) {
+            worker.ticketed = None;
             self.punish(key, "a ticket with another one's number");
         }
     }
@@ -167,9 +173,18 @@ impl Guard {
         if !acceptable(&claim.name) || !(1..=20).contains(&claim.cert.serial.len()) {
             return self.punish(key, "a claim that no certificate makes");
         }
-        let resumes = self.workers.get(key).and_then(|worker| worker.resumes.as_ref());
-        if resumes.is_some_and(|holder| holder.name != claim.name || holder.cert != claim.cert) {
+        let Some(worker) = self.workers.get_mut(key) else { return };
+        // A ticket that was shown may have led to a full handshake all the same, and to whomever.
+        worker.resumes = worker.resumes.take().filter(|_| claim.resumed);
+        let is_holder = |holder: &Holder| holder.name == claim.name && holder.cert == claim.cert;
+        if claim.resumed && !worker.resumes.as_ref().is_some_and(is_holder) {
             return self.punish(key, "it claims to be another than the ticket's holder");
+        }
+        // Judged by certificates and lists that are not in force any more: the next try is judged by those that are.
+        if worker.started <= self.trusted_since {
+            let text = "what decides whom to trust has changed meanwhile".to_owned();
+            self.reply(key, &Reply::Refused { reason: Reason::Internal, text });
+            return self.expect_end(key);
         }
         let name = claim.name.clone();
         match self.grant(key, claim) {
@@ -416,6 +431,9 @@ impl Guard {
         log::error!("{}: killed: the worker broke the rules: {}", worker.label(), Escaped(what));
         worker.explained = true;
         worker.phase = Phase::Over;
+        if let Some(id) = worker.ticketed {
+            self.tickets.forget(&id);
+        }
         let _ = self.poller.remove(worker.channel.as_fd());
         let name = worker.session.as_ref().map(|session| session.name.clone());
         self.kill(key);
@@ -465,14 +483,19 @@ mod tests {
     #[test]
     fn each_phase_permits_its_own_requests_only() {
         let cert = CertId { issuer: [0; 32], serial: vec![1], not_after: 0 };
-        let claim = Request::Claim(Claim { name: "ann".into(), cert, want: vec![], resume: None });
+        let claim =
+            Request::Claim(Claim { name: "ann".into(), cert, resumed: false, want: vec![], resume: None });
         let register = Request::Register { size: QueueSize::KERNEL_DEFAULT };
+        let redeem = Request::Redeem([0; 32]);
+        let ticket = Request::Ticket { id: [0; 32], session: SavedSession::from_bytes(vec![1]), until: 0 };
         let moved = Request::Moved { new: ([192, 0, 2, 1], 1).into(), after_ms: None, inside: false };
         let report = Request::Report(Box::default());
         let ended = Request::Ended { reason: None, fault: false, text: String::new() };
         use Phase::*;
         for (request, phases) in [
-            (&claim, &[Handshake][..]),
+            (&redeem, &[Handshake][..]),
+            (&claim, &[Handshake]),
+            (&ticket, &[Established, Draining, Ending]),
             (&register, &[Granted]),
             (&moved, &[Established, Draining, Ending]),
             (&Request::ControlLost, &[Established, Draining, Ending]),

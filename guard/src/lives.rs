@@ -87,7 +87,7 @@ impl Guard {
             asked: 0,
             redeemed: false,
             resumes: None,
-            ticketed: false,
+            ticketed: None,
             explained: false,
         });
         self.note_deadline(now + Duration::from_secs(HANDSHAKE_SECONDS) + HANDSHAKE_GRACE);
@@ -147,6 +147,9 @@ impl Guard {
             (true, _) => log::debug!("worker {pid} of {} is gone: {how}", worker.label()),
             (false, _) => {
                 log::error!("worker {pid} of {} died: {how}", worker.label());
+                if let Some(id) = worker.ticketed {
+                    self.tickets.forget(&id);
+                }
                 // If somebody is trying to take workers over, each try finds another one.
                 self.spawner.renew();
             }

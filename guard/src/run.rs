@@ -165,6 +165,7 @@ impl Guard {
         }
         let listen = listener.local_addr().map_err(failed)?;
         let now = clock::now();
+        let tickets = Tickets::new(config.max_clients.into());
         Ok(Guard {
             open: Vec::new(),
             pool: Pool::default(),
@@ -193,7 +194,7 @@ impl Guard {
             strangers: Budget::of_log_lines(now),
             certificates_checked: now,
             events: Events::default(),
-            tickets: Tickets::default(),
+            tickets,
             trusted_since: now,
             stopping: None,
         })
@@ -472,7 +473,8 @@ impl Guard {
         };
         let save = self.leases.is_dirty().then(|| self.leases_written + LEASES_EVERY);
         // Only while somebody is there: an idle server sleeps.
-        let expiry = (self.workers.len() > 0).then(|| self.certificates_checked + CERTIFICATES_EVERY);
+        let expiry = (self.workers.len() > 0 || !self.tickets.is_empty())
+            .then(|| self.certificates_checked + CERTIFICATES_EVERY);
         [self.next_kill, self.next_switch, expiry, resume, save, self.admin.deadline(), self.stopping]
             .into_iter()
             .flatten()

@@ -246,7 +246,7 @@ mod tests {
                 asked: 0,
                 redeemed: false,
                 resumes: None,
-                ticketed: false,
+                ticketed: None,
                 explained: false,
             });
             self.workers.get_mut(key).expect("just inserted").session = Some(Session {
@@ -335,7 +335,7 @@ mod tests {
 
     fn claim(name: &str, serial: u8, session: SessionId, proof: [u8; 32]) -> Claim {
         let resume = Some(Resumption { session, proof, binding: BINDING });
-        Claim { name: name.into(), cert: cert(serial), want: vec![], resume }
+        Claim { name: name.into(), cert: cert(serial), resumed: false, want: vec![], resume }
     }
 
     #[test]

@@ -8,15 +8,18 @@ use tunguard::time::Time;
 use tunguard::tls::{CertId, SavedSession, TicketId};
 
 /// The sessions behind tickets.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Tickets {
+    /// So many at all.
+    most: usize,
     by_id: HashMap<TicketId, Held>,
     /// Oldest first.
     of: HashMap<String, VecDeque<TicketId>>,
 }
 
+/// A session at rest.
 #[derive(Debug)]
-struct Held {
+pub struct Held {
     holder: Holder,
     session: SavedSession,
     until: Time,
@@ -29,13 +32,31 @@ pub struct Holder {
     pub name: String,
     /// The certificate it has shown.
     pub cert: CertId,
+    /// Seconds since 1970: from then on it has to show it again.
+    pub until: i64,
 }
 
 impl Tickets {
+    /// None yet, for so many clients.
+    pub fn new(clients: usize) -> Tickets {
+        Tickets { most: clients.max(1) * EACH * 2, by_id: HashMap::new(), of: HashMap::new() }
+    }
+
+    /// There is nothing to watch over.
+    pub fn is_empty(&self) -> bool {
+        self.by_id.is_empty()
+    }
+
     /// Keeps a session of `holder`; its oldest one goes where it has enough. `false` where the number is taken.
     pub fn keep(&mut self, holder: Holder, id: TicketId, session: SavedSession, now: Time) -> bool {
         if self.by_id.contains_key(&id) {
             return false;
+        }
+        // Clients come and go, and names are free to those that nobody watches.
+        if self.by_id.len() >= self.most
+            && let Some(oldest) = self.by_id.iter().min_by_key(|(_, held)| held.until).map(|(id, _)| *id)
+        {
+            self.forget(&oldest);
         }
         let own = self.of.entry(holder.name.clone()).or_default();
         own.push_back(id);
@@ -48,8 +69,14 @@ impl Tickets {
         true
     }
 
-    /// The session behind a ticket, which is gone with that.
-    pub fn redeem(&mut self, id: &TicketId, now: Time) -> Option<(Holder, SavedSession)> {
+    /// The session behind a ticket, which is gone with that. `wall`: seconds since 1970.
+    pub fn redeem(&mut self, id: &TicketId, now: Time, wall: i64) -> Option<(Holder, SavedSession)> {
+        let held = self.forget(id)?;
+        (now < held.until && wall < held.holder.until).then_some((held.holder, held.session))
+    }
+
+    /// This one is of no use.
+    pub fn forget(&mut self, id: &TicketId) -> Option<Held> {
         let held = self.by_id.remove(id)?;
         if let Some(own) = self.of.get_mut(&held.holder.name) {
             own.retain(|own| own != id);
@@ -57,7 +84,7 @@ impl Tickets {
                 self.of.remove(&held.holder.name);
             }
         }
-        (now < held.until).then_some((held.holder, held.session))
+        Some(held)
     }
 
     /// To be called once in a while: what is too old goes.
@@ -65,13 +92,14 @@ impl Tickets {
         let old: Vec<TicketId> =
             self.by_id.iter().filter(|(_, held)| held.until <= now).map(|(id, _)| *id).collect();
         for id in old {
-            self.redeem(&id, now);
+            self.forget(&id);
         }
     }
 
     /// Whom to trust has changed: everybody shows a certificate again.
     pub fn clear(&mut self) {
-        *self = Tickets::default();
+        self.by_id.clear();
+        self.of.clear();
     }
 }
 
@@ -86,7 +114,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn holder(name: &str) -> Holder {
-        Holder { name: name.to_owned(), cert: CertId { issuer: [1; 32], serial: vec![7], not_after: 0 } }
+        Holder {
+            name: name.to_owned(),
+            cert: CertId { issuer: [1; 32], serial: vec![7], not_after: 0 },
+            until: 100,
+        }
     }
 
     fn session(n: u8) -> SavedSession {
@@ -99,28 +131,42 @@ mod tests {
 
     #[test]
     fn a_ticket_is_good_once_and_for_two_hours() {
-        let mut tickets = Tickets::default();
+        let mut tickets = Tickets::new(3);
         assert!(tickets.keep(holder("alice"), [1; 32], session(1), at(0)));
         assert!(!tickets.keep(holder("bob"), [1; 32], session(2), at(0)), "taken");
-        assert_eq!(tickets.redeem(&[1; 32], at(7_199)), Some((holder("alice"), session(1))));
-        assert_eq!(tickets.redeem(&[1; 32], at(7_199)), None);
+        assert_eq!(tickets.redeem(&[1; 32], at(7_199), 99), Some((holder("alice"), session(1))));
+        assert_eq!(tickets.redeem(&[1; 32], at(7_199), 99), None);
         tickets.keep(holder("alice"), [2; 32], session(1), at(0));
-        assert_eq!(tickets.redeem(&[2; 32], at(7_200)), None);
+        assert_eq!(tickets.redeem(&[2; 32], at(7_200), 99), None);
         assert!(tickets.of.is_empty());
+        // However young it is: the certificates it goes back to are too old.
+        tickets.keep(holder("alice"), [3; 32], session(1), at(0));
+        assert_eq!(tickets.redeem(&[3; 32], at(1), 100), None);
+    }
+
+    #[test]
+    fn of_too_many_the_oldest_goes() {
+        let mut tickets = Tickets::new(1);
+        for n in 0..20 {
+            tickets.keep(holder(&format!("c{n}")), [n; 32], session(n), at(n.into()));
+        }
+        assert_eq!(tickets.by_id.len(), 4);
+        assert_eq!(tickets.redeem(&[15; 32], at(20), 99), None);
+        assert!(tickets.redeem(&[16; 32], at(20), 99).is_some());
     }
 
     #[test]
     fn the_oldest_goes_and_a_change_of_trust_ends_all() {
-        let mut tickets = Tickets::default();
+        let mut tickets = Tickets::new(3);
         for n in 1..=3 {
             tickets.keep(holder("alice"), [n; 32], session(n), at(0));
         }
         tickets.keep(holder("bob"), [9; 32], session(9), at(0));
-        assert_eq!(tickets.redeem(&[1; 32], at(1)), None);
-        assert_eq!(tickets.redeem(&[2; 32], at(1)), Some((holder("alice"), session(2))));
+        assert_eq!(tickets.redeem(&[1; 32], at(1), 99), None);
+        assert_eq!(tickets.redeem(&[2; 32], at(1), 99), Some((holder("alice"), session(2))));
         tickets.clear();
         for id in [[3; 32], [9; 32]] {
-            assert_eq!(tickets.redeem(&id, at(1)), None);
+            assert_eq!(tickets.redeem(&id, at(1), 99), None);
         }
     }
 
@@ -129,11 +175,11 @@ mod tests {
         fn it_never_holds_more_than_each_client_may_have(
             steps in prop::collection::vec((0u8..6, 0u8..40, 0u64..9_000), 1..300),
         ) {
-            let mut tickets = Tickets::default();
+            let mut tickets = Tickets::new(3);
             let mut now = 0;
             for (who, id, wait) in steps {
                 match who {
-                    0 => drop(tickets.redeem(&[id; 32], at(now))),
+                    0 => drop(tickets.redeem(&[id; 32], at(now), 99)),
                     1 => { now += wait; tickets.handle_timeout(at(now)) }
                     _ => drop(tickets.keep(holder(&format!("c{who}")), [id; 32], session(id), at(now))),
                 }

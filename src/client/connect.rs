@@ -40,6 +40,8 @@ pub struct Connecting {
     /// Where it was reached.
     pub address: SocketAddr,
     expected_name: String,
+    /// The end of the ticket it was offered with.
+    offered_until: Option<i64>,
     greeted: bool,
     resuming: bool,
     resume_refused: bool,
@@ -76,8 +78,11 @@ impl Connecting {
         let address_or_name = host.split('%').next().unwrap_or(&host);
         let expected_name = setup.server_name.clone().unwrap_or_else(|| address_or_name.to_owned());
         let mut ssl = tls::client_ssl(context, &expected_name)?;
-        if let Some(Ticket { session, .. }) = ticket.filter(|ticket| ticket.server_name == expected_name) {
-            tls::offer_session(&mut ssl, &session)?;
+        let fits =
+            |ticket: &Ticket| ticket.server_name == expected_name && tls::time::wall_clock() < ticket.until;
+        let ticket = ticket.filter(fits);
+        if let Some(Ticket { session, .. }) = &ticket {
+            tls::offer_session(&mut ssl, session)?;
         }
         Ok(Connecting {
             control: ControlChannel::new(ssl, TcpStream::from(tcp), Role::Client)?,
@@ -85,6 +90,7 @@ impl Connecting {
             host,
             address,
             expected_name,
+            offered_until: ticket.map(|ticket| ticket.until),
             greeted: false,
             resuming: false,
             resume_refused: false,
@@ -167,8 +173,13 @@ impl Connecting {
 
     /// The ticket the server gave us ahead of its welcome.
     pub fn take_ticket(&self) -> Option<Ticket> {
-        let (_, session) = tls::take_ticket(self.control.ssl())?;
-        Some(Ticket { server_name: self.expected_name.clone(), session })
+        let ssl = self.control.ssl();
+        let (_, session) = tls::take_ticket(ssl)?;
+        let until = match ssl.session_reused() {
+            true => self.offered_until?,
+            false => tls::trusted_until(ssl),
+        };
+        Some(Ticket { server_name: self.expected_name.clone(), session, until })
     }
 
     /// The session that `welcome` offers.

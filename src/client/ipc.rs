@@ -61,6 +61,8 @@ pub struct Ticket {
     pub server_name: String,
     /// The session.
     pub session: SavedSession,
+    /// [`crate::tls::trusted_until`] of the session that it all began with.
+    pub until: i64,
 }
 
 /// What the tunnel process knows and the supervisor doesn't.
@@ -342,6 +344,7 @@ impl Phase {
     /// |---|---|---|---|---|---|---|
     /// | Dial | yes | - | yes | - | ignored | - |
     /// | Configure | - | - | yes | yes | ignored | - |
+    /// | Ticket | - | - | yes | yes | ignored | - |
     /// | Report | yes | yes | yes | yes | ignored | - |
     /// | Progress | - | - | yes | yes | yes | - |
     /// | Log | yes | yes | yes | yes | yes | - |
@@ -429,7 +432,7 @@ mod tests {
     use super::*;
     use crate::sys::seqpacket::Incoming;
 
-    fn requests() -> [Request; 6] {
+    fn requests() -> [Request; 7] {
         let wishes = Wishes {
             addresses: Vec::new(),
             mtu: 1420,
@@ -437,9 +440,12 @@ mod tests {
             settings: Settings::default(),
             server: IpAddr::from([192, 0, 2, 1]),
         };
+        let session = SavedSession::from_bytes(vec![1]);
+        let ticket = Ticket { server_name: "vpn".to_owned(), session, until: 0 };
         [
             Request::Dial { remote: 0 },
             Request::Configure(wishes),
+            Request::Ticket(ticket),
             Request::Report(Box::default()),
             Request::Progress(Progress::Established),
             Request::Log { level: 3, text: String::new() },
@@ -451,12 +457,12 @@ mod tests {
     fn the_phase_table() {
         use Verdict::{Allowed as Y, Ignored as I, Violation as N};
         for (phase, verdicts) in [
-            (Phase::Fresh, [Y, N, Y, N, Y, Y]),
-            (Phase::FirstDial, [N, N, Y, N, Y, Y]),
-            (Phase::Connected, [Y, Y, Y, Y, Y, Y]),
-            (Phase::NextDial, [N, Y, Y, Y, Y, Y]),
-            (Phase::Stopping, [I, I, I, Y, Y, Y]),
-            (Phase::Ended, [N, N, N, N, N, N]),
+            (Phase::Fresh, [Y, N, N, Y, N, Y, Y]),
+            (Phase::FirstDial, [N, N, N, Y, N, Y, Y]),
+            (Phase::Connected, [Y, Y, Y, Y, Y, Y, Y]),
+            (Phase::NextDial, [N, Y, Y, Y, Y, Y, Y]),
+            (Phase::Stopping, [I, I, I, I, Y, Y, Y]),
+            (Phase::Ended, [N, N, N, N, N, N, N]),
         ] {
             for (request, verdict) in requests().iter().zip(verdicts) {
                 assert_eq!(phase.allows(request), verdict, "{phase:?} {request:?}");

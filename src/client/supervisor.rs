@@ -402,6 +402,10 @@ impl<'a> Supervisor<'a> {
         if stopping {
             return Flow::Stop(Ok(()));
         }
+        if last_word.is_none() {
+            // If somebody had taken it over, the ticket may be his: the next process asks for certificates.
+            self.ticket = None;
+        }
         let for_good = last_word.as_ref().is_some_and(|last| last.permanent && last.failure.is_some());
         if !for_good && !self.demand_ended(host, now) {
             return Flow::On;
@@ -471,6 +475,7 @@ impl<'a> Supervisor<'a> {
 
     fn end_violator(&mut self, what: &str) {
         log::error!("the tunnel process broke its rules ({what}): it is killed");
+        self.ticket = None;
         if let Some(process) = &mut self.process {
             let _ = process.child.kill();
             let _ = self.poller.remove(&process.channel);

@@ -25,7 +25,7 @@ pub use credentials::Credentials;
 pub use failure::{failure_of_connect, failure_of_handshake, failure_of_io};
 pub use identity::{CertId, Identity, confirm_peer, peer_identity};
 pub use revoked::Revoked;
-pub use tickets::{SavedSession, TicketId, close_desk, take_ticket};
+pub use tickets::{SavedSession, TicketId, close_desk, take_ticket, trusted_until};
 pub use verify::Side;
 
 use openssl::error::ErrorStack;

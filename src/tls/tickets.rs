@@ -2,17 +2,20 @@
 //! fresh all the same, since both must do the (EC)DHE exchange (psk_dhe_ke).
 //!
 //! A ticket is a number and nothing else: the session behind it lies with the server's guard, which hands it out once,
-//! to the worker of the connection that shows the number. So there is no key that opens the tickets of all clients, and
-//! a worker that was taken over has the tickets of its own client at most.
+//! to the worker of the connection that shows the number. So there is no key that opens the tickets of all clients.
+//!
+//! A resumed session's ticket is good for no longer than that of the session it all began with: until the first
+//! certificate of that chain expires, and for a day at most ([`trusted_until`]). Then both ends show certificates again.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use openssl::error::ErrorStack;
 use openssl::ssl::{SslContextBuilder, SslRef, SslSession, SslSessionCacheMode};
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
+use super::time;
 use super::verify::{Side, notes};
 use crate::sys::tls_session;
 
@@ -47,20 +50,30 @@ impl fmt::Debug for SavedSession {
     }
 }
 
-/// How a server's connection finds the session behind a ticket; asked once at most.
+/// How a server's connection finds the session behind a ticket; asked for one ticket at most.
 pub type LookUp = Box<dyn FnOnce(TicketId) -> Option<SavedSession> + Send>;
 
 /// What a connection notes of tickets.
 #[derive(Default)]
 pub(crate) struct Desk {
-    look_up: Mutex<Option<LookUp>>,
+    clerk: Mutex<Clerk>,
     issued: Mutex<Option<(TicketId, SavedSession)>>,
+}
+
+/// Who answers for tickets.
+#[derive(Default)]
+enum Clerk {
+    #[default]
+    Nobody,
+    Ready(LookUp),
+    /// A client that is sent back by a HelloRetryRequest shows its ticket again.
+    Asked(TicketId, Option<SavedSession>),
 }
 
 impl Desk {
     /// One that answers with `look_up`.
     pub fn asking(look_up: LookUp) -> Desk {
-        Desk { look_up: Mutex::new(Some(look_up)), issued: Mutex::default() }
+        Desk { clerk: Mutex::new(Clerk::Ready(look_up)), issued: Mutex::default() }
     }
 }
 
@@ -73,13 +86,20 @@ impl fmt::Debug for Desk {
 /// The ticket issued on this connection (server) or received by it (client), once. To be called when the server's
 /// first message after the handshake is there.
 pub fn take_ticket(ssl: &SslRef) -> Option<(TicketId, SavedSession)> {
-    take(&notes(ssl)?.desk.issued)
+    lock(&notes(ssl)?.desk.issued).take()
+}
+
+/// Until when the certificates of a full handshake may stand for the sessions that follow from it; seconds since 1970.
+pub fn trusted_until(ssl: &SslRef) -> i64 {
+    let ends =
+        ssl.verified_chain().into_iter().flatten().map(|cert| time::unix(cert.not_after()).unwrap_or(0));
+    ends.chain([time::wall_clock() + LONGEST_CHAIN]).min().unwrap_or(0)
 }
 
 /// The handshake is done: no ticket will be looked up any more.
 pub fn close_desk(ssl: &SslRef) {
     if let Some(notes) = notes(ssl) {
-        take(&notes.desk.look_up);
+        *lock(&notes.desk.clerk) = Clerk::Nobody;
     }
 }
 
@@ -102,8 +122,14 @@ pub(super) fn set_tickets(context: &mut SslContextBuilder, side: Side) -> Result
 
 fn look_up(ssl: &SslRef, id: &[u8]) -> Option<Vec<u8>> {
     let id = TicketId::try_from(id).ok()?;
-    let look_up = take(&notes(ssl)?.desk.look_up)?;
-    look_up(id).map(|session| session.0.clone())
+    let mut clerk = lock(&notes(ssl)?.desk.clerk);
+    let session = match std::mem::take(&mut *clerk) {
+        Clerk::Ready(look_up) => look_up(id),
+        Clerk::Asked(before, session) if before == id => session,
+        _ => return None,
+    };
+    *clerk = Clerk::Asked(id, session.clone());
+    session.map(|session| session.0.clone())
 }
 
 fn note(ssl: &SslRef, session: &SslSession) {
@@ -111,13 +137,18 @@ fn note(ssl: &SslRef, session: &SslSession) {
     let der = Zeroizing::new(der);
     // On a client it is made from the ticket, and of no use.
     let Ok(id) = TicketId::try_from(session.id()) else { return };
-    let issued = Some((id, SavedSession::from_bytes(der.to_vec())));
-    *notes.desk.issued.lock().unwrap_or_else(PoisonError::into_inner) = issued;
+    let session = SavedSession::from_bytes(der.to_vec());
+    // With a certificate of that size every connection has a full handshake.
+    if session.is_plausible() {
+        *lock(&notes.desk.issued) = Some((id, session));
+    }
 }
 
-fn take<T>(place: &Mutex<Option<T>>) -> Option<T> {
-    place.lock().unwrap_or_else(PoisonError::into_inner).take()
+fn lock<T>(place: &Mutex<T>) -> MutexGuard<'_, T> {
+    place.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Bytes of a session: a certificate with an RSA key of 4,096 bits and some names takes 2,000.
 pub const MAX_SESSION: usize = 8_192;
+/// Seconds. RFC 8446 section 4.6.1 asks for a limit.
+pub const LONGEST_CHAIN: i64 = 86_400;

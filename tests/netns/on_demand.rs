@@ -121,7 +121,7 @@ fn an_open_connection_goes_on_over_idle_cycles() {
     let mut client = lab.start_client(1, &config);
     let inner = lab.inner(1);
     let mut talks = [INNER_V4, INNER_V6].map(|to| Conversation::start(&lab.c(1), &lab.srv(), ip(to)));
-    for round in 1..=4 {
+    for round in 1..=10 {
         talks.iter_mut().for_each(|talk| talk.exchange(200_000));
         says(&mut client, "idle for 1 s: connection closed", round);
         falls_asleep(&lab, &mut client, round - 1);

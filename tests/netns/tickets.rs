@@ -27,10 +27,12 @@ fn the_next_connection_takes_up_the_tls_session_until_trust_changes() {
         lab.wait_for_sessions(1);
         line
     };
-    // Its own next connection, and that of a process that knows only what the supervisor kept.
     cut(&lab);
     assert!(next(&client).ends_with(", resumed)"));
+    // Nobody knows who had a process that died in his hands.
     kill(Pid::from_raw(client.wait_for_children(1)[0]), Signal::SIGKILL).expect("is killed");
+    assert!(!next(&client).contains("resumed"));
+    cut(&lab);
     assert!(next(&client).ends_with(", resumed)"));
     assert_eq!(lab.inner(1), inner);
     // Certificates are read again: everybody shows one.

@@ -2,12 +2,13 @@
 
 use std::sync::{Arc, Mutex};
 
-use crate::common::{HOUR, Pair, Stream, ca, client, credentials, crl, make, meet, server_wish};
-use openssl::ssl::{SslContext, SslRef};
+use super::plain_ssl;
+use crate::common::{HOUR, Pair, Stream, Wish, ca, client, credentials, crl, make, meet, server_wish};
+use openssl::ssl::{Ssl, SslContext, SslMethod, SslRef};
 use tunguard::exit::{Exit, Outcome};
 use tunguard::tls::{
     Revoked, SavedSession, client_context, client_ssl, close_desk, confirm_peer, export_secret, group_name,
-    offer_session, peer_identity, server_context, server_ssl, server_ssl_with, take_ticket,
+    offer_session, peer_identity, server_context, server_ssl, server_ssl_with, take_ticket, trusted_until,
 };
 
 struct Lab {
@@ -46,6 +47,16 @@ impl Lab {
         held: Option<([u8; 32], SavedSession)>,
         ticket: &SavedSession,
     ) -> (bool, Outcome<Stream>, Outcome<Stream>) {
+        self.second_by(client_ssl(&self.client, NAME).unwrap(), held, ticket)
+    }
+
+    /// The same by another client.
+    fn second_by(
+        &self,
+        mut client: Ssl,
+        held: Option<([u8; 32], SavedSession)>,
+        ticket: &SavedSession,
+    ) -> (bool, Outcome<Stream>, Outcome<Stream>) {
         let asked = Arc::new(Mutex::new(false));
         let note = asked.clone();
         let look_up = move |id| {
@@ -53,7 +64,6 @@ impl Lab {
             held.filter(|(held, _)| *held == id).map(|(_, session)| session)
         };
         let server = server_ssl_with(&self.server, Box::new(look_up)).unwrap();
-        let mut client = client_ssl(&self.client, NAME).unwrap();
         offer_session(&mut client, ticket).unwrap();
         let (server, client) = meet(server, client);
         let asked = *asked.lock().unwrap();
@@ -136,6 +146,50 @@ fn a_client_that_was_revoked_meanwhile_is_refused() {
     peer_identity(server.ssl(), Some(&list(&[]))).unwrap();
     let failure = peer_identity(server.ssl(), Some(&list(&[&lab.alice]))).expect_err("revoked");
     assert_eq!(failure.exit, Exit::CertificateRevoked, "{failure}");
+}
+
+/// A client whose first choice of groups isn't the server's is sent back for another key share.
+#[test]
+fn a_client_that_is_sent_back_shows_its_ticket_again() {
+    let lab = Lab::new();
+    let (held, ticket) = lab.first();
+    let client = plain_ssl(SslMethod::tls_client(), |builder| {
+        builder.set_alpn_protos(b"\x0atunguard/1").unwrap();
+        builder.set_groups_list("P-384:X25519").unwrap();
+    });
+    let (asked, server, client) = lab.second_by(client, Some(held), &ticket);
+    let (server, client) = (server.unwrap(), client.unwrap());
+    assert_eq!((asked, group_name(server.ssl())), (true, "X25519"));
+    assert!(reused(&server) && reused(&client));
+}
+
+#[test]
+fn a_certificate_too_large_to_keep_gets_no_ticket_and_gets_in() {
+    let mut lab = Lab::new();
+    let names: Vec<String> = (0..400).map(|n| format!("a-long-name-number-{n}.example.org")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    lab.alice = make(&Wish { dns: &names, ..client() }, Some(&lab.ca));
+    lab.client = client_context(&credentials(&lab.ca, &lab.alice)).unwrap();
+    let (server, client) = meet(server_ssl(&lab.server).unwrap(), client_ssl(&lab.client, NAME).unwrap());
+    let server = server.unwrap();
+    assert!(take_ticket(server.ssl()).is_none());
+    assert_eq!(peer_identity(server.ssl(), None).unwrap().name, "alice");
+    assert!(
+        take_ticket(client.unwrap().ssl()).is_some(),
+        "it keeps the server's certificate, which is small"
+    );
+}
+
+#[test]
+fn a_chain_of_tickets_ends_within_a_day_and_with_the_first_certificate() {
+    let lab = Lab::new();
+    let (server, client) = meet(server_ssl(&lab.server).unwrap(), client_ssl(&lab.client, NAME).unwrap());
+    let now = tunguard::tls::time::wall_clock();
+    // The lab's certificates are good for an hour.
+    for stream in [server.unwrap(), client.unwrap()] {
+        let until = trusted_until(stream.ssl()) - now;
+        assert!((HOUR - 60..=HOUR).contains(&until), "{until} s");
+    }
 }
 
 #[test]

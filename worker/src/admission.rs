@@ -3,6 +3,7 @@
 
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -75,11 +76,7 @@ pub fn admit(prepared: &Prepared, guard: &WorkerEnd, tcp: TcpStream, deadline: T
         control: ControlChannel::new(ssl, tcp, Role::Server)?,
         deadline,
     };
-    admission.handshake()?;
-    tls::close_desk(admission.control.ssl());
-    if let Some(reason) = tickets.ordered.get() {
-        return Err(ordered_to_end(*reason).failure);
-    }
+    admission.handshake(&tickets.ordered)?;
     match admission.negotiate() {
         Ok(made) => Ok(made.into_admitted(admission.control)),
         Err(Refusal { reason, failure }) => {
@@ -136,10 +133,18 @@ impl Made {
 }
 
 impl Admission<'_> {
-    fn handshake(&mut self) -> Outcome<()> {
-        while self.control.handshake()? == Progress::Waiting {
+    fn handshake(&mut self, ordered: &OnceLock<Reason>) -> Outcome<()> {
+        loop {
+            let progress = self.control.handshake()?;
+            if let Some(reason) = ordered.get() {
+                return Err(ordered_to_end(*reason).failure);
+            }
+            if progress == Progress::Done {
+                break;
+            }
             self.wait_for_client("the TLS handshake").map_err(|refusal| refusal.failure)?;
         }
+        tls::close_desk(self.control.ssl());
         log::debug!("{}", tls::summary(self.control.ssl()));
         Ok(())
     }
@@ -154,7 +159,9 @@ impl Admission<'_> {
         let on_demand = hello.features & FEATURE_ON_DEMAND != 0;
         // 3. The guard grants a session, addresses and a slot.
         let resume = hello.resume.map(|resume| self.resumption(resume)).transpose()?;
-        let claim = Claim { name: identity.name.clone(), cert: identity.cert, want: hello.want, resume };
+        let resumed = self.control.ssl().session_reused();
+        let claim =
+            Claim { name: identity.name.clone(), cert: identity.cert, resumed, want: hello.want, resume };
         self.ask(&Request::Claim(claim))?;
         let (grant, fds) = match self.answer()? {
             (Reply::Granted(grant), fds) => (grant, fds),
@@ -184,7 +191,8 @@ impl Admission<'_> {
         session.set_networks(grant.addresses.clone());
         self.welcome(&grant, suite)?;
         if let Some((id, session)) = tls::take_ticket(self.control.ssl()) {
-            self.ask(&Request::Ticket { id, session })?;
+            let until = tls::trusted_until(self.control.ssl());
+            self.ask(&Request::Ticket { id, session, until })?;
         }
         log::info!(
             "session {} for {}: {suite}, {}",
