@@ -102,7 +102,7 @@ impl Egress {
             Err(_) => return Egress::refuse(session),
         };
         session.taken(segments.count() as u64);
-        session.carried(now, packet);
+        session.carries(now, packet);
         if session.path().is_none() {
             return session.drops.add(DropReason::NoPath, segments.count() as u64);
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::segment::{is_broadcast, is_noise};
+use crate::segment::{is_broadcast, is_from, is_noise};
 use crate::time::Time;
 
 /// Measures how long nothing was carried, to a second: what it calls over has been idle for the limit, and a second at
@@ -35,6 +35,15 @@ impl Idle {
     pub fn carried(&mut self, now: Time, packet: &[u8], networks: &[IpNet]) {
         if now.since(self.last) >= GRAIN && !is_noise(packet) && !is_broadcast(packet, networks) {
             self.last = now;
+        }
+    }
+
+    /// A client sends one: it counts only if it comes from one of the client's `own` networks. The server drops all others,
+    /// such as what the kernel says to strangers who try other addresses of the host.
+    #[inline]
+    pub fn sent(&mut self, now: Time, packet: &[u8], networks: &[IpNet], own: &[IpNet]) {
+        if now.since(self.last) >= GRAIN && is_from(packet, own) {
+            self.carried(now, packet, networks);
         }
     }
 
@@ -112,6 +121,14 @@ mod tests {
 
     #[test]
     fn without_a_limit_it_is_never_over_and_measures_all_the_same() {
+        let own = |net: &str| [net.parse().expect("a network")];
+        let mut idle = Idle::new(Some(Duration::from_secs(10)), at(0));
+        idle.sent(at(2_000), &DATA, &[], &own("10.9.0.3/32"));
+        idle.sent(at(2_000), &noise(), &[], &own("0.0.0.0/0"));
+        assert_eq!(idle.poll_timeout(), Some(at(11_000)), "of strangers");
+        idle.sent(at(3_000), &DATA, &[], &own("10.9.0.2/32"));
+        assert_eq!(idle.poll_timeout(), Some(at(14_000)));
+
         let mut idle = Idle::new(None, at(0));
         assert_eq!(idle.poll_timeout(), None);
         assert!(!idle.is_over(at(1 << 40)));

@@ -360,9 +360,17 @@ impl Session {
         self.inner.iter().any(|net| net.contains(&ip))
     }
 
-    /// An inner packet or super-packet goes by, either way.
+    /// An inner packet or super-packet came from the peer.
     pub fn carried(&mut self, now: Time, packet: &[u8]) {
         self.idle.carried(now, packet, &self.networks);
+    }
+
+    /// One goes to the peer. What isn't the client's is no use of the session: the server won't take it.
+    pub fn carries(&mut self, now: Time, packet: &[u8]) {
+        match self.role {
+            Role::Client => self.idle.sent(now, packet, &self.networks, &self.inner),
+            Role::Server => self.idle.carried(now, packet, &self.networks),
+        }
     }
 
     /// The networks that the inner addresses are in: what goes to everybody there doesn't count as use.

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::ipc::Wishes;
-use crate::config::client::{ClientConfig, Remote};
+use crate::config::client::{ClientConfig, Remote, Routes};
 use crate::exit::Outcome;
 use crate::net::state;
 use crate::wire::control::Settings;
@@ -21,7 +21,8 @@ pub struct Remembered {
     remotes: Vec<String>,
     /// The one that the session was with, and where.
     remote: usize,
-    server: String,
+    /// None where it may have moved.
+    server: Option<String>,
     addresses: Vec<IpNet>,
     mtu: u16,
     subnets: Vec<IpNet>,
@@ -40,7 +41,7 @@ impl Remembered {
         Remembered {
             remotes: names(config),
             remote,
-            server: server.to_string(),
+            server: Some(server.to_string()),
             addresses: wishes.addresses.clone(),
             mtu: wishes.mtu,
             subnets: wishes.subnets.clone(),
@@ -62,7 +63,13 @@ impl Remembered {
 
     /// The remote that it was with, and where.
     pub fn server(&self) -> Option<(usize, SocketAddr)> {
-        Some((self.remote, self.server.parse().ok()?))
+        Some((self.remote, self.server.as_ref()?.parse().ok()?))
+    }
+
+    /// No session could be made: a server that has a name may have moved. Whether that is news.
+    pub fn doubt_server(&mut self, config: &ClientConfig) -> bool {
+        let named = config.remote.get(self.remote).is_some_and(|remote| !is_address(remote));
+        named && self.server.take().is_some()
     }
 
     fn wishes(&self) -> Wishes {
@@ -71,17 +78,24 @@ impl Remembered {
             mtu: self.mtu,
             subnets: self.subnets.clone(),
             settings: Settings { routes: self.routes.clone(), dns: self.dns.clone(), ..Settings::default() },
-            server: self.server.parse::<SocketAddr>().map_or(NOWHERE, |server| server.ip()),
+            server: self.server().map_or(NOWHERE, |(_, server)| server.ip()),
         }
     }
 }
 
 /// What the host is to be set up for before there is a connection: with the addresses of the configuration, or else
-/// those of the last session. `None` where neither is known, and where a server's name could be looked up by nobody
-/// once the routes into the tunnel are there.
+/// those of the last session. `None` where that isn't enough, and a first connection has to be made:
+///
+/// - No address is known.
+/// - Routes or resolvers are the server's to say, and it hasn't said them yet: what they are for would go out in clear, and
+///   wake nobody.
+/// - A server's name could be looked up by nobody once the routes into the tunnel are there.
 pub fn at_start(config: &ClientConfig, last: Option<&Remembered>) -> Option<Wishes> {
     let reachable = last.is_some_and(|last| last.server().is_some());
     if !reachable && !config.remote.iter().any(is_address) {
+        return None;
+    }
+    if last.is_none() && (config.routes == Routes::Pushed || config.accept_dns) {
         return None;
     }
     let mut wishes = match last {
@@ -166,13 +180,44 @@ mod tests {
         let plain = config("192.0.2.1", "", directory.path());
         assert_eq!(at_start(&plain, None), None, "no addresses");
         let fixed = "on_demand = { enabled = true, addresses = ['10.9.0.77/24'] }";
-        let by_address = config("192.0.2.1", fixed, directory.path());
+        // What the server would push has to be learned first.
+        for (more, enough) in [
+            ("", false),
+            ("routes = 'none'", false),
+            ("dns = 'none'", false),
+            ("routes = 'none'\ndns = 'none'", true),
+            ("routes = ['10.0.0.0/8']\ndns = 'none'", true),
+        ] {
+            let by_address = config("192.0.2.1", &format!("{more}\n{fixed}"), directory.path());
+            assert_eq!(at_start(&by_address, None).is_some(), enough, "{more:?}");
+            let last = Remembered::of(&by_address, &wishes(), 0, "192.0.2.1:7".parse().expect("an address"));
+            assert!(at_start(&by_address, Some(&last)).is_some(), "{more:?}");
+        }
+        let fixed = format!("routes = 'none'\ndns = 'none'\n{fixed}");
+        let by_address = config("192.0.2.1", &fixed, directory.path());
         let start = at_start(&by_address, None).expect("known");
         assert_eq!((start.addresses, start.mtu), (vec!["10.9.0.77/24".parse().expect("one")], 1420));
-        let by_name = config("vpn.example.org", fixed, directory.path());
+        let by_name = config("vpn.example.org", &fixed, directory.path());
         assert_eq!(at_start(&by_name, None), None, "its name could not be looked up");
         let last = Remembered::of(&by_name, &wishes(), 0, "192.0.2.1:7".parse().expect("an address"));
         let start = at_start(&by_name, Some(&last)).expect("known");
         assert_eq!((start.addresses.len(), start.mtu, start.settings.routes.len()), (1, 1380, 1));
+    }
+
+    #[test]
+    fn a_server_with_a_name_may_have_moved() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let server = "192.0.2.1:7".parse().expect("an address");
+        let by_name = config("vpn.example.org", "", directory.path());
+        let mut last = Remembered::of(&by_name, &wishes(), 0, server);
+        assert!(at_start(&by_name, Some(&last)).is_some());
+        assert!(last.doubt_server(&by_name) && !last.doubt_server(&by_name));
+        last.store(&file(&by_name)).expect("written");
+        let read = Remembered::load(&by_name).expect("read").expect("there");
+        assert_eq!((at_start(&by_name, Some(&read)), read.server()), (None, None), "it is looked up first");
+        let by_address = config("192.0.2.1", "", directory.path());
+        let mut last = Remembered::of(&by_address, &wishes(), 0, server);
+        assert!(!last.doubt_server(&by_address));
+        assert_eq!(last.server(), Some((0, server)));
     }
 }

@@ -223,7 +223,8 @@ impl<'a> Tunnel<'a> {
         // A dial is the supervisor's to bound.
         let attempt = self.attempt.as_ref().filter(|a| !matches!(a.stage, Stage::Dialling));
         let link = self.link.as_ref().and_then(Link::poll_timeout);
-        let settings = self.configuring.poll_timeout();
+        // Nobody asks for them any more while we leave.
+        let settings = self.configuring.poll_timeout().filter(|_| self.leaving.is_none());
         let draining = self.draining.as_ref().map(|(_, until)| *until);
         let leaving = self.poll_leave();
         attempt

@@ -258,7 +258,7 @@ fn read_on_demand(mut section: Section<'_>) -> OnDemand {
     let default = OnDemand::default();
     let enabled = section.value("enabled").and_then(|v| v.boolean());
     let idle = section.value("idle").and_then(|v| v.duration(LEAST_WAIT));
-    let wake = section.value("wake").map(|v| v.words::<WakeRule>());
+    let wake = section.value("wake").map(|v| v.some_words::<WakeRule>());
     let queue = section.value("queue").and_then(|v| v.integer(1..=100_000));
     let give_up = section.value("give_up").and_then(|v| v.duration(LEAST_WAIT));
     let addresses = section.value("addresses").map(|v| read_addresses(&v));
@@ -721,6 +721,10 @@ mod tests {
             ("kill_switch = {}", &format!(r#"unknown key "kill_switch" (known here: {known})"#)),
             ("on_demand.idle = '10ms'", r#"on_demand.idle = "10ms" is too short: at least 1s"#),
             ("on_demand.queue = 0", "on_demand.queue = 0 is out of range: 1 to 100000"),
+            (
+                "on_demand.wake = []",
+                r#"on_demand.wake is empty: at least one is needed, a rule, as in "10.0.0.0/8", "tcp/22", "10.1.0.0/16 udp/53" or "icmp""#,
+            ),
             (
                 "on_demand.wake = ['gre']",
                 r#"on_demand.wake[0] = "gre" has "gre", which is no protocol: tcp, udp or icmp"#,

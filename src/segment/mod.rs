@@ -40,7 +40,7 @@ pub use coalesce::{Inner, MAX_RUN, Run, next_run};
 pub use fragment::fragment;
 pub use inner::addresses;
 pub use mss::clamp_mss;
-pub use noise::{is_broadcast, is_noise};
+pub use noise::{is_broadcast, is_from, is_noise};
 pub use split::{MAX_SEGMENTS, Segment, Segments, pieces};
 pub use too_big::too_big;
 pub use unreachable::unreachable;

@@ -1,6 +1,6 @@
 //! Packets that hosts and routers send of themselves, whether anybody uses the network or not.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
@@ -30,6 +30,17 @@ pub fn is_broadcast(packet: &[u8], networks: &[IpNet]) -> bool {
         IpNet::V4(net) => net.prefix_len() < 31 && net.broadcast().octets() == *destination,
         IpNet::V6(_) => false,
     })
+}
+
+/// Whether `packet` comes from one of `networks`. Of a super-packet, too.
+pub fn is_from(packet: &[u8], networks: &[IpNet]) -> bool {
+    let bytes = |at: usize, len: usize| packet.get(at..at + len);
+    let source = match packet.first().map(|byte| byte >> 4) {
+        Some(4) => bytes(12, 4).and_then(|b| b.first_chunk::<4>()).map(|b| IpAddr::from(*b)),
+        Some(6) => bytes(8, 16).and_then(|b| b.first_chunk::<16>()).map(|b| IpAddr::from(*b)),
+        _ => None,
+    };
+    source.is_some_and(|source| networks.iter().any(|net| net.contains(&source)))
 }
 
 fn v4(packet: &[u8]) -> bool {
@@ -138,6 +149,23 @@ mod tests {
         let mut packet = packet4(40);
         packet[16..20].copy_from_slice(&[10, 9, 0, 2]);
         assert!(!is_broadcast(&packet, &["10.9.0.2/32".parse().expect("a network")]));
+    }
+
+    #[test]
+    fn sources_are_in_networks() {
+        let from = |packet: &[u8], net: &str| is_from(packet, &[net.parse().expect("a network")]);
+        // A super-packet's length field may say anything.
+        for mut packet in [packet4(40), packet4(60_000)] {
+            packet[12..20].copy_from_slice(&[10, 9, 0, 2, 192, 0, 2, 1]);
+            assert!(from(&packet, "10.9.0.2/32") && from(&packet, "10.9.0.0/24"));
+            assert!(!from(&packet, "192.0.2.0/24") && !from(&packet, "::/0"));
+        }
+        let mut packet = packet6(60);
+        packet[8..24].copy_from_slice(&Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 2).octets());
+        assert!(from(&packet, "fd09::2/128") && !from(&packet, "fd09::3/128") && !from(&packet, "0.0.0.0/0"));
+        for bytes in [&[][..], &[0x45; 15], &[0x60; 23], &[0x55; 40]] {
+            assert!(!from(bytes, "0.0.0.0/0") && !from(bytes, "::/0"));
+        }
     }
 
     #[test]
