@@ -98,7 +98,6 @@ impl Supervisor<'_> {
         };
         let servers = self.servers();
         let Some(demand) = &mut self.demand else { return Ok(()) };
-        demand.core.set_servers(servers);
         if result.is_ok() {
             self.restart_at = None;
             log::info!("asleep: waits for packets{}", listed(" as ", &self.want));
@@ -111,6 +110,7 @@ impl Supervisor<'_> {
                 "inner addresses, routes or the server's place aren't known: connecting once to learn them"
             );
         }
+        demand.core.set_servers(servers);
         Ok(())
     }
 
