@@ -101,6 +101,14 @@ pub struct Known {
     pub good: bool,
 }
 
+impl Known {
+    /// It comes first again: where this host was or whom it tried says nothing any more, and the lookup may lead into
+    /// a tunnel that isn't there.
+    pub fn trust(&mut self) {
+        self.good = !self.addresses.is_empty();
+    }
+}
+
 impl Dial {
     /// Starts to dial these remotes of the configuration, the best first.
     pub fn start(
@@ -352,3 +360,18 @@ const NEXT_REMOTE_AFTER: Duration = Duration::from_millis(1_250);
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// Lookup and connections of a remote, and of those before it, together.
 const DIAL_WITHIN: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_address_can_be_trusted() {
+        let mut known = Known::default();
+        known.trust();
+        assert!(!known.good);
+        known.addresses.push("192.0.2.1:55555".parse().expect("an address"));
+        known.trust();
+        assert!(known.good);
+    }
+}

@@ -17,15 +17,18 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use super::wake::{self, Wake};
 use crate::budget::Budget;
-use crate::segment::{addresses, unreachable};
+use crate::segment::{addresses, is_broadcast, is_from, unreachable};
 use crate::time::Time;
 use crate::wire::vnet::VNET_LEN;
 
 /// The states of a connection on demand.
 ///
-/// - getters: [`listens`](OnDemand::listens), [`held`](OnDemand::held), [`counters`](OnDemand::counters)
+/// - getters: [`listens`](OnDemand::listens), [`state`](OnDemand::state), [`held`](OnDemand::held)
+/// - commands: [`set_servers`](OnDemand::set_servers), [`set_networks`](OnDemand::set_networks)
 /// - `handle_*`: [`handle_packet`](OnDemand::handle_packet), [`handle_held_sent`](OnDemand::handle_held_sent),
 ///   [`handle_established`](OnDemand::handle_established), [`handle_lost`](OnDemand::handle_lost),
 ///   [`handle_leaving`](OnDemand::handle_leaving), [`handle_ended`](OnDemand::handle_ended),
@@ -36,15 +39,18 @@ pub struct OnDemand {
     wake: Wake,
     give_up: Duration,
     state: State,
-    /// Packets as they came from the device, to be sent before anything else of it.
-    held: Vec<Vec<u8>>,
+    /// The packet that woke us, as it came from the device, to be sent before anything else of it.
+    held: Option<Vec<u8>>,
     /// Where servers are: packets to them are the tunnel's own.
     servers: Vec<SocketAddr>,
+    /// Our inner addresses and the subnets behind us.
+    own: Vec<IpNet>,
+    /// The networks that those addresses are in.
+    networks: Vec<IpNet>,
     /// Given up so many times since the last session.
     failures: u32,
     answers: VecDeque<Vec<u8>>,
     allowance: Budget,
-    counters: Counters,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,30 +70,13 @@ enum State {
     },
 }
 
-/// What was counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Packets that brought the tunnel up, or tried to.
-    pub wakes: u64,
-    /// Sessions made.
-    pub sessions: u64,
-    /// Sessions ended because they were idle.
-    pub idle: u64,
-    /// Times no session could be made.
-    pub gave_up: u64,
-    /// Packets dropped because they match no rule.
-    pub ignored: u64,
-    /// Packets dropped because there is no session, their sender told.
-    pub answered: u64,
-    /// The same, their sender not told.
-    pub unanswered: u64,
-}
-
 /// What becomes of a packet from the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It is dropped: nothing to wake for.
     Ignored,
+    /// It is dropped: its source is none of ours, and the server wouldn't take it.
+    NotOurs,
     /// It is held, and a tunnel process is to be started.
     Wakes,
     /// It is dropped: there is no session, and none is tried for now.
@@ -121,12 +110,13 @@ impl OnDemand {
             wake,
             give_up,
             state: if known { State::Asleep } else { State::Waking(None) },
-            held: Vec::new(),
+            held: None,
             servers: Vec::new(),
+            own: Vec::new(),
+            networks: Vec::new(),
             failures: 0,
             answers: VecDeque::new(),
             allowance: Budget::new(ANSWERS, ANSWER_EVERY, now),
-            counters: Counters::default(),
         }
     }
 
@@ -148,12 +138,7 @@ impl OnDemand {
 
     /// What the next tunnel process is to send first.
     pub fn held(&self) -> &[Vec<u8>] {
-        &self.held
-    }
-
-    /// What was counted.
-    pub fn counters(&self) -> Counters {
-        self.counters
+        self.held.as_slice()
     }
 
     /// Where servers are, as far as that is known.
@@ -161,12 +146,23 @@ impl OnDemand {
         self.servers = servers;
     }
 
+    /// Our inner addresses, with their networks' prefix lengths, and the subnets behind us.
+    pub fn set_networks(&mut self, addresses: &[IpNet], subnets: &[IpNet]) {
+        self.networks = addresses.to_vec();
+        self.own =
+            addresses.iter().map(|address| address.addr().into()).chain(subnets.iter().copied()).collect();
+    }
+
     /// A packet, behind its virtio header, came from the device while it is ours to read.
     pub fn handle_packet(&mut self, now: Time, read: &[u8]) -> Verdict {
         let packet = read.get(VNET_LEN..).unwrap_or_default();
-        if !self.wake.matches(packet) || self.is_own(packet) {
-            self.counters.ignored += 1;
+        let noise = self.is_own(packet) || is_broadcast(packet, &self.networks);
+        if noise || !self.wake.matches(packet) {
             return Verdict::Ignored;
+        }
+        // Such as the kernel's answers to strangers who try the host's other addresses, with the default route ours.
+        if !is_from(packet, &self.own) {
+            return Verdict::NotOurs;
         }
         if let State::GivenUp { until, moved } = self.state
             && !moved
@@ -175,8 +171,7 @@ impl OnDemand {
             self.refuse(now, packet);
             return Verdict::Refused;
         }
-        self.counters.wakes += 1;
-        self.held.push(read.to_vec());
+        self.held = Some(read.to_vec());
         self.state = State::Waking(Some(now + self.give_up));
         Verdict::Wakes
     }
@@ -190,7 +185,7 @@ impl OnDemand {
 
     /// What was held has been sent.
     pub fn handle_held_sent(&mut self) {
-        self.held.clear();
+        self.held = None;
     }
 
     /// There is a session.
@@ -198,7 +193,6 @@ impl OnDemand {
         if let State::Waking(_) = self.state {
             self.state = State::Up;
             self.failures = 0;
-            self.counters.sessions += 1;
         }
     }
 
@@ -213,7 +207,6 @@ impl OnDemand {
     pub fn handle_leaving(&mut self, now: Time) {
         if let State::Up | State::Waking(_) = self.state {
             self.state = State::Leaving(now + LEAVE_WITHIN);
-            self.counters.idle += 1;
         }
     }
 
@@ -226,7 +219,7 @@ impl OnDemand {
             }
             State::Waking(_) => Ended::Again,
             // Not one packet is left behind.
-            State::Leaving(_) if !self.held.is_empty() => {
+            State::Leaving(_) if self.held.is_some() => {
                 self.state = State::Waking(Some(now + self.give_up));
                 Ended::Again
             }
@@ -237,9 +230,8 @@ impl OnDemand {
             State::GivingUp(_) => {
                 let wait = (FIRST_WAIT * 2u32.pow(self.failures.min(10))).min(LONGEST_WAIT);
                 self.failures = self.failures.saturating_add(1);
-                self.counters.gave_up += 1;
                 self.state = State::GivenUp { until: now + wait, moved: false };
-                for read in std::mem::take(&mut self.held) {
+                if let Some(read) = self.held.take() {
                     self.refuse(now, read.get(VNET_LEN..).unwrap_or_default());
                 }
                 Ended::GivenUp
@@ -297,13 +289,7 @@ impl OnDemand {
     /// Tells the packet's sender, as if its destination did: this host expects packets from there.
     fn refuse(&mut self, now: Time, packet: &[u8]) {
         let answer = addresses(packet).and_then(|(_, from)| unreachable(packet, from));
-        match answer.filter(|_| self.allowance.take(now)) {
-            Some(answer) => {
-                self.answers.push_back(answer);
-                self.counters.answered += 1;
-            }
-            None => self.counters.unanswered += 1,
-        }
+        self.answers.extend(answer.filter(|_| self.allowance.take(now)));
     }
 }
 
@@ -332,7 +318,14 @@ mod tests {
     }
 
     fn new(known: bool) -> OnDemand {
-        OnDemand::new(Wake::default(), GIVE_UP, known, at(0))
+        let mut demand = OnDemand::new(Wake::default(), GIVE_UP, known, at(0));
+        let nets = ["10.9.0.2/24", "192.168.7.0/24"].map(|net| net.parse().expect("a network"));
+        demand.set_networks(&nets[..1], &nets[1..]);
+        demand
+    }
+
+    fn from_to(source: [u8; 4], destination: [u8; 4]) -> Vec<u8> {
+        [vec![0; VNET_LEN], v4(source, destination, 17, 7)].concat()
     }
 
     /// A datagram to `port`, as it comes from the device.
@@ -361,8 +354,6 @@ mod tests {
         assert_eq!(demand.handle_ended(at(60_050)), Ended::Asleep);
         assert!(demand.listens());
         assert_eq!(demand.handle_packet(at(60_060), &read(8)), Verdict::Wakes);
-        let counters = demand.counters();
-        assert_eq!((counters.wakes, counters.ignored, counters.idle, counters.sessions), (2, 2, 1, 1));
     }
 
     #[test]
@@ -403,8 +394,6 @@ mod tests {
         assert_eq!(demand.handle_packet(at(63_000), &read(9)), Verdict::Refused);
         demand.handle_network_changed();
         assert_eq!(demand.handle_packet(at(63_001), &read(9)), Verdict::Wakes);
-        let counters = demand.counters();
-        assert_eq!((counters.gave_up, counters.answered, counters.unanswered), (2, 4, 0));
     }
 
     #[test]
@@ -417,7 +406,6 @@ mod tests {
             demand.handle_packet(at(30_001), &read(7));
         }
         assert_eq!(std::iter::from_fn(|| demand.poll_answer()).count(), 100);
-        assert_eq!(demand.counters().unanswered, 901);
         // An ICMP error is no question.
         let mut error = v4([10, 9, 0, 2], [10, 9, 0, 1], 1, 0);
         error[20] = 3;
@@ -467,6 +455,29 @@ mod tests {
         assert_eq!(demand.handle_packet(at(0), &read(22)), Verdict::Wakes);
     }
 
+    #[test]
+    fn only_what_is_ours_wakes_or_is_answered() {
+        let gate = [10, 9, 0, 1];
+        let mut demand = new(true);
+        assert_eq!(demand.handle_packet(at(0), &from_to([198, 18, 1, 2], gate)), Verdict::NotOurs);
+        assert_eq!(demand.handle_packet(at(0), &from_to([10, 9, 0, 3], gate)), Verdict::NotOurs);
+        assert_eq!(demand.handle_packet(at(0), &from_to([10, 9, 0, 2], [10, 9, 0, 255])), Verdict::Ignored);
+        assert_eq!(demand.handle_packet(at(0), &from_to([192, 168, 7, 9], gate)), Verdict::Wakes, "a subnet");
+        demand.handle_timeout(at(30_000));
+        demand.handle_ended(at(30_000));
+        assert!(demand.poll_answer().is_some());
+        assert_eq!(demand.handle_packet(at(30_001), &from_to([198, 18, 1, 2], gate)), Verdict::NotOurs);
+        assert_eq!(
+            demand.handle_packet(at(30_001), &from_to([10, 9, 0, 2], [10, 9, 0, 255])),
+            Verdict::Ignored
+        );
+        assert_eq!(demand.poll_answer(), None);
+        // Other addresses.
+        demand.set_networks(&["10.8.0.2/24".parse().expect("a network")], &[]);
+        assert_eq!(demand.handle_packet(at(90_000), &read(7)), Verdict::NotOurs);
+        assert_eq!(demand.handle_packet(at(90_000), &from_to([10, 8, 0, 2], gate)), Verdict::Wakes);
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Packet,
@@ -508,7 +519,7 @@ mod tests {
                         match demand.handle_packet(at(now), &packet) {
                             Verdict::Wakes => process = true,
                             Verdict::Refused => sent.push(next),
-                            Verdict::Ignored => continue,
+                            Verdict::Ignored | Verdict::NotOurs => continue,
                         }
                         next += 1;
                     }

@@ -300,20 +300,17 @@ pub enum SleepReason {
     Idle,
     /// The server ended the session.
     Server,
-    /// The session was lost, and nobody needs another.
-    Lost,
 }
 
 impl SleepReason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [SleepReason; 3] = [SleepReason::Idle, SleepReason::Server, SleepReason::Lost];
+    pub const ALL: [SleepReason; 2] = [SleepReason::Idle, SleepReason::Server];
 
     /// The name in the status.
     pub fn name(self) -> &'static str {
         match self {
             SleepReason::Idle => "idle",
             SleepReason::Server => "server",
-            SleepReason::Lost => "lost",
         }
     }
 }
@@ -321,27 +318,24 @@ impl SleepReason {
 /// Why a packet that came while there was no session isn't sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeldDrop {
-    /// Too many wait already.
-    Full,
-    /// It waited for too long.
-    TooOld,
     /// No session came.
     GaveUp,
     /// It is nothing to wake for.
     NoWake,
+    /// Its source is none of our addresses, nor in a subnet behind us.
+    SourceNotOurs,
 }
 
 impl HeldDrop {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [HeldDrop; 4] = [HeldDrop::Full, HeldDrop::TooOld, HeldDrop::GaveUp, HeldDrop::NoWake];
+    pub const ALL: [HeldDrop; 3] = [HeldDrop::GaveUp, HeldDrop::NoWake, HeldDrop::SourceNotOurs];
 
     /// The name in the status.
     pub fn name(self) -> &'static str {
         match self {
-            HeldDrop::Full => "full",
-            HeldDrop::TooOld => "too_old",
             HeldDrop::GaveUp => "gave_up",
             HeldDrop::NoWake => "no_wake",
+            HeldDrop::SourceNotOurs => "source_not_ours",
         }
     }
 }
@@ -474,7 +468,7 @@ mod tests {
         let ping = || WakeCause::of(&v4(1, [10, 9, 0, 1], &[8, 0]));
         starts.woken(at(1_000), ping(), false);
         starts.held(3);
-        starts.dropped(HeldDrop::Full, 2);
+        starts.dropped(HeldDrop::SourceNotOurs, 2);
         starts.established(at(1_055));
         starts.first_answer(at(1_070));
         starts.first_answer(at(1_500));
@@ -496,7 +490,7 @@ mod tests {
             ("/awake_ms", json!(2_200.0)),
             ("/causes", json!({ "ping": 2, "no_packet": 1 })),
             ("/sleeps", json!({ "idle": 2 })),
-            ("/drops", json!({ "full": 2 })),
+            ("/drops", json!({ "source_not_ours": 2 })),
             ("/cold/wakes", json!(2)),
             ("/cold/first_packet/count", json!(1)),
             ("/cold/first_packet/worst_ms", json!(55.0)),
@@ -571,7 +565,7 @@ mod tests {
                     Call::Woken(warm) => starts.woken(at(now), WakeCause::of(&[]), warm),
                     Call::Established => starts.established(at(now)),
                     Call::FirstAnswer => starts.first_answer(at(now)),
-                    Call::Asleep => starts.asleep(at(now), SleepReason::Lost),
+                    Call::Asleep => starts.asleep(at(now), SleepReason::Server),
                     Call::GaveUp => starts.gave_up(at(now)),
                 }
             }

@@ -664,6 +664,7 @@ impl<'a> Supervisor<'a> {
         if !moved {
             return Ok(());
         }
+        self.known.values_mut().for_each(Known::trust);
         if let Some((_, places)) = &self.dial {
             log::info!("the network changed: connecting anew");
             let places = places.clone();
@@ -707,8 +708,8 @@ impl<'a> Supervisor<'a> {
                     self.known.insert(latest.place, Known { addresses: vec![latest.address], good: true });
                     self.in_use = Some(latest);
                 }
-                let keep: Vec<IpAddr> =
-                    self.dialled.iter().chain(&self.in_use).map(|c| c.address.ip()).collect();
+                let mut keep = self.kept_servers();
+                keep.extend(self.dialled.iter().chain(&self.in_use).map(|c| c.address.ip()));
                 if self.dial.is_none()
                     && let Err(failure) = host.protect_only(&keep)
                 {

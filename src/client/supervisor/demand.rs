@@ -2,8 +2,10 @@
 //! while there is no tunnel process, and starts and stops that one as [`OnDemand`] says.
 
 use std::io::IoSlice;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{DEVICE, Supervisor, full};
 use crate::client::consent::{Policy, judge};
@@ -14,7 +16,7 @@ use crate::client::on_demand::{Due, Ended, OnDemand, Verdict};
 use crate::client::remembered::{self, Remembered};
 use crate::client::starts::{HeldDrop, SleepReason, Starts, WakeCause};
 use crate::client::wake::{self, Wake};
-use crate::config::client::ClientConfig;
+use crate::config::client::{ClientConfig, Remote};
 use crate::exit::{Failure, Outcome};
 use crate::sys::clock;
 use crate::sys::poller::Interest;
@@ -71,44 +73,69 @@ impl Supervisor<'_> {
     pub(super) fn begin_asleep(&mut self, host: &mut Host) -> Outcome<()> {
         let Some(demand) = &mut self.demand else { return Ok(()) };
         host.set_queue(self.config.on_demand.queue)?;
-        if let Some((place, server)) = demand.remembered.as_ref().and_then(Remembered::server) {
+        let last = demand.remembered.as_ref();
+        if let Some((place, server)) = last.and_then(Remembered::server) {
             self.known.insert(place, Known { addresses: vec![server], good: true });
+            self.found.insert(place, vec![server]);
             self.first_remote = place;
-            self.established = true;
         }
-        let Some(wishes) = remembered::at_start(self.config, demand.remembered.as_ref()) else {
-            log::info!("nothing is known of the inner addresses: connecting once to learn them");
-            demand.starts.woken(clock::now(), first_wake(), false);
-            return Ok(());
-        };
-        let planned = judge(&Policy::of(self.config), &wishes, &host.lans()?);
-        match planned {
-            Ok(plan) => {
-                // Whatever the routes are, none leads to a server itself.
-                let remembered = demand.remembered.as_ref().and_then(Remembered::server);
-                let literal = self.config.remote.iter().filter_map(|remote| remote.host.parse().ok());
-                for server in remembered.map(|(_, server)| server.ip()).into_iter().chain(literal) {
-                    host.protect(server)?;
+        let first_session = last.is_none();
+        let known = remembered::at_start(self.config, last);
+        // Before there are routes of ours: whatever they are, none leads to a server itself.
+        for server in self.kept_servers() {
+            host.protect(server)?;
+        }
+        let result = match known {
+            Some(mut wishes) => {
+                if first_session {
+                    // Which subnets are behind us the server hasn't said yet: any may be.
+                    wishes.subnets = vec![IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())];
                 }
-                host.apply(&plan)?;
-                host.protect_only(&[])?;
-                demand.addresses.clone_from(&plan.addresses);
-                self.want = plan.addresses;
-                self.restart_at = None;
-                log::info!("asleep: waits for packets{}", listed(" as ", &self.want));
+                self.set_up_asleep(&wishes, host)
+                    .map_err(|why| log::warn!("what is known of the last session is of no use: {why}"))
             }
-            Err(refused) => {
-                log::warn!("what is known of the inner addresses is of no use ({refused}): connecting once");
-                demand.core = OnDemand::new(
-                    Wake::new(self.config.on_demand.wake.clone()),
-                    self.config.on_demand.give_up,
-                    false,
-                    clock::now(),
-                );
-                demand.starts.woken(clock::now(), first_wake(), false);
-            }
+            None => Err(()),
+        };
+        let servers = self.servers();
+        let Some(demand) = &mut self.demand else { return Ok(()) };
+        if result.is_ok() {
+            self.restart_at = None;
+            log::info!("asleep: waits for packets{}", listed(" as ", &self.want));
+        } else {
+            let on_demand = &self.config.on_demand;
+            let wake = Wake::new(on_demand.wake.clone());
+            demand.core = OnDemand::new(wake, on_demand.give_up, false, clock::now());
+            demand.starts.woken(clock::now(), first_wake(), false);
+            log::info!(
+                "inner addresses, routes or the server's place aren't known: connecting once to learn them"
+            );
         }
+        demand.core.set_servers(servers);
         Ok(())
+    }
+
+    /// An error is a reason to connect first.
+    fn set_up_asleep(&mut self, wishes: &Wishes, host: &mut Host) -> Result<(), String> {
+        let lans = host.lans().map_err(|failure| failure.text)?;
+        let plan = judge(&Policy::of(self.config), wishes, &lans).map_err(|refused| refused.to_string())?;
+        host.apply(&plan).map_err(|failure| failure.text)?;
+        // From here on, ending would let go of what is kept in the tunnel: a stranger's certificate is no reason for that.
+        self.established = true;
+        if let Some(demand) = &mut self.demand {
+            demand.core.set_networks(&wishes.addresses, &wishes.subnets);
+            demand.addresses.clone_from(&plan.addresses);
+        }
+        self.want = plan.addresses;
+        Ok(())
+    }
+
+    /// Servers that a client on demand keeps the ways to all the time: asleep too, when the way might not be found again with
+    /// our routes there, and so that what goes to a server beside the tunnel is never within it.
+    pub(super) fn kept_servers(&self) -> Vec<IpAddr> {
+        if self.demand.is_none() {
+            return Vec::new();
+        }
+        kept(&self.config.remote, self.known.values())
     }
 
     /// What the next tunnel process is told of it.
@@ -138,12 +165,17 @@ impl Supervisor<'_> {
                     demand.starts.dropped(HeldDrop::NoWake, 1);
                     log::debug!("not woken by {}", wake::describe(read.get(VNET_LEN..).unwrap_or_default()));
                 }
+                Verdict::NotOurs => {
+                    demand.starts.dropped(HeldDrop::SourceNotOurs, 1);
+                    log::debug!("not ours: {}", wake::describe(read.get(VNET_LEN..).unwrap_or_default()));
+                }
                 Verdict::Refused => demand.starts.dropped(HeldDrop::GaveUp, 1),
                 Verdict::Wakes => {
                     let packet = read.get(VNET_LEN..).unwrap_or_default();
                     log::info!("woken by {}", wake::describe(packet));
                     demand.starts.woken(now, WakeCause::of(packet), self.ticket.is_some());
                     demand.starts.held(1);
+                    self.known.values_mut().for_each(Known::trust);
                     self.restart_at = Some(now);
                 }
             }
@@ -175,9 +207,11 @@ impl Supervisor<'_> {
             (Some(Due::Stop), Some(process)) => {
                 let seconds = self.config.on_demand.give_up.as_secs_f64();
                 log::warn!("no session within {seconds:.0} s: whoever waits is told that nobody is there");
-                process.phase = Phase::Stopping;
                 self.dial = None;
-                process.tell(&Reply::Stop, &[]);
+                if process.phase.is_at_work() {
+                    process.phase = Phase::Stopping;
+                    process.tell(&Reply::Stop, &[]);
+                }
             }
             (Some(Due::Kill), Some(process)) => {
                 log::warn!("the tunnel process doesn't leave: it is killed");
@@ -243,6 +277,12 @@ impl Supervisor<'_> {
             Ended::GivenUp => {
                 demand.starts.gave_up(now);
                 demand.starts.dropped(HeldDrop::GaveUp, held);
+                if let Some(last) = &mut demand.remembered
+                    && last.doubt_server(self.config)
+                    && let Err(failure) = last.store(&remembered::file(self.config))
+                {
+                    log::warn!("the next start will look for the server where it was: {failure}");
+                }
                 log::info!("the next packet tries again");
             }
         }
@@ -252,12 +292,12 @@ impl Supervisor<'_> {
         false
     }
 
-    /// Nobody needs a way to the servers outside the tunnel.
+    /// Nobody needs a way to other servers than those that are kept.
     fn release_servers(&mut self, host: &mut Host) {
-        let servers = self.servers();
+        let (servers, keep) = (self.servers(), self.kept_servers());
         let Some(demand) = self.demand.as_mut().filter(|demand| demand.core.listens()) else { return };
         demand.core.set_servers(servers);
-        if let Err(failure) = host.protect_only(&[]) {
+        if let Err(failure) = host.protect_only(&keep) {
             log::warn!("{failure}");
         }
     }
@@ -274,6 +314,7 @@ impl Supervisor<'_> {
         let Some((place, server)) = self.in_use.as_ref().map(|c| (c.place, c.address)) else { return };
         self.first_remote = place;
         let Some(demand) = &mut self.demand else { return };
+        demand.core.set_networks(&wishes.addresses, &wishes.subnets);
         if demand.addresses != self.want {
             if !demand.addresses.is_empty() {
                 let before = listed("", &demand.addresses);
@@ -289,6 +330,15 @@ impl Supervisor<'_> {
             demand.remembered = Some(now);
         }
     }
+}
+
+/// Remotes that are addresses, and where others were last.
+fn kept<'k>(remotes: &[Remote], known: impl Iterator<Item = &'k Known>) -> Vec<IpAddr> {
+    let literal = remotes.iter().filter_map(|remote| remote.host.parse().ok());
+    let mut kept: Vec<IpAddr> = literal.chain(known.flat_map(|k| &k.addresses).map(SocketAddr::ip)).collect();
+    kept.sort_unstable();
+    kept.dedup();
+    kept
 }
 
 fn first_wake() -> WakeCause {
@@ -314,6 +364,18 @@ const PACKETS_PER_TURN: usize = 256;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn servers_that_stay_outside() {
+        let remote = |host: &str| Remote { host: host.to_owned(), port: 7 };
+        let remotes = ["192.0.2.1", "vpn.example.org", "2001:db8::1"].map(remote);
+        let known = Known { addresses: vec!["198.51.100.1:7".parse().expect("an address")], good: false };
+        let again = Known { addresses: vec!["192.0.2.1:7".parse().expect("an address")], good: true };
+        let ips = |list: &[&str]| list.iter().map(|ip| ip.parse().expect("an IP")).collect::<Vec<IpAddr>>();
+        let all = ips(&["192.0.2.1", "198.51.100.1", "2001:db8::1"]);
+        assert_eq!(kept(&remotes, [&known, &again].into_iter()), all);
+        assert_eq!(kept(&remotes[1..2], [].into_iter()), ips(&[]));
+    }
 
     #[test]
     fn durations_for_people() {
