@@ -1,7 +1,8 @@
 //! A client that connects on demand: no connection and no process of it while nobody needs one, and nobody who notices.
 
-use std::io;
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -117,7 +118,7 @@ fn five_idle_seconds_end_it_and_the_next_packet_begins_it() {
 fn an_open_connection_goes_on_over_idle_cycles() {
     let Some(lab) = Lab::new("open", 1) else { return };
     let _server = lab.start_server(&everything(&lab));
-    let config = on_demand(&lab, 1).without("on_demand.addresses");
+    let config = learning(&lab);
     let mut client = lab.start_client(1, &config);
     let inner = lab.inner(1);
     let mut talks = [INNER_V4, INNER_V6].map(|to| Conversation::start(&lab.c(1), &lab.srv(), ip(to)));
@@ -163,7 +164,7 @@ fn senders_are_told_when_there_is_no_session_and_it_comes_back() {
 #[test]
 fn the_server_and_the_network_may_change_while_it_sleeps() {
     let Some(lab) = Lab::new("changes", 1) else { return };
-    let config = on_demand(&lab, 1).without("on_demand.addresses");
+    let config = learning(&lab);
     let mut server = lab.start_server(&lab.server());
     let mut client = lab.start_client(1, &config);
     let inner = lab.inner(1);
@@ -207,11 +208,9 @@ fn nothing_leaves_in_clear() {
     let Some(lab) = Lab::new("closed", 1) else { return };
     let _server = lab.start_server(&everything(&lab));
     let before = lab.c(1).routes();
-    let config = on_demand(&lab, 1).without("on_demand.addresses");
+    let config = learning(&lab);
     let mut client = lab.start_client(1, &config);
     falls_asleep(&lab, &mut client, 0);
-    let host_routes = || lab.c(1).routes().iter().filter(|r| r.contains(SERVER_V4)).count();
-    assert_eq!(host_routes(), 0, "the server's route is there though nobody needs it");
     let wire = Capture::start(&lab.net(), "c1");
     // Asleep and waking, to hosts that are there and to those that aren't.
     lab.swallow(&["tcp dport 55555"]);
@@ -222,7 +221,6 @@ fn nothing_leaves_in_clear() {
     lookup.send(b"who is it?").expect("sent");
     lab.swallow_no_more();
     ping_once(&lab, LAN_V4);
-    assert!(host_routes() > 0);
     falls_asleep(&lab, &mut client, 1);
     lookup.send(b"who is it?").expect("sent");
     says(&mut client, "tunnel up: ", 3);
@@ -233,12 +231,158 @@ fn nothing_leaves_in_clear() {
 }
 
 #[test]
+fn the_server_itself_is_beside_the_tunnel_asleep_and_up() {
+    let Some(lab) = Lab::new("beside", 1) else { return };
+    let _server = lab.start_server(&everything(&lab));
+    let config = learning(&lab);
+    let mut client = lab.start_client(1, &config);
+    falls_asleep(&lab, &mut client, 0);
+    let listener = lab.srv().within(|| TcpListener::bind("0.0.0.0:2222")).expect("bind");
+    let connect = || {
+        let to = (ip(SERVER_V4), 2222).into();
+        let ours = lab.c(1).within(|| TcpStream::connect_timeout(&to, Duration::from_secs(5)));
+        let (theirs, from) = listener.accept().expect("a connection");
+        assert_eq!(from.ip(), ip("198.18.1.2"));
+        (ours.expect("connected"), theirs)
+    };
+    let talk = |(ours, theirs): &mut (TcpStream, TcpStream)| {
+        ours.write_all(b"word").expect("written");
+        theirs.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+        theirs.read_exact(&mut [0; 4]).expect("read");
+    };
+    let mut pair = connect();
+    talk(&mut pair);
+    assert!(is_quiet(&lab, &client) && !client.log().contains("woken by"), "{}", client.log());
+    ping_once(&lab, LAN_V4);
+    talk(&mut pair);
+    falls_asleep(&lab, &mut client, 1);
+    talk(&mut pair);
+    // And after a start that begins asleep.
+    assert_eq!(client.stop(), 0);
+    let mut client = asleep(&lab, &config);
+    talk(&mut connect());
+    assert!(is_quiet(&lab, &client) && !client.log().contains("woken by"), "{}", client.log());
+    // The way there follows the network while nobody uses it.
+    lab.c(1).ip(&["addr", "del", "198.18.1.2/24", "dev", "eth0"]);
+    lab.c(1).ip(&["addr", "add", "198.18.1.77/24", "dev", "eth0"]);
+    lab.c(1).ip(&["route", "add", "default", "via", "198.18.1.1"]);
+    ping_once(&lab, LAN_V4);
+    lab.wait_for_peer("198.18.1.77:");
+    falls_asleep(&lab, &mut client, 1);
+}
+
+#[test]
+fn what_is_not_ours_wakes_nobody_and_keeps_nothing_up() {
+    let Some(lab) = Lab::new("notours", 1) else { return };
+    let _server = lab.start_server(&everything(&lab));
+    let config = learning(&lab);
+    let mut client = lab.start_client(1, &config);
+    falls_asleep(&lab, &mut client, 0);
+    let stranger = lab.c(1).within(|| UdpSocket::bind("198.18.1.2:0")).expect("bind");
+    let everybody = lab.c(1).within(|| UdpSocket::bind("0.0.0.0:0")).expect("bind");
+    let say = || {
+        stranger.send_to(b"hello", "203.0.113.9:7").expect("sent");
+        everybody.send_to(b"hello", "10.9.0.255:7").expect("sent");
+    };
+    (0..20).for_each(|_| say());
+    thread::sleep(Duration::from_millis(300));
+    assert!(is_quiet(&lab, &client) && !client.log().contains("woken by"), "{}", client.log());
+    ping_once(&lab, LAN_V4);
+    woken(&mut client, 2);
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                say();
+                thread::sleep(Duration::from_millis(50));
+            }
+        });
+        // Two to three seconds later, whatever they say.
+        let slept = eventually_asleep(&mut client, 2);
+        done.store(true, Ordering::Relaxed);
+        assert!(slept, "{}", client.log());
+    });
+}
+
+#[test]
+fn a_stranger_in_the_servers_place_ends_nothing() {
+    let Some(lab) = Lab::new("portal", 1) else { return };
+    lab.tunguard(&["pki", "init", "--dir", "elsewhere"]);
+    lab.tunguard(&["pki", "server", "--dir", "elsewhere", "gate", "--san", SERVER_V4]);
+    let impostor = lab
+        .server()
+        .set("tls.ca", "'elsewhere/ca.pem'")
+        .set("tls.cert", "'elsewhere/gate.pem'")
+        .set("tls.key", "'elsewhere/gate.key'")
+        .set("tls.crl", "'elsewhere/crl.pem'");
+    let mut stranger = lab.start_server(&impostor);
+    let mut client = asleep(&lab, &on_demand(&lab, 1).set("on_demand.give_up", "'2s'"));
+    assert!(lab.c(1).cannot_ping(INNER_V4));
+    client.wait_for_log("next attempt in");
+    client.wait_for_log("the next packet tries again");
+    assert_eq!(lab.inner(1), [ip("10.9.0.5"), ip("fd09::5")]);
+    assert_eq!(stranger.stop(), 0);
+    let _server = lab.start_server(&lab.server());
+    eventually("the tunnel is there", || {
+        lab.c(1).run(&["ping", "-n", "-c", "1", "-W", "3", INNER_V4]).status.success().then_some(())
+    });
+    assert_eq!(client.stop(), 0);
+}
+
+#[test]
+fn what_the_server_pushes_is_learned_first() {
+    let Some(lab) = Lab::new("learn", 1) else { return };
+    let _server = lab.start_server(&lab.server().set("push.routes", "['192.168.50.0/24']").set("nat", true));
+    lab.wait_for_carrier(1);
+    let config = on_demand(&lab, 1).without("routes");
+    let routed = || lab.c(1).routes().iter().any(|route| route.starts_with("192.168.50.0/24 dev tg0"));
+    let mut client = lab.try_client(1, &config);
+    client.wait_for_log("connecting once to learn them");
+    woken(&mut client, 1);
+    falls_asleep(&lab, &mut client, 0);
+    assert!(routed());
+    assert_eq!(client.stop(), 0);
+    let mut client = asleep(&lab, &config);
+    assert!(routed() && lab.sessions().is_empty());
+    ping_once(&lab, LAN_V4);
+    assert_eq!(client.stop(), 0);
+}
+
+#[test]
+fn a_server_with_a_name_is_looked_up_again_after_giving_up() {
+    let Some(lab) = Lab::new("named", 1) else { return };
+    let mut server = lab.start_server(&everything(&lab));
+    let config = learning(&lab).set("remote", "['vpn.test']").set("on_demand.give_up", "'2s'");
+    let start = |name_at: &str| lab.client_with_own_etc(1, &format!("{name_at} vpn.test\n"), &config);
+    lab.wait_for_carrier(1);
+    let mut client = start(SERVER_V4);
+    woken(&mut client, 1);
+    falls_asleep(&lab, &mut client, 0);
+    assert_eq!(client.stop(), 0);
+    let mut client = start(SERVER_V4);
+    client.wait_for_log("asleep: waits for packets");
+    assert_eq!(server.stop(), 0);
+    assert!(lab.c(1).cannot_ping(INNER_V4));
+    client.wait_for_log("the next packet tries again");
+    assert_eq!(client.stop(), 0);
+    let _server = lab.start_server(&everything(&lab));
+    let mut client = start(SERVER_V4);
+    client.wait_for_log("connecting once to learn them");
+    woken(&mut client, 1);
+    falls_asleep(&lab, &mut client, 0);
+    assert_eq!(client.stop(), 0);
+    let mut client = start(SERVER_V4);
+    client.wait_for_log("asleep: waits for packets");
+    ping_once(&lab, LAN_V4);
+}
+
+#[test]
 fn a_client_started_again_knows_its_addresses() {
     let Some(lab) = Lab::new("remember", 1) else { return };
     // The server itself is never routed into the tunnel.
     let pushed = format!("['192.168.50.0/24', '{SERVER_V4}/32']");
     let _server = lab.start_server(&lab.server().set("push.routes", pushed).set("nat", true));
-    let config = on_demand(&lab, 1).without("on_demand.addresses");
+    let config = learning(&lab);
     let routed = || lab.c(1).routes().iter().any(|route| route.starts_with("192.168.50.0/24 dev tg0"));
     let mut client = lab.try_client(1, &config);
     client.wait_for_log("connecting once to learn them");
@@ -310,15 +454,20 @@ fn a_killed_client_is_repaired_by_its_next_start() {
     let Some(lab) = Lab::new("kill9", 1) else { return };
     let _server = lab.start_server(&everything(&lab));
     let before = lab.c(1).routes();
-    let config = on_demand(&lab, 1).without("on_demand.addresses");
+    let config = learning(&lab);
     let mut client = lab.start_client(1, &config);
     let inner = lab.inner(1);
     falls_asleep(&lab, &mut client, 0);
-    // Asleep: the device goes, and its routes with it; there are no others.
+    // Asleep: the device goes, and its routes with it; the server's host route stays until the next start.
+    let others = || {
+        let routes = lab.c(1).routes();
+        routes.into_iter().filter(|route| !route.contains(SERVER_V4)).collect::<Vec<String>>()
+    };
     client.kill();
-    same_lines(&before, &lab.c(1).routes(), "the client's routes");
-    // Waking: the tunnel process goes, too, and the server's host route stays until the next start.
+    same_lines(&before, &others(), "the client's routes");
+    // Waking: the tunnel process goes, too.
     let mut client = asleep(&lab, &config);
+    assert!(client.log().contains("removing the host route to"), "{}", client.log());
     assert_eq!(lab.inner(1), inner);
     lab.swallow(&["tcp dport 55555"]);
     assert!(lab.c(1).cannot_ping(LAN_V4));
@@ -328,8 +477,6 @@ fn a_killed_client_is_repaired_by_its_next_start() {
     eventually("the tunnel process dies", || (!children.iter().any(|pid| alive(*pid))).then_some(()));
     lab.swallow_no_more();
     let mut client = asleep(&lab, &config);
-    let host_routes = || lab.c(1).routes().iter().filter(|r| r.contains(SERVER_V4)).count();
-    assert_eq!(host_routes(), 0, "{:?}", lab.c(1).routes());
     ping_once(&lab, LAN_V4);
     assert_eq!(client.stop(), 0);
     same_lines(&before, &lab.c(1).routes(), "the client's routes");
@@ -406,9 +553,15 @@ fn says_something_new(client: &mut Process, text: &str, wait: bool) {
     }
 }
 
-/// The configuration of a client with fixed addresses that sleeps soon.
+/// The configuration of a client that sleeps soon; it has the server tell it addresses and routes.
+fn learning(lab: &Lab) -> Config {
+    on_demand(lab, 1).without("on_demand.addresses").without("routes")
+}
+
+/// The same with fixed addresses, and nothing for the server to say.
 fn on_demand(lab: &Lab, n: usize) -> Config {
     lab.client(n)
+        .set("routes", "'none'")
         .set("on_demand.enabled", true)
         .set("on_demand.idle", "'1s'")
         .set("on_demand.addresses", format_args!("['10.9.0.{0}/24', 'fd09::{0}/64']", n + 4))
@@ -436,6 +589,18 @@ fn woken(client: &mut Process, n: usize) {
 fn falls_asleep(lab: &Lab, client: &mut Process, n: usize) {
     says(client, "asleep: waits for packets", n + 1);
     eventually("nothing is left of the connection", || is_quiet(lab, client).then_some(()));
+}
+
+/// Whether it sleeps within twice the time that it takes, after having been awake `n` times.
+fn eventually_asleep(client: &mut Process, n: usize) -> bool {
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(6) {
+        if client.log().matches("asleep: waits for packets").count() >= n {
+            return true;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    false
 }
 
 /// Waits until it has said `text` so many times.
