@@ -106,6 +106,7 @@ impl Supervisor<'_> {
             let wake = Wake::new(on_demand.wake.clone());
             demand.core = OnDemand::new(wake, on_demand.give_up, false, clock::now());
             demand.starts.woken(clock::now(), first_wake(), false);
+            self.want = on_demand.addresses.iter().map(IpNet::addr).collect();
             log::info!(
                 "inner addresses, routes or the server's place aren't known: connecting once to learn them"
             );
