@@ -341,6 +341,7 @@ fn what_the_server_pushes_is_learned_first() {
     woken(&mut client, 1);
     falls_asleep(&lab, &mut client, 0);
     assert!(routed());
+    assert_eq!(lab.inner(1), [ip("10.9.0.5"), ip("fd09::5")]);
     assert_eq!(client.stop(), 0);
     let mut client = asleep(&lab, &config);
     assert!(routed() && lab.sessions().is_empty());
