@@ -65,6 +65,28 @@ impl Captured {
     }
 }
 
+/// On the wire there are more than `least` packets to or from the server's port, and what neighbours say to each other.
+pub fn only_the_tunnel(wire: &[Captured], least: usize) {
+    let mut tunnel = 0;
+    for packet in wire {
+        let Some(ip) = packet.ip_after_ethernet() else { continue };
+        let Some(packet) = Inner::parse(ip) else { panic!("an odd packet on the wire: {ip:02x?}") };
+        match packet.protocol {
+            TCP | UDP => {
+                let ports =
+                    [0, 2].map(|at| u16::from_be_bytes([packet.transport[at], packet.transport[at + 1]]));
+                assert!(ports.contains(&55555), "{packet:?}");
+                tunnel += 1;
+            }
+            // MLD is behind a hop-by-hop option.
+            0 => {}
+            ICMP_V6 if packet.transport.first().is_none_or(|kind| *kind > 129) => {}
+            _ => panic!("in clear: {packet:?}"),
+        }
+    }
+    assert!(tunnel > least, "{tunnel} packets of the tunnel");
+}
+
 /// The datagrams to the server among them, over IPv4, as their senders sealed them: none of a run of several.
 pub fn datagrams_to_server(packets: &[Captured]) -> Vec<Vec<u8>> {
     packets

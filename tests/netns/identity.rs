@@ -133,15 +133,7 @@ fn the_servers_name_is_checked() {
 #[test]
 fn a_server_of_another_authority_is_refused() {
     let Some(lab) = Lab::new("wrongserver", 1) else { return };
-    lab.tunguard(&["pki", "init", "--dir", "elsewhere"]);
-    lab.tunguard(&["pki", "server", "--dir", "elsewhere", "gate", "--san", crate::lab::SERVER_V4]);
-    let impostor = lab
-        .server()
-        .set("tls.ca", "'elsewhere/ca.pem'")
-        .set("tls.cert", "'elsewhere/gate.pem'")
-        .set("tls.key", "'elsewhere/gate.key'")
-        .set("tls.crl", "'elsewhere/crl.pem'");
-    let server = lab.start_server(&impostor);
+    let server = lab.start_server(&lab.impostor());
     refused(&lab, &lab.client(1), Exit::CertificateForeign, "");
     drop(server);
     let _server = lab.start_server(&lab.server());

@@ -121,6 +121,17 @@ impl Lab {
             .set("tls.crl", "'certs/crl.pem'")
     }
 
+    /// The same of somebody else, with a certificate of an authority of his own.
+    pub fn impostor(&self) -> Config {
+        self.tunguard(&["pki", "init", "--dir", "elsewhere"]);
+        self.tunguard(&["pki", "server", "--dir", "elsewhere", "gate", "--san", SERVER_V4]);
+        self.server()
+            .set("tls.ca", "'elsewhere/ca.pem'")
+            .set("tls.cert", "'elsewhere/gate.pem'")
+            .set("tls.key", "'elsewhere/gate.key'")
+            .set("tls.crl", "'elsewhere/crl.pem'")
+    }
+
     /// A client's configuration, with the certificate `cN` and the server's IPv4 address.
     pub fn client(&self, n: usize) -> Config {
         Config::default()

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::IpAddr;
 
-use crate::capture::{self, Capture, Captured, Inner, Sum, any_holds};
+use crate::capture::{self, Capture, Captured, Inner, Sum, any_holds, only_the_tunnel};
 use crate::lab::{INNER_V4, INNER_V6, Lab, ip};
 use crate::traffic::{connect, udp_to};
 
@@ -28,7 +28,7 @@ fn the_wire_shows_no_plaintext_and_the_devices_the_right_packets() {
         assert!(any_holds(&near, secret) && any_holds(&far, secret));
         assert!(!any_holds(&wire, secret), "{} is on the wire", String::from_utf8_lossy(secret));
     }
-    only_the_tunnel(&wire);
+    only_the_tunnel(&wire, 50);
     for (packets, role) in [(&near, "client"), (&far, "server")] {
         right_packets(&pairs, packets, role);
     }
@@ -92,28 +92,6 @@ fn say_secrets(lab: &Lab, to: IpAddr, from: IpAddr) {
     for (host, other) in [(lab.c(1), to), (lab.srv(), from)] {
         host.must(&["ping", "-n", "-c", "2", "-i", "0.1", "-s", "200", "-p", &pattern, &other.to_string()]);
     }
-}
-
-/// The client sends to port 55555 and nowhere else.
-fn only_the_tunnel(wire: &[Captured]) {
-    let mut tunnel = 0;
-    for packet in wire {
-        // ARP has no IP.
-        let Some(ip) = packet.ip_after_ethernet() else { continue };
-        let Some(packet) = Inner::parse(ip) else { panic!("an odd packet on the wire: {ip:02x?}") };
-        match packet.protocol {
-            capture::TCP | capture::UDP => {
-                let ports =
-                    [0, 2].map(|at| u16::from_be_bytes([packet.transport[at], packet.transport[at + 1]]));
-                assert!(ports.contains(&55555), "{packet:?}");
-                tunnel += 1;
-            }
-            // Neighbour discovery and the like.
-            capture::ICMP_V6 | 0 => {}
-            _ => panic!("neither TCP nor UDP: {packet:?}"),
-        }
-    }
-    assert!(tunnel > 50, "{tunnel} packets of the tunnel");
 }
 
 /// On the devices only the client's and the server's inner addresses occur, with checksums that are right or
