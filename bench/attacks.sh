@@ -26,13 +26,7 @@
 # (target/release), COMMIT what they were built from (HEAD).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-command=bench/attacks.sh
-for each in "$@"; do
-    case $each in
-        *[[:space:]]*) command="$command '$(tr -s '[:space:]' ' ' <<<"$each" | sed 's/ $//')'" ;;
-        *) command="$command $each" ;;
-    esac
-done
+given=("$@")
 
 times=3 out=target/attacks
 peers="tunguard openvpn ocserv wireguard-go"
@@ -56,6 +50,7 @@ OUTER_SERVER=198.18.100.2 OUTER_CLIENT=198.18.1.2
 WORK=$(mktemp -d)
 chmod 755 "$WORK"
 . bench/lib.sh
+command=$(spell bench/attacks.sh "${given[@]}")
 
 lines=$WORK/results.jsonl
 peer='' attacker='' started=()
@@ -139,9 +134,7 @@ turn() {
 
 # An attack takes 3 s to come about and 3 s that are watched, after 4 s of even traffic.
 say "this takes about $(($(wc -w <<<"$peers") * (times * 4 * 10 + 10) / 60 + 1)) minutes"
-for each in $peers; do
-    jq -cn --arg p "$each" --arg a "$(bash "bench/peers/$each.sh" about 2>/dev/null || echo missing)" '{key: $p, value: $a}'
-done | jq -s from_entries >"$WORK/peers.json"
+describe_peers $peers
 for each in $peers; do
     peer=$each
     turn

@@ -1,4 +1,4 @@
-# What run.sh, scale.sh, roam.sh, ondemand.sh and the peers share; sourced. Needs $NS_SERVER, $NS_CLIENT and $WORK.
+# What run.sh, scale.sh, roam.sh, ondemand.sh, attacks.sh and the peers share; sourced. Needs $NS_SERVER, $NS_CLIENT and $WORK.
 
 export OUTER_SERVER=${OUTER_SERVER:-10.83.0.1} OUTER_CLIENT=${OUTER_CLIENT:-10.83.0.2}
 # As it stands in URLs, and before a port.
@@ -10,6 +10,33 @@ esac
 say() { echo "$*" >&2; }
 in_server() { ip netns exec "$NS_SERVER" "$@"; }
 in_client() { ip netns exec "$NS_CLIENT" "$@"; }
+
+# spell COMMAND ARGUMENT...: as it would be typed, on one line
+spell() {
+    local each spelled=$1
+    shift
+    for each in "$@"; do
+        case $each in
+            '' | *[[:space:]]*) spelled="$spelled '$(tr -s '[:space:]' ' ' <<<"$each" | sed 's/ $//')'" ;;
+            *) spelled="$spelled $each" ;;
+        esac
+    done
+    echo "$spelled"
+}
+
+# describe_peers PEER...: which versions, in $WORK/peers.json
+describe_peers() {
+    local each
+    for each in "$@"; do
+        jq -cn --arg p "$each" --arg a "$(bash "bench/peers/$each.sh" about 2>/dev/null || echo missing)" '{key: $p, value: $a}'
+    done | jq -s from_entries >"$WORK/peers.json"
+}
+# write_results DIR: results.json, of about.json and peers.json in $WORK, and of $lines
+write_results() {
+    mkdir -p "$1"
+    jq -s --slurpfile about "$WORK/about.json" --slurpfile peers "$WORK/peers.json" \
+        --arg after "$(cut -d ' ' -f 1-3 /proc/loadavg)" '$about[0] + {load_after: $after, peers: $peers[0], runs: .}' "$lines" >"$1/results.json"
+}
 
 # server vs 10.83.0.1 ---- 10.83.0.2 vc client, MTU 1500
 make_namespaces() {

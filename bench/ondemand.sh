@@ -23,7 +23,7 @@
 # programs (target/release), COMMIT what they were built from (HEAD), NOTE a sentence for the report.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-command="bench/ondemand.sh $*"
+given=("$@")
 
 rtts="0 50 100" rounds=20 bursts=5 cycles=100 quiet=10 peers="openvpn wireguard-go" out=target/ondemand
 while [ $# -gt 0 ]; do
@@ -50,6 +50,7 @@ readonly WIRE="tgo$$-w" burst="$PWD/bench/ondemand/burst.py"
 WORK=$(mktemp -d)
 chmod 755 "$WORK"
 . bench/lib.sh
+command=$(spell bench/ondemand.sh "${given[@]}")
 
 lines=$WORK/results.jsonl dir=$WORK/peer
 peer='' wire='' rtt=0
@@ -266,9 +267,7 @@ jq -n --arg command "$command" --arg machine "$(machine)" --arg load "$load" --a
     --arg rtts "$rtts" '{command: $command, note: $note, machine: $machine, load_before: $load, date: $date,
       commit: $commit, rounds: $rounds, bursts: $bursts, cycles: $cycles, quiet: $quiet,
       rtts: ($rtts | [splits("\\s+") | tonumber])}' >"$WORK/about.json"
-for each in tunguard $peers; do
-    jq -cn --arg p "$each" --arg a "$(bash "bench/peers/$each.sh" about 2>/dev/null || echo missing)" '{key: $p, value: $a}'
-done | jq -s from_entries >"$WORK/peers.json"
+describe_peers tunguard $peers
 
 export ON_DEMAND='enabled = true
 idle = "1s"'
@@ -306,7 +305,5 @@ for each in $rtts; do
     done
 done
 
-mkdir -p "$out"
-jq -s --slurpfile about "$WORK/about.json" --slurpfile peers "$WORK/peers.json" \
-    --arg after "$(cut -d ' ' -f 1-3 /proc/loadavg)" '$about[0] + {load_after: $after, peers: $peers[0], runs: .}' "$lines" >"$out/results.json"
+write_results "$out"
 python3 bench/ondemand/report.py "$out"

@@ -46,13 +46,7 @@
 # the programs (target/release), COMMIT what they were built from (HEAD), NOTE a sentence for the report.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-command=bench/roam.sh
-for each in "$@"; do
-    case $each in
-        *[[:space:]]*) command="$command '$(tr -s '[:space:]' ' ' <<<"$each" | sed 's/ $//')'" ;;
-        *) command="$command $each" ;;
-    esac
-done
+given=("$@")
 
 moves=10 peer_moves='' rounds=2 outage=60 limit=20 rtt=0 family=4 tcp=yes jobs=1 out=target/roam
 peers="tunguard tunguard-failover tunguard-redundant openvpn ocserv wireguard-go wireguard-go-hook"
@@ -98,6 +92,7 @@ esac
 WORK=$(mktemp -d)
 chmod 755 "$WORK"
 . bench/lib.sh
+command=$(spell bench/roam.sh "${given[@]}")
 
 lines=$WORK/results.jsonl
 peer=''
@@ -622,9 +617,7 @@ jq -n --arg command "$command" --arg machine "$(machine)" --arg load "$load" --a
     '{command: $command, note: $note, machine: $machine, load_before: $load, date: $date, commit: $commit,
       moves: $moves, peer_moves: $peer_moves, jobs: $jobs, rounds: $rounds, outage: $outage, limit: $limit, rtt: $rtt, family: $family,
       kinds: ($kinds | [splits("\\s+")]), order: ($peers | [splits("\\s+")])}' >"$WORK/about.json"
-for each in $peers; do
-    jq -cn --arg p "$each" --arg a "$(bash "bench/peers/$each.sh" about 2>/dev/null || echo missing)" '{key: $p, value: $a}'
-done | jq -s from_entries >"$WORK/peers.json"
+describe_peers $peers
 if [ "$jobs" -gt 1 ]; then
     run_jobs
 else
@@ -637,7 +630,5 @@ else
     done
 fi
 
-mkdir -p "$out"
-jq -s --slurpfile about "$WORK/about.json" --slurpfile peers "$WORK/peers.json" \
-    --arg after "$(cut -d ' ' -f 1-3 /proc/loadavg)" '$about[0] + {load_after: $after, peers: $peers[0], runs: .}' "$lines" >"$out/results.json"
+write_results "$out"
 python3 bench/roam/report.py "$out"

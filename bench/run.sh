@@ -22,7 +22,7 @@
 # for the report.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-command="bench/run.sh $*"
+given=("$@")
 
 rounds=5 seconds=5 scale='' out=target/bench
 peers="veth tunguard tunguard-chacha20 tunguard-ctr-hmac tunguard-guard-writes openvpn ocserv wireguard-go"
@@ -46,6 +46,7 @@ export BIN PEERS="$PWD/bench/peers" NS_SERVER="tgb$$-s" NS_CLIENT="tgb$$-c" WORK
 WORK=$(mktemp -d)
 chmod 755 "$WORK"
 . bench/lib.sh
+command=$(spell bench/run.sh "${given[@]}")
 
 peer=''
 end_turn() {
@@ -141,9 +142,7 @@ jq -n --arg command "$command" --arg machine "$(machine)" --arg load "$load" --a
     --arg commit "${COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || true)}" \
     '{command: $command, note: $note, machine: $machine, load_before: $load, date: $date, commit: $commit,
       rounds: $rounds, seconds: $seconds}' >"$WORK/about.json"
-for each in $peers; do
-    jq -cn --arg p "$each" --arg a "$(bash "bench/peers/$each.sh" about 2>/dev/null || echo missing)" '{key: $p, value: $a}'
-done | jq -s from_entries >"$WORK/peers.json"
+describe_peers $peers
 for round in $(seq "$rounds"); do
     for peer in $peers; do
         this=$peer
@@ -158,6 +157,5 @@ mkdir -p "$out"
 if [ -n "$scale" ]; then
     bench/scale.sh --rounds "$rounds" --seconds "$seconds" --out "$out"
 fi
-jq -s --slurpfile about "$WORK/about.json" --slurpfile peers "$WORK/peers.json" \
-    --arg after "$(cut -d ' ' -f 1-3 /proc/loadavg)" '$about[0] + {load_after: $after, peers: $peers[0], runs: .}' "$lines" >"$out/results.json"
+write_results "$out"
 python3 bench/report.py "$out"

@@ -21,7 +21,7 @@
 # Writes scale.json to DIR (target/bench). BIN is the directory of the programs (target/release).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-command="bench/scale.sh $*"
+given=("$@")
 
 rounds=3 seconds=5 sizes="10 100 1000" out=target/bench
 while [ $# -gt 0 ]; do
@@ -43,6 +43,7 @@ WORK=$(mktemp -d)
 chmod 755 "$WORK"
 ulimit -n 16384
 . bench/lib.sh
+command=$(spell bench/scale.sh "${given[@]}")
 
 part=''
 end_part() {
