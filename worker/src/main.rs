@@ -20,10 +20,10 @@ use std::time::Duration;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 
-use tunguard::VERSION;
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::ipc::{HANDSHAKE_SECONDS, NurseryEnd, NurseryReply, Request, Setup, WorkerEnd};
 use tunguard::sys::{clock, jail, memfd, spawn};
+use tunguard::{VERSION, rigged};
 
 use crate::nursery::{Newborn, Prepared};
 
@@ -51,6 +51,7 @@ fn main() -> ExitCode {
 fn prepare(setup: OwnedFd) -> Outcome<Prepared> {
     // 1. Only this version's guard starts us.
     check_version()?;
+    rigged::read_orders();
     // 2. Ctrl-C reaches the whole terminal, and a service's stop its whole group: the guard hears it, and tells
     //    workers to say goodbye.
     let stops = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter();
@@ -73,7 +74,9 @@ fn live(prepared: &Prepared, newborn: Newborn) -> ExitCode {
     let Ok(copy) = guard.try_clone() else { return Exit::System.into() };
     guard_log::install(copy);
     guard_log::set_level(prepared.setup.log_level);
-    match lock_in(&prepared.setup, uid).and_then(|()| run::serve(prepared, &guard, tcp, deadline)) {
+    let locked_in = lock_in(&prepared.setup, uid);
+    rigged::point("worker.locked-in");
+    match locked_in.and_then(|()| run::serve(prepared, &guard, tcp, deadline)) {
         Ok(ended) => {
             tell(&guard, ended);
             ExitCode::SUCCESS
