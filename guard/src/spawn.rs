@@ -11,13 +11,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpid};
 
+use tunguard::VERSION;
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::ipc::{GuardEnd, NurseryGuardEnd, NurseryReply, NurseryRequest, Setup};
 use tunguard::sys::seqpacket::Incoming;
 use tunguard::sys::{clock, memfd, seqpacket, spawn};
 use tunguard::wire::control::Settings;
-use tunguard::VERSION;
 
 use crate::trust::Trust;
 use crate::uids::Uids;

@@ -6,7 +6,7 @@ use std::io;
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Failure, Outcome};
 use tunguard::random;
-use tunguard::sys::ids::IdMap;
+use tunguard::sys::ids::{self, IdMap};
 
 /// User IDs, each with the group of the same number.
 #[derive(Debug)]
@@ -32,7 +32,11 @@ impl Uids {
         let failed = |e: io::Error| Failure::system("read which user IDs are mapped here", e);
         let (users, groups) = (IdMap::users().map_err(failed)?, IdMap::groups().map_err(failed)?);
         must_be_mapped(config, &users, &groups)?;
-        let Some(uid) = config.single_uid else { return Ok(Uids::range(config.worker_uids, random::bytes()?)) };
+        ids::groups_can_be_left()
+            .map_err(|e| Failure::system("drop the workers' supplementary groups", e))?;
+        let Some(uid) = config.single_uid else {
+            return Ok(Uids::range(config.worker_uids, random::bytes()?));
+        };
         log::warn!(
             "weaker mode, sandbox.single_uid: all workers are user {uid}, with one allowance for their queues, and \
              one that is taken over may send signals to the others"
@@ -131,9 +135,8 @@ mod tests {
     #[test]
     fn users_that_do_not_exist_are_refused_with_the_ways_out() {
         let least = "networks = ['10.9.0.0/24']\n[tls]\nca = 'ca'\ncert = 'cert'\nkey = 'key'\n";
-        let config = |more: &str| {
-            ServerConfig::parse(&format!("{least}{more}"), Path::new("/s.toml")).expect("valid")
-        };
+        let config =
+            |more: &str| ServerConfig::parse(&format!("{least}{more}"), Path::new("/s.toml")).expect("valid");
         let map = |text: &str| IdMap::parse(text).expect(text);
         let (all, some) = (map("0 0 4294967295"), map("0 100000 65536"));
         assert_eq!(must_be_mapped(&config(""), &all, &all), Ok(()));
@@ -148,7 +151,8 @@ mod tests {
              as users and as groups, or, which is weaker (see the documentation), sandbox.single_uid to one that \
              is, and not 0"
         );
-        let refused = must_be_mapped(&config("[sandbox]\nsingle_uid = 70000"), &all, &some).expect_err("group");
+        let refused =
+            must_be_mapped(&config("[sandbox]\nsingle_uid = 70000"), &all, &some).expect_err("group");
         assert_eq!(
             refused.text,
             "/s.toml: sandbox.single_uid = 70000: not mapped in this user namespace: users none; groups 70000. \

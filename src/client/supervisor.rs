@@ -34,12 +34,12 @@ use crate::config::common::DeviceName;
 use crate::escape::Escaped;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::net::Monitor;
+use crate::sys::capabilities::{self, Capability, Kept};
+use crate::sys::ids::{self, IdMap};
 use crate::sys::poller::{Interest, Poller};
 use crate::sys::seqpacket::{self, Incoming};
 use crate::sys::signals::Signals;
 use crate::sys::tun::{Offloads, Tun};
-use crate::sys::capabilities::{self, Capability, Kept};
-use crate::sys::ids::IdMap;
 use crate::sys::{clock, memfd, spawn, udp};
 use crate::time::Time;
 use crate::tls::Credentials;
@@ -52,7 +52,7 @@ pub fn run(config: &ClientConfig) -> Outcome<()> {
     // 2. Everything that can be wrong with the configuration, before anything is touched.
     let credentials = Credentials::read_client(&config.tls)?;
     let user = User::look_up(&config.user)?;
-    user.must_be_mapped()?;
+    user.must_be_possible()?;
     let root = empty_root(&config.state_dir)?;
     let signals = Signals::install().map_err(|e| Failure::system("listen for signals", e))?;
     // 3. The device, which is there until we exit, and what a killed run left behind.
@@ -108,8 +108,8 @@ impl User {
         Ok(user)
     }
 
-    /// Refuses a user that doesn't exist in our user namespace: no process could become it.
-    fn must_be_mapped(&self) -> Outcome<()> {
+    /// Refuses a user that doesn't exist in our user namespace, or groups that can't be left: no process could become it.
+    fn must_be_possible(&self) -> Outcome<()> {
         let failed = |e: io::Error| Failure::system("read which user IDs are mapped here", e);
         let maps = [("user", self.uid, IdMap::users()), ("group", self.gid, IdMap::groups())];
         for (what, id, map) in maps {
@@ -122,7 +122,8 @@ impl User {
                 return Err(Failure::usage(text));
             }
         }
-        Ok(())
+        let failed = |e| Failure::system("drop the tunnel process's supplementary groups", e);
+        ids::groups_can_be_left().map_err(failed)
     }
 }
 

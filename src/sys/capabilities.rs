@@ -75,13 +75,14 @@ pub fn keep(kept: &[Kept]) -> Outcome<()> {
     wanted.confirm()
 }
 
-/// Drops everything, as far as it is there, and is all this thread will ever do with privileges.
+/// Drops everything that there is, for a thread that needs nothing. Anybody may do that.
 pub fn renounce() -> io::Result<()> {
     let there = Sets::read()?;
     if there.effective & Capability::CAP_SETPCAP.bitmask() != 0 {
         bound_to(0)?;
     }
     cut_others(&Sets::default())?;
+    prctl::set_no_new_privs()?;
     match Sets::read()? {
         Sets { inheritable: 0, permitted: 0, effective: 0, ambient: 0, .. } => Ok(()),
         left => Err(io::Error::other(format!("capabilities are left: {}", Names(left.permitted)))),

@@ -4,7 +4,6 @@ use std::fmt;
 use std::fs;
 use std::io::{self, ErrorKind};
 
-use nix::errno::Errno;
 use nix::unistd::{getgroups, setgroups};
 
 /// The user or group IDs that exist for this process.
@@ -98,19 +97,20 @@ pub fn in_initial_namespace() -> bool {
     fs::read_link("/proc/self/ns/user").map_or(true, |link| link.as_os_str() == "user:[4026531837]")
 }
 
-/// Leaves all supplementary groups. Where a user namespace forbids that (/proc/self/setgroups says "deny") it is right only
-/// if there are none.
+/// Leaves all supplementary groups.
 pub fn leave_groups() -> io::Result<()> {
-    let errno = match setgroups(&[]) {
-        Ok(()) => return Ok(()),
-        Err(errno) => errno,
-    };
-    let denied = fs::read_to_string("/proc/self/setgroups").is_ok_and(|says| says.trim() == "deny");
-    if errno != Errno::EPERM || !denied {
-        return Err(errno.into());
+    // A user namespace may forbid even to leave none, see `groups_can_be_left`.
+    if getgroups()?.is_empty() {
+        return Ok(());
     }
+    Ok(setgroups(&[])?)
+}
+
+/// Whether somebody with the capability to leave groups could: a user namespace may forbid it, and there may be none.
+pub fn groups_can_be_left() -> io::Result<()> {
     let groups = getgroups()?;
-    if groups.is_empty() {
+    let denied = || fs::read_to_string("/proc/self/setgroups").is_ok_and(|says| says.trim() == "deny");
+    if groups.is_empty() || !denied() {
         return Ok(());
     }
     let list: Vec<String> = groups.iter().map(|group| group.to_string()).collect();
