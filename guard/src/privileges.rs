@@ -46,3 +46,25 @@ const SETUID: Kept = Kept::handed_on(Capability::CAP_SETUID, "workers, each with
 const SETGID: Kept = Kept::handed_on(Capability::CAP_SETGID, "workers, each with a group of its own");
 const SYS_CHROOT: Kept = Kept::handed_on(Capability::CAP_SYS_CHROOT, "workers, in an empty root");
 const SETPCAP: Kept = Kept::handed_on(Capability::CAP_SETPCAP, "workers, with an empty bounding set");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    const UNIT: &str = include_str!("../../packaging/tunguard.service");
+
+    #[test]
+    fn the_unit_allows_what_is_on_the_list() {
+        let line = UNIT.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+        let allowed: BTreeSet<String> =
+            line.expect("the unit has a list").split_whitespace().map(str::to_owned).collect();
+        let kept: BTreeSet<String> = START.iter().map(|kept| kept.capability().to_string()).collect();
+        assert_eq!(allowed, kept);
+        assert!(LIFE.iter().all(|kept| kept_at_start(kept.capability())), "nothing is won on the way");
+    }
+
+    fn kept_at_start(capability: Capability) -> bool {
+        START.iter().any(|kept| kept.capability() == capability)
+    }
+}

@@ -40,6 +40,11 @@ impl Kept {
         Kept { capability, how: How::UsedIfThere, reason }
     }
 
+    /// Which it is.
+    pub fn capability(&self) -> Capability {
+        self.capability
+    }
+
     /// Not in force, but handed on to programs that are started; without it there is no start.
     pub const fn handed_on(capability: Capability, reason: &'static str) -> Kept {
         Kept { capability, how: How::HandedOn, reason }

@@ -7,7 +7,7 @@ use nix::sys::signal::Signal;
 use tunguard::exit::Exit;
 use tunguard::wire::control::{Message, Reason};
 
-use crate::lab::{INNER_V4, Lab, eventually, ip};
+use crate::lab::{INNER_V4, LAN_V4, Lab, SERVER_V4, eventually, ip};
 use crate::process::{self, Process, alive, children, field};
 use crate::raw_client::Dialler;
 use crate::traffic::transfer;
@@ -43,7 +43,7 @@ fn each_process_has_the_capabilities_on_its_list() {
         holds(client.pid(), tunnel, &[], &[]);
     };
     check();
-    transfer(&lab.c(1), &lab.lan(), ip(crate::lab::LAN_V4), 1 << 20);
+    transfer(&lab.c(1), &lab.lan(), ip(LAN_V4), 1 << 20);
     check();
     let processes = [vec![client.pid()], client.children()].concat();
     assert_eq!(client.stop(), 0);
@@ -89,11 +89,40 @@ fn what_the_start_alone_uses_need_not_be_there() {
     guard_and_nursery(&server);
 }
 
+/// Capabilities, mask and view of /proc as in packaging/tunguard.service; no systemd is needed for these.
+#[test]
+fn a_server_works_with_what_its_unit_gives_it() {
+    let Some(lab) = Lab::new("capunit", 1) else { return };
+    let unit = include_str!("../../packaging/tunguard.service");
+    let line = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).expect("a list");
+    let allowed = line.split_whitespace().filter_map(|name| name.strip_prefix("CAP_"));
+    // What this machine lacks can't be added.
+    let there = u64::from_str_radix(&field(std::process::id() as i32, "CapBnd").expect("a mask"), 16);
+    let has_resource = there.expect("a mask") & (1 << 24) != 0;
+    let allowed = allowed.filter(|name| has_resource || *name != "SYS_RESOURCE");
+    let added: String = allowed.map(|name| format!(",+{}", name.to_lowercase())).collect();
+    let bounding = format!("--bounding-set=-all{added}");
+    assert!(unit.contains("\nUMask=0077\n") && unit.contains("\nProtectProc=invisible\n"));
+    let script = "umask 0077 && mount -t proc -o hidepid=invisible proc /proc && exec \"$@\"";
+    // `ip netns exec` gives each program a mount namespace of its own.
+    let launcher = ["sh", "-c", script, "sh", "setpriv", &bounding, "--no-new-privs"];
+    let config = lab.server().set("nat", true).set("push.routes", "['192.168.50.0/24']");
+    let mut server = lab.try_server_under(&launcher, &config);
+    server.eventually("the server answers on its admin socket", || lab.try_status().map(drop));
+    let mut client = lab.start_client(1, &lab.client(1));
+    transfer(&lab.c(1), &lab.lan(), ip(LAN_V4), 1 << 20);
+    guard_and_nursery(&server);
+    assert_eq!(lab.status()["queue"]["private"], true);
+    assert_eq!(client.stop(), 0);
+    assert_eq!(server.stop(), 0);
+    assert!(!server.log().contains("on leaving:"), "{}", server.log());
+}
+
 #[test]
 fn a_port_below_1024_is_bound_before_the_privilege_goes() {
     let Some(lab) = Lab::new("caport", 1) else { return };
     let server = lab.start_server(&lab.server().set("listen", "'[::]:443'"));
-    let remote = format!("['{}:443']", crate::lab::SERVER_V4);
+    let remote = format!("['{}:443']", SERVER_V4);
     let _client = lab.start_client(1, &lab.client(1).set("remote", remote));
     guard_and_nursery(&server);
 }
@@ -185,17 +214,29 @@ fn one_user_for_all_serves_where_few_are_mapped() {
 fn users_of_a_user_namespace_share_what_queues_may_take() {
     let Some(lab) = Lab::new("userns", 2) else { return };
     let Some(inside) = UserNamespace::new("userns", &lab, 200_000, "allow") else { return };
-    // By user alone, three queues of the usual size would fit nowhere but for different users.
+    // Of queues as large as elsewhere a second one would not fit, whoever makes it.
     let server = inside.start_server(&lab, &lab.server());
     assert_eq!(lab.status()["sandbox"]["single_uid"], serde_json::Value::Null);
-    let _clients: Vec<Process> = (1..=2).map(|n| lab.start_client(n, &lab.client(n))).collect();
+    let clients: Vec<Process> = (1..=2).map(|n| lab.start_client(n, &lab.client(n))).collect();
     for n in 1..=2 {
         transfer(&lab.c(n), &lab.srv(), ip(INNER_V4), 4 << 20);
         transfer(&lab.srv(), &lab.c(n), lab.inner_v4(n), 4 << 20);
     }
     let workers = server.wait_for_children(2);
     assert_eq!(process::uids(&workers).len(), 2, "a user each");
-    drop(server);
+    drop((clients, server));
+
+    // A second queue for each, from the same allowance.
+    let config = lab.server().set("data.tun_write", "'guard'");
+    let server = inside.start_server(&lab, &config.clone().set("max_clients", 2));
+    let clients: Vec<Process> = (1..=2).map(|n| lab.start_client(n, &lab.client(n))).collect();
+    transfer(&lab.c(1), &lab.srv(), ip(INNER_V4), 4 << 20);
+    transfer(&lab.srv(), &lab.c(2), lab.inner_v4(2), 4 << 20);
+    drop((clients, server));
+    let mut server = inside.try_server(&lab, &config);
+    assert_eq!(server.exit(), Exit::System as i32, "{}", server.log());
+    let text = "which is too little for max_clients = 250: lower that, or raise the limit";
+    assert!(server.log().contains(text), "{}", server.log());
 
     // Too many for what there is.
     let mut server = inside.try_server(&lab, &lab.server().set("max_clients", 2_000));
