@@ -3,7 +3,8 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tunguard::exit::Exit;
 use tunguard::wire::control::{Message, Reason};
 
@@ -87,6 +88,22 @@ fn what_the_start_alone_uses_need_not_be_there() {
     let _client = lab.start_client(1, &lab.client(1));
     transfer(&lab.c(1), &lab.srv(), ip(INNER_V4), 1 << 20);
     guard_and_nursery(&server);
+}
+
+/// The kernel kills them in the name of whoever died, which has to have been allowed to: other users' processes.
+#[test]
+fn who_does_not_run_any_more_dies_with_its_parent() {
+    let Some(lab) = Lab::new("capdeath", 1) else { return };
+    let mut server = lab.start_server(&lab.server());
+    let mut client = lab.start_client(1, &lab.client(1));
+    let (worker, tunnel) = (server.wait_for_children(1)[0], client.children()[0]);
+    for (pid, parent) in [(worker, &mut server), (tunnel, &mut client)] {
+        // It can't notice that its channel is closed.
+        kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("stop it");
+        eventually("it is stopped", || field(pid, "State").filter(|state| state.starts_with('T')).map(drop));
+        parent.kill();
+        eventually("it dies with its parent", || (!alive(pid)).then_some(()));
+    }
 }
 
 /// Capabilities, mask and view of /proc as in packaging/tunguard.service; no systemd is needed for these.
