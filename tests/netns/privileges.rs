@@ -222,6 +222,11 @@ fn one_user_for_all_serves_where_few_are_mapped() {
     for worker in workers {
         holds(server.pid(), worker, &[], &[]);
         assert_eq!(field(worker, "Groups").as_deref(), Some(""), "supplementary groups");
+        // Their one user may send them signals, which is what is weaker, but not trace them.
+        let as_one_of_them = |command: &str| inside.succeeds_as(900, &lab, &format!("{command} {worker}"));
+        assert!(as_one_of_them("kill -0"));
+        assert!(as_one_of_them("x() { cat /proc/self/maps >/dev/null; }; x"));
+        assert!(!as_one_of_them("x() { cat /proc/$1/maps >/dev/null; }; x"));
     }
     guard_and_nursery(&server);
     assert_eq!(server.stop(), 0);

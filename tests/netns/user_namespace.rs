@@ -100,6 +100,13 @@ impl UserNamespace {
         server
     }
 
+    /// Whether a shell command succeeds there, as this user without privileges.
+    pub fn succeeds_as(&self, uid: u32, lab: &Lab, command: &str) -> bool {
+        let (uid, target) = (uid.to_string(), self.holder.id().to_string());
+        let enter = ["nsenter", "--target", &target, "--user", "--setuid", &uid, "--setgid", &uid];
+        lab.srv().run(&[&enter[..], &["sh", "-c", command]].concat()).status.success()
+    }
+
     fn entry(&self) -> Vec<String> {
         ["--target", &self.holder.id().to_string(), "--user", "--ipc", "--mount", "--"]
             .map(str::to_owned)
