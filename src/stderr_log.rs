@@ -7,6 +7,8 @@ use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::thread;
 use std::time::Duration;
 
+use crate::sys::capabilities;
+
 /// The way to the thread, for `env_logger::Target::Pipe`.
 pub struct StderrLog {
     lines: SyncSender<Word>,
@@ -22,10 +24,20 @@ enum Word {
     Flush(SyncSender<()>),
 }
 
-/// Starts the thread.
+/// Starts the thread, which has no privileges.
 pub fn start() -> io::Result<(StderrLog, Flush)> {
     let (lines, received) = mpsc::sync_channel(LINES_WAITING);
-    thread::Builder::new().name("log".into()).spawn(move || write_lines(&received))?;
+    let (ready, renounced) = mpsc::sync_channel(1);
+    let live = move || {
+        let done = capabilities::renounce();
+        let goes_on = done.is_ok();
+        let _ = ready.send(done);
+        if goes_on {
+            write_lines(&received);
+        }
+    };
+    thread::Builder::new().name("log".into()).spawn(live)?;
+    renounced.recv().map_err(|_| io::Error::other("it panicked"))??;
     Ok((StderrLog { lines: lines.clone() }, Flush { lines }))
 }
 

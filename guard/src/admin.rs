@@ -89,6 +89,7 @@ impl Guard {
                 "bytes": self.queues.downlink.bytes,
                 "private": self.queues.private,
             },
+            "sandbox": { "single_uid": self.config.single_uid },
             "handshakes": self.workers.handshakes(),
             "workers": self.workers.len(),
             "device_packets": self.accounts.read_packets,

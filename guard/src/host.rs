@@ -8,6 +8,7 @@ use tunguard::net::forwarding::Forwarding;
 use tunguard::net::netlink::{Netlink, Route};
 use tunguard::net::nft::{Table, TableSpec};
 use tunguard::net::{quiet_device, sysctl};
+use tunguard::sys::ids;
 use tunguard::sys::mq::{self, QueueLimits, QueueSize};
 use tunguard::sys::tun::{Offloads, Tun};
 
@@ -108,12 +109,22 @@ pub fn prepare_queues(config: &ServerConfig) -> Outcome<Queues> {
     let count = usize::from(config.max_clients) * 3 + 64;
     let (messages, bytes) =
         if guard_writes { (DOWNLINK.messages, UPLINK.bytes) } else { (DOWNLINK.messages, DOWNLINK.bytes) };
-    let limits = mq::prepare(messages, bytes, count)
+    // Where one user has them all, and in a user namespace, where the kernel charges whoever made that.
+    let shared = config.single_uid.is_some() || !ids::in_initial_namespace();
+    let sharers = if shared { sharers(config.max_clients) } else { 1 };
+    let charge = DOWNLINK.charge() + if guard_writes { UPLINK.charge() } else { 0 };
+    let limits = mq::prepare(messages, bytes, count, charge * sharers)
         .map_err(|e| Failure::system("prepare the message queues (is CONFIG_POSIX_MQUEUE missing?)", e))?;
+    let allowance = limits.per_user / sharers;
     // A worker's user is charged for its queue, and where we write to the device for a second one, to us.
-    let share = |numerator: u64| QueueLimits { per_user: limits.per_user / 4 * numerator, ..limits };
-    let downlink =
-        QueueSize::within(DOWNLINK.messages, DOWNLINK.bytes, &share(if guard_writes { 1 } else { 4 }));
+    let share = |numerator: u64| QueueLimits { per_user: allowance / 4 * numerator, ..limits };
+    let share_down = share(if guard_writes { 1 } else { 4 });
+    let downlink = if shared {
+        QueueSize::sharing(DOWNLINK.messages, LEAST_MESSAGE, DOWNLINK.bytes, &share_down)
+            .ok_or_else(|| no_room(&limits, config.max_clients))?
+    } else {
+        QueueSize::within(DOWNLINK.messages, DOWNLINK.bytes, &share_down)
+    };
     let uplink = guard_writes.then(|| QueueSize::within(UPLINK.messages, UPLINK.bytes, &share(3)));
     let smallest = usize::from(config.mtu) + tunguard::batch::RECORD_LEN;
     if let Some(size) = uplink.filter(|size| size.bytes < smallest) {
@@ -121,18 +132,38 @@ pub fn prepare_queues(config: &ServerConfig) -> Outcome<Queues> {
             "prepare the message queues",
             format!(
                 "messages of {} bytes are allowed here, {smallest} are needed for mtu = {} with tun_write = \
-                 \"guard\": raise fs.mqueue.msgsize_max or RLIMIT_MSGQUEUE, or lower mtu",
-                size.bytes, config.mtu
+                 \"guard\": raise fs.mqueue.msgsize_max or RLIMIT_MSGQUEUE, or lower mtu{}",
+                size.bytes,
+                config.mtu,
+                if shared { ", or max_clients, as all sessions share one allowance here" } else { "" },
             ),
         ));
     }
     log::info!(
-        "queues: {} messages of {} bytes each, {}",
+        "queues: {} messages of {} bytes each, {}{}",
         downlink.messages,
         downlink.bytes,
         if limits.private { "in an IPC namespace of their own" } else { "in the host's IPC namespace" },
+        if shared { ", from one allowance for all" } else { "" },
     );
     Ok(Queues { private: limits.private, downlink, uplink })
+}
+
+/// Sessions that have queues at once: every client's, and those of clients whose older session drains.
+fn sharers(max_clients: u16) -> u64 {
+    let clients = u64::from(max_clients);
+    clients + clients.div_ceil(4) + 1
+}
+
+fn no_room(limits: &QueueLimits, max_clients: u16) -> Failure {
+    Failure::system(
+        "prepare the message queues",
+        format!(
+            "all sessions share one allowance here (RLIMIT_MSGQUEUE, {} bytes), which is too little for \
+             max_clients = {max_clients}: lower that, or raise the limit",
+            limits.per_user
+        ),
+    )
 }
 
 /// The sessions' queues.
@@ -149,5 +180,7 @@ pub struct Queues {
 /// What is longer lies in the session's memory, and a message only says where. The charge stays within the default
 /// RLIMIT_MSGQUEUE of 819,200 bytes.
 const DOWNLINK: QueueSize = QueueSize { messages: 64, bytes: 8192 };
+/// Bytes of a message at least, where many queues share an allowance: several times what says where a batch is.
+const LEAST_MESSAGE: usize = 64;
 /// A super-packet fits.
 const UPLINK: QueueSize = QueueSize { messages: 8, bytes: 67_000 };

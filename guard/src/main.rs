@@ -16,6 +16,7 @@ mod host;
 mod leases;
 mod lives;
 mod outbox;
+mod privileges;
 mod routes;
 mod run;
 mod slots;
@@ -23,6 +24,7 @@ mod spawn;
 mod succession;
 mod tickets;
 mod trust;
+mod uids;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -33,6 +35,7 @@ use tunguard::admin::Admin;
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::stderr_log::{self, StderrLog};
+use tunguard::sys::capabilities;
 
 fn main() -> ExitCode {
     let (log, flush) = match stderr_log::start() {
@@ -69,6 +72,7 @@ fn start(log: StderrLog) -> Outcome<run::Guard> {
         .target(env_logger::Target::Pipe(Box::new(log)))
         .init();
     host::require_root()?;
+    capabilities::keep(privileges::START)?;
     let config = ServerConfig::load(&file)?;
     let trust = trust::Trust::load(&config)?;
     // 2. The binaries beside us.
@@ -82,6 +86,8 @@ fn start(log: StderrLog) -> Outcome<run::Guard> {
     // 6. What was promised to whom before.
     let leases = leases::Leases::load(&config)?;
     let admin = Admin::listen(&config.socket, "server", |key| run::Source::Conversation(key).token())?;
+    // 7. What only the start needed goes, before anybody is served.
+    capabilities::keep(privileges::LIFE)?;
     run::Guard::new(config, trust, spawner, listener, slots, host, queues, leases, admin)
 }
 

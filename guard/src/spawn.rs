@@ -1,6 +1,5 @@
 //! Starting workers, each with a user of its own.
 
-use std::collections::HashSet;
 use std::fs;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,15 +11,16 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpid};
 
+use tunguard::VERSION;
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::ipc::{GuardEnd, NurseryGuardEnd, NurseryReply, NurseryRequest, Setup};
 use tunguard::sys::seqpacket::Incoming;
 use tunguard::sys::{clock, memfd, seqpacket, spawn};
 use tunguard::wire::control::Settings;
-use tunguard::{VERSION, random};
 
 use crate::trust::Trust;
+use crate::uids::Uids;
 
 /// Starts workers.
 pub struct Spawner {
@@ -53,7 +53,7 @@ impl Spawner {
         Ok(Spawner {
             program: worker_program()?,
             root: empty_root()?,
-            uids: Uids::new(config.worker_uids, random::bytes()?),
+            uids: Uids::new(config)?,
             setup: None,
             nursery: None,
         })
@@ -203,38 +203,6 @@ impl Nursery {
     }
 }
 
-/// User IDs, used in turn, so that one rests as long as possible before it is used again.
-struct Uids {
-    first: u32,
-    last: u32,
-    next: u32,
-    used: HashSet<u32>,
-}
-
-impl Uids {
-    /// Starts anywhere: another guard of this host may have the same range, and RLIMIT_MSGQUEUE is charged by
-    /// user across all of them.
-    fn new((first, last): (u32, u32), random: [u8; 4]) -> Uids {
-        let next = first + u32::from_le_bytes(random) % (last - first + 1);
-        Uids { first, last, next, used: HashSet::new() }
-    }
-
-    fn take(&mut self) -> Option<u32> {
-        for _ in 0..=self.last - self.first {
-            let uid = self.next;
-            self.next = if uid == self.last { self.first } else { uid + 1 };
-            if self.used.insert(uid) {
-                return Some(uid);
-            }
-        }
-        None
-    }
-
-    fn release(&mut self, uid: u32) {
-        self.used.remove(&uid);
-    }
-}
-
 fn worker_program() -> Outcome<PathBuf> {
     let here = fs::read_link("/proc/self/exe").map_err(|e| Failure::system("find our own program", e))?;
     let program = here.with_file_name("tunguard-worker");
@@ -267,18 +235,3 @@ const EMPTY_ROOT: &str = "/run/tunguard/empty";
 const READY_WAIT: Duration = Duration::from_secs(10);
 /// For one fork.
 const FORK_WAIT: Duration = Duration::from_secs(1);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn user_ids_rest_before_they_are_used_again() {
-        let mut uids = Uids::new((70_000, 70_002), [0; 4]);
-        assert_eq!([uids.take(), uids.take()], [Some(70_000), Some(70_001)]);
-        uids.release(70_000);
-        assert_eq!([uids.take(), uids.take(), uids.take()], [Some(70_002), Some(70_000), None]);
-        uids.release(70_001);
-        assert_eq!(uids.take(), Some(70_001));
-    }
-}

@@ -34,6 +34,8 @@ use crate::config::common::DeviceName;
 use crate::escape::Escaped;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::net::Monitor;
+use crate::sys::capabilities::{self, Capability, Kept};
+use crate::sys::ids::{self, IdMap};
 use crate::sys::poller::{Interest, Poller};
 use crate::sys::seqpacket::{self, Incoming};
 use crate::sys::signals::Signals;
@@ -45,15 +47,18 @@ use crate::tls::Credentials;
 /// `tunguard client`: runs until it is told to stop, or until there is no use in going on. After
 /// [`require_root`].
 pub fn run(config: &ClientConfig) -> Outcome<()> {
-    // 1. Everything that can be wrong with the configuration, before anything is touched.
+    // 1. Of root only what is needed.
+    capabilities::keep(PRIVILEGES)?;
+    // 2. Everything that can be wrong with the configuration, before anything is touched.
     let credentials = Credentials::read_client(&config.tls)?;
     let user = User::look_up(&config.user)?;
+    user.must_be_possible()?;
     let root = empty_root(&config.state_dir)?;
     let signals = Signals::install().map_err(|e| Failure::system("listen for signals", e))?;
-    // 2. The device, which is there until we exit, and what a killed run left behind.
+    // 3. The device, which is there until we exit, and what a killed run left behind.
     let (tun, offloads) = Tun::create(&config.device)?;
     let host = Host::new(config)?;
-    // 3. The tunnel process, again and again.
+    // 4. The tunnel process, again and again.
     let monitor = Monitor::open(host.index())?;
     let events = (signals, monitor);
     let mut supervisor = Supervisor::new(config, (credentials, user, root), (tun, offloads), events)?;
@@ -101,6 +106,24 @@ impl User {
             return Err(Failure::usage(text));
         }
         Ok(user)
+    }
+
+    /// Refuses a user that doesn't exist in our user namespace, or groups that can't be left: no process could become it.
+    fn must_be_possible(&self) -> Outcome<()> {
+        let failed = |e: io::Error| Failure::system("read which user IDs are mapped here", e);
+        let maps = [("user", self.uid, IdMap::users()), ("group", self.gid, IdMap::groups())];
+        for (what, id, map) in maps {
+            let map = map.map_err(failed)?;
+            if !map.lacks(id, id).is_empty() {
+                let text = format!(
+                    "the {what} {id} of the tunnel process isn't mapped in this user namespace, mapped are {map}: \
+                     set a `user` that is, with its group, and not root"
+                );
+                return Err(Failure::usage(text));
+            }
+        }
+        let failed = |e| Failure::system("drop the tunnel process's supplementary groups", e);
+        ids::groups_can_be_left().map_err(failed)
     }
 }
 
@@ -848,6 +871,22 @@ fn describe(status: ExitStatus) -> String {
 fn full(error: std::io::Error) -> Failure {
     Failure::system("fill the epoll set", error)
 }
+
+/// Of root's capabilities, those that the supervisor keeps; programs that it starts get no more.
+const PRIVILEGES: &[Kept] = &[
+    Kept::used(Capability::CAP_NET_ADMIN, "the device, addresses, routes and resolvers"),
+    // The kernel asks for it as well, when it kills the tunnel process of a supervisor that died (PR_SET_PDEATHSIG).
+    Kept::used(Capability::CAP_KILL, "ending the tunnel process, which runs as another user"),
+    Kept::used(
+        Capability::CAP_DAC_OVERRIDE,
+        "profiles, keys and directories that belong to other users, and files of name servers that resolvconf writes",
+    ),
+    // Not in force here: for what it starts.
+    Kept::handed_on(Capability::CAP_SETUID, "the tunnel process, as a user of its own"),
+    Kept::handed_on(Capability::CAP_SETGID, "the tunnel process, in a group of its own"),
+    Kept::handed_on(Capability::CAP_SYS_CHROOT, "the tunnel process, in an empty root"),
+    Kept::handed_on(Capability::CAP_SETPCAP, "the tunnel process, with an empty bounding set"),
+];
 
 const SIGNALS: u64 = 0;
 const CHANNEL: u64 = 1;

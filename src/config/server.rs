@@ -96,6 +96,9 @@ pub struct ServerConfig {
     /// User IDs of workers, one per session: `worker_uids = [first, last]`, default 65536 to 99999, at least
     /// `max_clients` + 64 of them, never 0 or below 1,000, and never 65534 (nobody), 65535 or 4294967295.
     pub worker_uids: (u32, u32),
+    /// One user ID for all workers, in place of `worker_uids`: `[sandbox] single_uid`, "off" (the default) or a number,
+    /// never 0, 65534 (nobody), 65535 or 4294967295.
+    pub single_uid: Option<u32>,
     /// Handshakes in progress at once; `max_handshakes`, default 64, 1 to 4,096.
     pub max_handshakes: u16,
     /// Where the clients' files are; `clients_dir`, default `clients.d` beside the file.
@@ -185,6 +188,9 @@ impl ServerConfig {
         let writers = [("direct", TunWrite::Direct), ("guard", TunWrite::Guard)];
         let tun_write = section.value("tun_write").and_then(|v| v.choice(&writers));
         section.end();
+        let mut section = root.section("sandbox");
+        let single_uid = section.value("single_uid").and_then(|v| read_single_uid(&v));
+        section.end();
         root.end();
 
         Some(ServerConfig {
@@ -204,12 +210,18 @@ impl ServerConfig {
             socket: socket.unwrap_or_else(|| PathBuf::from(format!("/run/tunguard/{device}.sock"))),
             state_dir: state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/tunguard")),
             worker_uids: worker_uids.unwrap_or(DEFAULT_WORKER_UIDS),
+            single_uid: single_uid.flatten(),
             max_handshakes: max_handshakes.unwrap_or(64),
             clients_dir: clients_dir.unwrap_or_else(|| directory.join(DEFAULT_CLIENTS_DIR)),
             clients: BTreeMap::new(),
             device,
             file,
         })
+    }
+
+    /// How many user IDs are needed for so many sessions.
+    pub fn worker_uids_needed(max_clients: u16) -> u64 {
+        u64::from(max_clients) + SPARE_WORKER_UIDS
     }
 
     /// Whether the clients' directory is the default one, which may be missing.
@@ -279,7 +291,7 @@ fn read_worker_uids(value: &Value<'_>, max_clients: u16) -> Option<(u32, u32)> {
     // The last user ID, -1, means "unchanged" to the kernel.
     let (first, last) = (first.integer(1_000..=u32::MAX - 1), last.integer(1_000..=u32::MAX - 1));
     let (first, last) = (first?, last?);
-    let needed = u64::from(max_clients) + SPARE_WORKER_UIDS;
+    let needed = ServerConfig::worker_uids_needed(max_clients);
     let found = (u64::from(last) + 1).saturating_sub(first.into());
     if found < needed {
         value.fault(format_args!(
@@ -295,6 +307,25 @@ fn read_worker_uids(value: &Value<'_>, max_clients: u16) -> Option<(u32, u32)> {
         return None;
     }
     Some((first, last))
+}
+
+/// `sandbox.single_uid`: a user ID, or none.
+fn read_single_uid(value: &Value<'_>) -> Option<Option<u32>> {
+    if value.is_text() {
+        return match value.text(SINGLE_UID_WANTED)? {
+            "off" => Some(None),
+            _ => {
+                value.fault(format_args!("is not accepted: {SINGLE_UID_WANTED}"));
+                None
+            }
+        };
+    }
+    let uid = value.integer(1..=u32::MAX - 1)?;
+    if matches!(uid, 65_534 | 65_535) {
+        value.fault("stands for nobody or for no user: choose another");
+        return None;
+    }
+    Some(Some(uid))
 }
 
 /// A list that is sent to clients, so not longer than they take.
@@ -317,6 +348,8 @@ const DEFAULT_CLIENTS_DIR: &str = "clients.d";
 const DEFAULT_WORKER_UIDS: (u32, u32) = (65_536, 99_999);
 /// User IDs beyond `max_clients`, for workers that are starting or ending.
 const SPARE_WORKER_UIDS: u64 = 64;
+/// What `sandbox.single_uid` may be.
+const SINGLE_UID_WANTED: &str = r#""off", or a user ID other than 0"#;
 /// What `idle` may be.
 const IDLE_WANTED: &str = r#""off", or a duration, as in "10m""#;
 /// A shorter limit would end sessions that wait for an answer.
@@ -370,6 +403,7 @@ mod tests {
             socket: "/run/tunguard/tg0.sock".into(),
             state_dir: "/var/lib/tunguard".into(),
             worker_uids: (65_536, 99_999),
+            single_uid: None,
             max_handshakes: 64,
             clients_dir: "/etc/tunguard/clients.d".into(),
             clients: BTreeMap::new(),
@@ -409,6 +443,8 @@ mod tests {
             rekey = "1s"
             rekey_packets = 1_000
             tun_write = "guard"
+            [sandbox]
+            single_uid = 900
         "#;
         let config = parse(text).expect("valid");
         assert_eq!(config.listen.to_string(), "192.0.2.1:443");
@@ -416,6 +452,7 @@ mod tests {
         assert_eq!(config.networks, [net("fd09:1::/126"), net("10.0.0.0/8")]);
         assert_eq!((config.mtu, config.max_clients, config.max_handshakes), (65_000, 16_000, 4_096));
         assert!(config.nat && config.client_to_client);
+        assert_eq!(config.single_uid, Some(900));
         assert_eq!((config.linger, config.lease), (Duration::from_secs(1), Duration::ZERO));
         assert_eq!(config.idle, Some(Duration::from_secs(10)));
         assert_eq!(config.socket, Path::new("/etc/tunguard/run/admin.sock"));
@@ -594,6 +631,15 @@ mod tests {
                 r#"data.suites[1] = "aes-256-gcm" is already in the list: data.suites[0]"#,
             ),
             ("data.rekey = '0s'", r#"data.rekey = "0s" is too short: at least 1s"#),
+            (
+                "sandbox.single_uid = 'on'",
+                r#"sandbox.single_uid = "on" is not accepted: "off", or a user ID other than 0"#,
+            ),
+            ("sandbox.single_uid = 0", "sandbox.single_uid = 0 is out of range: 1 to 4294967294"),
+            (
+                "sandbox.single_uid = 65534",
+                "sandbox.single_uid = 65534 stands for nobody or for no user: choose another",
+            ),
             ("data.rekey_packets = 999", "data.rekey_packets = 999 is out of range: 1000 to 1099511627776"),
             (
                 "data.rekey_packets = 1099511627777",

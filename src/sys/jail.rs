@@ -4,12 +4,12 @@
 use std::io;
 use std::path::Path;
 
-use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
-use nix::unistd::{Gid, Pid, Uid, chdir, chroot, getppid, getresuid, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Pid, Uid, chdir, chroot, getppid, getresuid, setresgid, setresuid};
 
+use super::{capabilities, ids};
 use crate::exit::{Failure, Outcome};
 
 /// What a process is left with.
@@ -37,8 +37,8 @@ pub fn enter(jail: &Jail<'_>) -> Outcome<()> {
     // chroot needs CAP_SYS_CHROOT.
     step("enter the empty root", chroot(jail.root).and_then(|()| chdir("/")))?;
     // The bounding set needs CAP_SETPCAP.
-    drop_bounding_set()?;
-    step("drop the supplementary groups", setgroups(&[]))?;
+    step("empty the capability bounding set", capabilities::bound_to(0))?;
+    step("drop the supplementary groups", ids::leave_groups())?;
     step("take the group", setresgid(gid, gid, gid))?;
     // The last step with privileges: the kernel clears all capabilities as no user ID is 0 any more
     // (capabilities(7), "Effect of user ID changes").
@@ -60,8 +60,8 @@ pub fn become_user(uid: u32, gid: u32, parent: i32) -> Outcome<()> {
     for resource in [Resource::RLIMIT_FSIZE, Resource::RLIMIT_CORE] {
         step("limit resources", setrlimit(resource, 0, 0))?;
     }
-    drop_bounding_set()?;
-    step("drop the supplementary groups", setgroups(&[]))?;
+    step("empty the capability bounding set", capabilities::bound_to(0))?;
+    step("drop the supplementary groups", ids::leave_groups())?;
     step("take the group", setresgid(gid, gid, gid))?;
     step("take the user", setresuid(uid, uid, uid))?;
     step("forbid new privileges", prctl::set_no_new_privs())?;
@@ -95,21 +95,6 @@ fn limit_resources(jail: &Jail<'_>) -> nix::Result<()> {
     limits.into_iter().try_for_each(|(resource, most)| setrlimit(resource, most, most))
 }
 
-fn drop_bounding_set() -> Outcome<()> {
-    for capability in 0..64 {
-        // SAFETY: PR_CAPBSET_DROP takes numbers only; it touches no memory.
-        let dropped = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
-        if dropped < 0 {
-            match Errno::last() {
-                // Beyond the kernel's last capability.
-                Errno::EINVAL => break,
-                errno => return step("empty the capability bounding set", Err(errno)),
-            }
-        }
-    }
-    Ok(())
-}
-
 /// Reads back what must be true now.
 fn confirm(uid: Uid) -> Outcome<()> {
     let ids = step("read our user IDs", getresuid())?;
@@ -123,6 +108,6 @@ fn confirm(uid: Uid) -> Outcome<()> {
     }
 }
 
-fn step<T>(what: &str, done: nix::Result<T>) -> Outcome<T> {
-    done.map_err(|errno| Failure::system(format!("jail: {what}"), io::Error::from(errno)))
+fn step<T, E: Into<io::Error>>(what: &str, done: Result<T, E>) -> Outcome<T> {
+    done.map_err(|error| Failure::system(format!("jail: {what}"), error.into()))
 }

@@ -1,7 +1,9 @@
 //! The operating system: every `unsafe` block of the workspace is below here, each argued where it stands.
 #![allow(unsafe_code, reason = "this module is where the workspace's unsafe code is kept")]
 
+pub mod capabilities;
 pub mod clock;
+pub mod ids;
 pub mod jail;
 pub mod memfd;
 pub mod mq;

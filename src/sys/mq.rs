@@ -47,6 +47,22 @@ impl QueueSize {
         }
         size
     }
+
+    /// A size for many that share an allowance, `limits.per_user` being one queue's part of it: rather short messages
+    /// than few, but none shorter than `least`. `None` where there is no room for [`QueueSize::FEWEST`] of them.
+    pub fn sharing(messages: usize, least: usize, bytes: usize, limits: &QueueLimits) -> Option<QueueSize> {
+        let messages = messages.min(limits.max_messages).max(1);
+        let most = bytes.min(limits.max_bytes);
+        let alone = QueueSize { messages: 1, bytes: 0 }.charge();
+        let even = (limits.per_user / messages as u64).saturating_sub(alone);
+        let bytes = usize::try_from(even).map_or(most, |even| even.max(least).min(most));
+        let room = limits.per_user / (alone + bytes as u64);
+        let messages = usize::try_from(room).map_or(messages, |room| room.min(messages));
+        (bytes >= least && messages >= QueueSize::FEWEST).then_some(QueueSize { messages, bytes })
+    }
+
+    /// Messages below which [`QueueSize::sharing`] calls it no queue.
+    pub const FEWEST: usize = 8;
 }
 
 /// What the kernel allows here.
@@ -64,9 +80,9 @@ pub struct QueueLimits {
     pub per_user: u64,
 }
 
-/// Gives this process an IPC namespace of its own and raises its queue limits towards what is asked for. Where
-/// the kernel refuses (containers), the limits found are what there is.
-pub fn prepare(messages: usize, bytes: usize, queues: usize) -> io::Result<QueueLimits> {
+/// Gives this process an IPC namespace of its own and raises its queue limits towards what is asked for, and the allowance
+/// of a user towards `charge`. Where the kernel refuses (containers), the limits found are what there is.
+pub fn prepare(messages: usize, bytes: usize, queues: usize, charge: u64) -> io::Result<QueueLimits> {
     // Names can't clash, no other user can open a queue, and the kernel destroys them with the last process.
     let private = match unshare(CloneFlags::CLONE_NEWIPC) {
         Ok(()) => true,
@@ -81,7 +97,7 @@ pub fn prepare(messages: usize, bytes: usize, queues: usize) -> io::Result<Queue
             raise(file, want);
         }
     }
-    let (per_user, _) = getrlimit(Resource::RLIMIT_MSGQUEUE)?;
+    let per_user = allowance(charge)?;
     Ok(QueueLimits {
         private,
         max_messages: read_limit("msg_max")?,
@@ -89,6 +105,21 @@ pub fn prepare(messages: usize, bytes: usize, queues: usize) -> io::Result<Queue
         max_queues: read_limit("queues_max")?,
         per_user,
     })
+}
+
+/// RLIMIT_MSGQUEUE, for us and whom we start, raised as far as it may be if it is below `wanted`: beyond the hard limit with
+/// CAP_SYS_RESOURCE only.
+fn allowance(wanted: u64) -> io::Result<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_MSGQUEUE)?;
+    if soft >= wanted {
+        return Ok(soft);
+    }
+    let raised = setrlimit(Resource::RLIMIT_MSGQUEUE, wanted, hard.max(wanted))
+        .or_else(|_| setrlimit(Resource::RLIMIT_MSGQUEUE, hard, hard));
+    if let Err(errno) = raised {
+        log::info!("RLIMIT_MSGQUEUE stays at {soft}: {errno}");
+    }
+    Ok(getrlimit(Resource::RLIMIT_MSGQUEUE)?.0)
 }
 
 fn raise(file: &str, want: usize) {
@@ -222,6 +253,28 @@ mod tests {
         assert_eq!(QueueSize::within(11, 67_000, &limits(10, 8192, 819_200)), QueueSize::KERNEL_DEFAULT);
         assert_eq!(QueueSize::within(11, 67_000, &limits(10, 8192, 20_000)), size(2, 8192));
         assert_eq!(QueueSize::within(11, 67_000, &limits(10, 8192, 8_000)), size(2, 3904));
+    }
+
+    #[test]
+    fn many_share_an_allowance() {
+        let size = |messages, bytes| Some(QueueSize { messages, bytes });
+        let shared = |each| QueueSize::sharing(64, 64, 8192, &limits(64, 67_000, each));
+        // As few as that: as large as ever.
+        assert_eq!(shared(819_200), size(64, 8192));
+        assert_eq!(shared(200_000), size(64, 3029));
+        assert_eq!(shared(20_000), size(64, 216));
+        // Shorter messages would hold nothing: fewer of them.
+        assert_eq!(shared(10_240), size(64, 64));
+        assert_eq!(shared(2_608), size(16, 64));
+        assert_eq!(shared(1_280), size(8, 64));
+        assert_eq!(shared(1_279), None);
+        for each in (1_280..900_000).step_by(977) {
+            assert!(shared(each).expect("room").charge() <= each, "{each}");
+        }
+        // Where no limit can be raised.
+        let default = limits(10, 8192, 819_200 / 4);
+        assert_eq!(QueueSize::sharing(64, 64, 8192, &default), size(10, 8192));
+        assert_eq!(QueueSize::sharing(64, 64, 8192, &QueueLimits { max_bytes: 63, ..default }), None);
     }
 
     #[test]

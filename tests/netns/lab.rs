@@ -684,7 +684,8 @@ fn available() -> Result<(), &'static str> {
     answer.as_ref().copied().map_err(String::as_str)
 }
 
-fn skipped(test: &str, why: &str) {
+/// Says so where it is seen, and in the list.
+pub fn skipped(test: &str, why: &str) {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed) + 1;
     // Not by eprintln!, which the test runner swallows.
@@ -719,7 +720,7 @@ fn sweep() {
 }
 
 /// Ends the processes in a namespace of ours and deletes it.
-fn remove_namespace(name: &str) {
+pub fn remove_namespace(name: &str) {
     for pid in Namespace(name.to_owned()).pids() {
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }

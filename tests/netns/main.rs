@@ -34,6 +34,7 @@ mod mix;
 mod process;
 mod raw_client;
 mod traffic;
+mod user_namespace;
 
 // The tests, each file about one promise.
 mod attacks;
@@ -54,6 +55,7 @@ mod mtu;
 mod nat;
 mod on_demand;
 mod plaintext;
+mod privileges;
 mod remotes;
 mod resume;
 mod routing;

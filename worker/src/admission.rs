@@ -390,8 +390,20 @@ fn take_devices(fds: Vec<OwnedFd>, uplink: Option<(Writer, usize)>) -> Outcome<(
     Ok((carrier, memory, exit))
 }
 
-fn queue_failed(error: std::io::Error) -> Failure {
-    Failure::system("create the session's queue (see RLIMIT_MSGQUEUE and fs.mqueue in mq_overview(7))", error)
+fn queue_failed(error: std::io::Error) -> Refusal {
+    let what = "create the session's queue";
+    match error.raw_os_error().map(Errno::from_raw) {
+        // As mq_open(3) says it.
+        Some(Errno::EMFILE) => {
+            let text = "the allowance for queues is used up: raise RLIMIT_MSGQUEUE, or lower max_clients";
+            Refusal { reason: Reason::NoRoom, failure: Failure::system(what, text) }
+        }
+        Some(Errno::ENOSPC) => {
+            let text = "there are too many queues: raise fs.mqueue.queues_max, or lower max_clients";
+            Refusal { reason: Reason::NoRoom, failure: Failure::system(what, text) }
+        }
+        _ => Failure::system(what, error).into(),
+    }
 }
 
 /// The client is told the guard's reason.

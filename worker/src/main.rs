@@ -22,6 +22,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::ipc::{HANDSHAKE_SECONDS, NurseryEnd, NurseryReply, Request, Setup, WorkerEnd};
+use tunguard::sys::capabilities::{self, Capability, Kept};
 use tunguard::sys::{clock, jail, memfd, spawn};
 use tunguard::{VERSION, rigged};
 
@@ -52,14 +53,16 @@ fn prepare(setup: OwnedFd) -> Outcome<Prepared> {
     // 1. Only this version's guard starts us.
     check_version()?;
     rigged::read_orders();
-    // 2. Ctrl-C reaches the whole terminal, and a service's stop its whole group: the guard hears it, and tells
+    // 2. Root only as far as `lock_in` of the workers needs it.
+    capabilities::keep(PRIVILEGES)?;
+    // 3. Ctrl-C reaches the whole terminal, and a service's stop its whole group: the guard hears it, and tells
     //    workers to say goodbye.
     let stops = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter();
     SigSet::from_iter(stops).thread_block().map_err(|e| Failure::system("block signals", e))?;
-    // 3. We end with the guard, and can be told from the workers.
+    // 4. We end with the guard, and can be told from the workers.
     let _ = prctl::set_name(NURSERY_NAME);
     jail::die_with_parent()?;
-    // 4. What we were told; the file is closed with this.
+    // 5. What we were told; the file is closed with this.
     let bytes = memfd::read(setup).map_err(|e| Failure::system("read the worker's setup", e))?;
     let setup = Setup::decode(&bytes)
         .ok_or_else(|| Failure::new(Exit::Malformed, "the worker's setup doesn't decode"))?;
@@ -119,6 +122,14 @@ fn tell(guard: &WorkerEnd, ended: Request) {
     // If the guard doesn't read any more, it learns the rest from the exit code.
     let _ = guard.send(&ended, &[]);
 }
+
+/// Of the nursery, each for a step of [`jail::enter`] in the workers, which keep none.
+const PRIVILEGES: &[Kept] = &[
+    Kept::used(Capability::CAP_SYS_CHROOT, "workers, in an empty root"),
+    Kept::used(Capability::CAP_SETPCAP, "workers, with an empty bounding set"),
+    Kept::used(Capability::CAP_SETGID, "workers, each with a group of its own"),
+    Kept::used(Capability::CAP_SETUID, "workers, each with a user of its own"),
+];
 
 // As `ps -o comm` and `top` show them: at most 15 bytes.
 const NURSERY_NAME: &CStr = c"tg-nursery";
