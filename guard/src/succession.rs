@@ -1,5 +1,8 @@
-//! One client, several sessions: which of them gets its packets. A newer session takes over only when its client is
-//! heard on it, so no packet goes where nobody can be reached yet.
+//! Which session of a client gets its packets.
+//!
+//! An identity has one seat or several, each with addresses of its own. Who resumes a session comes back to its seat;
+//! anybody else sits down on a free one ([`seat`]). On one seat a newer session takes over from an older one, but only
+//! when its client is heard on it, so no packet goes where nobody can be reached yet.
 //!
 //! ```text
 //! registered --nobody carries------------------------------------> carries --a newer one carries--> drains -> ends
@@ -9,10 +12,12 @@
 //! ```
 //! Newer is whose connection was accepted later, so a request that was long on its way undoes nothing.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
+use tunguard::config::server::OnTooMany;
 use tunguard::escape::Escaped;
 use tunguard::ipc::{Claim, DRAIN_SECONDS, Reply};
 use tunguard::sys::clock;
@@ -21,7 +26,7 @@ use tunguard::tls::CertId;
 use tunguard::wire::control::Reason;
 use tunguard::wire::data::SessionId;
 
-use crate::clients::{Phase, Session, Workers};
+use crate::clients::{Phase, Presence, Session, Workers};
 use crate::grants::GOODBYE;
 use crate::routes::Routes;
 use crate::run::Guard;
@@ -35,9 +40,90 @@ pub enum Order {
     End(u64, Reason),
 }
 
-/// Whether a claim resumes a session: which, or none where it doesn't ask, or asks for one that isn't there (any
+/// Where a client may sit down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seating {
+    /// Here, and whoever sits there is taken over from.
+    At(u16),
+    /// Nowhere. The sessions that are to be asked whether their clients are still there.
+    Full {
+        /// By their workers' numbers.
+        ask: Vec<u64>,
+    },
+}
+
+/// A seat for a client of `name` that resumes nothing: the one whose addresses it wants or any other that is free, else
+/// that of a client which was asked for and isn't there any more, else what `policy` says.
+///
+/// Silence alone says nothing: an idle client may have no reason to speak for hours. So it is asked, by a worker that
+/// knows it, and one that a newcomer can't make silent.
+pub fn seat(
+    workers: &Workers,
+    name: &str,
+    wanted: Option<u16>,
+    seats: u16,
+    policy: OnTooMany,
+    now: Time,
+) -> Seating {
+    let mut taken: BTreeMap<u16, Taken> = BTreeMap::new();
+    let here = workers.iter().filter(|(_, w)| matches!(w.phase, Phase::Granted | Phase::Established));
+    let sessions: Vec<(u64, &Session)> = here
+        .filter_map(|(key, w)| Some((key, w.session.as_ref()?)))
+        .filter(|(_, s)| s.name == name)
+        .collect();
+    for (key, session) in &sessions {
+        let taken = taken.entry(session.seat).or_insert(Taken { gone: true, control: false, newest: *key });
+        taken.gone &= is_gone(session, now);
+        taken.control |= session.control;
+        taken.newest = taken.newest.max(*key);
+    }
+    let free = |seat: &u16| *seat < seats && !taken.contains_key(seat);
+    if let Some(seat) = wanted.filter(free).or_else(|| (0..seats).find(free)) {
+        return Seating::At(seat);
+    }
+    let mine = || taken.iter().filter(|(seat, _)| **seat < seats);
+    let gone = mine().filter(|(_, t)| t.gone).min_by_key(|(_, t)| t.newest);
+    let oldest = || match policy {
+        OnTooMany::Newest => mine().min_by_key(|(_, t)| (t.control, t.newest)),
+        OnTooMany::Refuse => None,
+    };
+    match gone.or_else(oldest) {
+        Some((seat, _)) => Seating::At(*seat),
+        None => {
+            let ask = sessions.iter().filter(|(_, s)| may_ask(s, now)).map(|(key, _)| *key).collect();
+            Seating::Full { ask }
+        }
+    }
+}
+
+/// A seat with somebody on it.
+struct Taken {
+    /// Nobody is at the other end of any of its sessions.
+    gone: bool,
+    /// One of them has its control connection.
+    control: bool,
+    /// The one whose connection was accepted last.
+    newest: u64,
+}
+
+/// It was asked for, and there was time enough for an answer.
+fn is_gone(session: &Session, now: Time) -> bool {
+    matches!(session.presence, Presence::Asked(since) if now.since(since) >= ANSWER_WITHIN)
+}
+
+/// One that waits for an answer isn't asked again, nor one that gave it a moment ago: a newcomer that comes again and
+/// again costs those who are here next to nothing.
+fn may_ask(session: &Session, now: Time) -> bool {
+    match session.presence {
+        Presence::Unknown => true,
+        Presence::Asked(_) => false,
+        Presence::Answered(since) => now.since(since) >= ASK_AGAIN,
+    }
+}
+
+/// Whether a claim resumes a session: which and on which seat, or none where it doesn't ask, or asks for one that isn't there (any
 /// more, or was taken over already): that is a claim like any other. An error is a claim to be refused.
-pub fn judge(workers: &Workers, claim: &Claim) -> Result<Option<SessionId>, String> {
+pub fn judge(workers: &Workers, claim: &Claim) -> Result<Option<(SessionId, u16)>, String> {
     let Some(asked) = &claim.resume else { return Ok(None) };
     let session = established(workers).map(|(_, session)| session).find(|s| s.id == asked.session);
     let Some(session) = session else { return Ok(None) };
@@ -51,10 +137,10 @@ pub fn judge(workers: &Workers, claim: &Claim) -> Result<Option<SessionId>, Stri
     if !session.resume_secret.proves(id, &asked.binding, &asked.proof) {
         return Err(format!("its proof for session {id} is wrong"));
     }
-    Ok(Some(id))
+    Ok(Some((id, session.seat)))
 }
 
-/// A session is ready for packets. Others of its client may be there already; the error is for one that comes after
+/// A session is ready for packets. Others of its seat may be there already; the error is for one that comes after
 /// a newer one.
 pub fn enter(workers: &mut Workers, routes: &mut Routes, key: u64, now: Time) -> Result<Vec<Order>, Reason> {
     let others = others(workers, key);
@@ -81,10 +167,11 @@ pub fn heard(workers: &mut Workers, routes: &mut Routes, key: u64) -> Vec<Order>
     }
 }
 
-/// A session of `name` is over, or about to be: one that waited for it waits no longer.
-pub fn relieve(workers: &mut Workers, routes: &mut Routes, name: &str) -> Vec<Order> {
+/// A session on this seat of `name` is over, or about to be: one that waited for it waits no longer.
+pub fn relieve(workers: &mut Workers, routes: &mut Routes, name: &str, seat: u16) -> Vec<Order> {
     let mut heir = None;
-    for (key, session) in established(workers).filter(|(_, session)| session.name == name) {
+    let sits = |session: &Session| session.name == name && session.seat == seat;
+    for (key, session) in established(workers).filter(|(_, session)| sits(session)) {
         if session.waits_until.is_none() {
             return Vec::new();
         }
@@ -99,7 +186,7 @@ pub fn left(workers: &Workers, key: u64) -> Vec<Order> {
     let session = workers.get(key).and_then(|worker| worker.session.as_ref());
     let Some(session) = session.filter(|session| session.waits_until.is_some()) else { return Vec::new() };
     established(workers)
-        .filter(|(other, s)| *other != key && s.name == session.name && !s.control)
+        .filter(|(other, s)| *other != key && s.shares_seat(session) && !s.control)
         .map(|(other, _)| Order::End(other, Reason::Leaving))
         .collect()
 }
@@ -131,7 +218,7 @@ fn carry(workers: &mut Workers, routes: &mut Routes, key: u64) -> Vec<Order> {
     orders
 }
 
-/// Another session of the same client, ready for packets and not on its way out.
+/// Another session of the same seat, ready for packets and not on its way out.
 struct Other {
     key: u64,
     nets: Vec<IpNet>,
@@ -140,9 +227,9 @@ struct Other {
 
 fn others(workers: &Workers, key: u64) -> Vec<Other> {
     let session = workers.get(key).and_then(|worker| worker.session.as_ref());
-    let Some(name) = session.map(|session| &session.name) else { return Vec::new() };
+    let Some(own) = session else { return Vec::new() };
     established(workers)
-        .filter(|(other, session)| *other != key && session.name == *name)
+        .filter(|(other, session)| *other != key && session.shares_seat(own))
         .map(|(key, s)| Other { key, nets: s.nets().collect(), waits: s.waits_until.is_some() })
         .collect()
 }
@@ -186,9 +273,9 @@ impl Guard {
         self.next_switch = next_late(&self.workers);
     }
 
-    /// A session of `name` is over, or about to be.
-    pub(crate) fn relieve(&mut self, name: &str) {
-        let orders = relieve(&mut self.workers, &mut self.routes, name);
+    /// A session on this seat of `name` is over, or about to be.
+    pub(crate) fn relieve(&mut self, name: &str, seat: u16) {
+        let orders = relieve(&mut self.workers, &mut self.routes, name, seat);
         if !orders.is_empty() {
             self.carry_out(orders);
         }
@@ -207,6 +294,10 @@ impl Guard {
 
 /// How long a session waits for its client's first datagram while an older one carries the packets.
 const WAIT: Duration = Duration::from_secs(5);
+/// How long a client that is asked for has to answer: several times what a lost packet or two take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
+/// How often it is asked at most.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
@@ -214,6 +305,7 @@ mod tests {
     use std::net::IpAddr;
 
     use tunguard::ipc::{Report, Resumption};
+    use tunguard::rate::Rates;
     use tunguard::resume::ResumeSecret;
     use tunguard::sys::seqpacket;
 
@@ -252,6 +344,7 @@ mod tests {
             self.workers.get_mut(key).expect("just inserted").session = Some(Session {
                 id: SessionId::new(key as u16, [7; 6]),
                 name: name.to_owned(),
+                seat: 0,
                 cert: cert(1),
                 resume_secret: secret(),
                 addresses: vec!["10.9.0.2/24".parse().expect("a network")],
@@ -261,10 +354,13 @@ mod tests {
                 memory: None,
                 outbox: None,
                 queued_packets: 0,
+                rates: Rates::default(),
+                over_rate: (0, 0),
                 uplink: None,
                 peer: None,
                 control: true,
                 waits_until: None,
+                presence: Presence::default(),
                 report: Report::default(),
             });
             key
@@ -288,8 +384,8 @@ mod tests {
 
         fn ends(&mut self, key: u64) -> Vec<Order> {
             self.set(key, Phase::Ending);
-            let name = self.session(key).name.clone();
-            let orders = relieve(&mut self.workers, &mut self.routes, &name);
+            let (name, seat) = (self.session(key).name.clone(), self.session(key).seat);
+            let orders = relieve(&mut self.workers, &mut self.routes, &name, seat);
             self.obey(&orders);
             let nets: Vec<IpNet> = self.session(key).nets().collect();
             nets.into_iter().for_each(|net| self.routes.remove(net, key));
@@ -443,7 +539,7 @@ mod tests {
         let good = secret().proof(id, &BINDING);
         assert_eq!(judge(&house.workers, &claim("ann", 1, id, good)), Ok(None), "not there yet");
         assert_eq!(house.enter(one), Ok(vec![]));
-        assert_eq!(judge(&house.workers, &claim("ann", 1, id, good)), Ok(Some(id)));
+        assert_eq!(judge(&house.workers, &claim("ann", 1, id, good)), Ok(Some((id, 0))));
         let elsewhere = secret().proof(id, &[8; 32]);
         for (claim, why) in [
             (claim("bob", 1, id, good), "of ann"),
