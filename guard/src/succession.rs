@@ -304,6 +304,8 @@ mod tests {
     use super::*;
     use std::net::IpAddr;
 
+    use proptest::prelude::*;
+
     use tunguard::ipc::{Report, Resumption};
     use tunguard::rate::Rates;
     use tunguard::resume::ResumeSecret;
@@ -322,6 +324,11 @@ mod tests {
     impl House {
         /// A connection is accepted, and its session granted.
         fn granted(&mut self, name: &str) -> u64 {
+            self.granted_at(name, 0)
+        }
+
+        /// The same on another seat than the first.
+        fn granted_at(&mut self, name: &str, seat: u16) -> u64 {
             let now = Time::from_nanos(self.now);
             let pid = self.workers.len() as i32 + 1;
             let key = self.workers.insert(Worker {
@@ -344,11 +351,11 @@ mod tests {
             self.workers.get_mut(key).expect("just inserted").session = Some(Session {
                 id: SessionId::new(key as u16, [7; 6]),
                 name: name.to_owned(),
-                seat: 0,
+                seat,
                 cert: cert(1),
                 resume_secret: secret(),
-                addresses: vec!["10.9.0.2/24".parse().expect("a network")],
-                subnets: vec!["192.168.7.0/24".parse().expect("a network")],
+                addresses: vec![IpNet::new(address_of(seat), 24).expect("a network")],
+                subnets: vec![format!("192.168.{}.0/24", 7 + seat).parse().expect("a network")],
                 queues: (String::new(), None),
                 since: now,
                 memory: None,
@@ -412,10 +419,37 @@ mod tests {
         }
 
         fn carrier(&mut self) -> Option<u64> {
-            let address = self.routes.lookup(IpAddr::from([10, 9, 0, 2]));
-            assert_eq!(self.routes.lookup(IpAddr::from([192, 168, 7, 9])), address);
+            self.carrier_at(0)
+        }
+
+        fn carrier_at(&mut self, seat: u16) -> Option<u64> {
+            let address = self.routes.lookup(address_of(seat));
+            assert_eq!(self.routes.lookup(IpAddr::from([192, 168, 7 + seat as u8, 9])), address);
             address
         }
+
+        fn seat(&self, wanted: Option<u16>, seats: u16, policy: OnTooMany) -> Seating {
+            seat(&self.workers, "ann", wanted, seats, policy, Time::from_nanos(self.now))
+        }
+
+        /// Sessions that are there, with their seats.
+        fn here(&self) -> Vec<(u64, u16)> {
+            let mut here: Vec<_> = established(&self.workers).map(|(key, s)| (key, s.seat)).collect();
+            here.sort();
+            here
+        }
+
+        fn pass(&mut self, time: Duration) {
+            self.now += time.as_nanos() as u64;
+            for key in late(&self.workers, Time::from_nanos(self.now)) {
+                let orders = carry(&mut self.workers, &mut self.routes, key);
+                self.obey(&orders);
+            }
+        }
+    }
+
+    fn address_of(seat: u16) -> IpAddr {
+        IpAddr::from([10, 9, 0, 2 + seat as u8])
     }
 
     fn cert(serial: u8) -> CertId {
@@ -557,5 +591,166 @@ mod tests {
         assert_eq!(judge(&house.workers, &claim("ann", 1, id, good)), Ok(None));
         let without = Claim { resume: None, ..claim("ann", 2, id, good) };
         assert_eq!(judge(&house.workers, &without), Ok(None));
+    }
+
+    #[test]
+    fn a_free_seat_is_taken_first_and_the_wanted_one_among_them() {
+        let mut house = House::default();
+        for policy in [OnTooMany::Newest, OnTooMany::Refuse] {
+            assert_eq!(house.seat(None, 3, policy), Seating::At(0));
+            assert_eq!(house.seat(Some(2), 3, policy), Seating::At(2));
+            assert_eq!(house.seat(Some(7), 3, policy), Seating::At(0), "there is none");
+        }
+        let one = house.granted_at("ann", 0);
+        assert_eq!(house.seat(Some(0), 3, OnTooMany::Newest), Seating::At(1), "granted is taken");
+        assert_eq!(house.enter(one), Ok(vec![]));
+        let two = house.granted_at("ann", 1);
+        assert_eq!(house.enter(two), Ok(vec![]));
+        assert_eq!((house.carrier_at(0), house.carrier_at(1)), (Some(one), Some(two)), "both carry");
+        assert_eq!(house.heard(two), [], "and replace nobody");
+        house.granted("bob");
+        assert_eq!(house.seat(None, 3, OnTooMany::Newest), Seating::At(2), "others have seats of their own");
+        assert_eq!(house.ends(one), []);
+        assert_eq!((house.carrier_at(0), house.carrier_at(1)), (None, Some(two)));
+        assert_eq!(house.seat(Some(1), 2, OnTooMany::Refuse), Seating::At(0));
+    }
+
+    #[test]
+    fn the_newest_takes_the_place_of_the_oldest_or_of_who_has_no_connection() {
+        let mut house = House::default();
+        for seat in [1, 0] {
+            let key = house.granted_at("ann", seat);
+            assert_eq!(house.enter(key), Ok(vec![]));
+        }
+        assert_eq!(house.seat(None, 2, OnTooMany::Newest), Seating::At(1), "the oldest");
+        house.session(1).control = false;
+        assert_eq!(house.seat(None, 2, OnTooMany::Newest), Seating::At(0), "rather that one");
+        let three = house.granted_at("ann", 0);
+        assert_eq!(house.enter(three), Ok(vec![]));
+        assert_eq!(house.carrier_at(0), Some(1), "not heard yet");
+        assert_eq!(house.heard(three), [Order::Drain(1)]);
+        assert_eq!((house.carrier_at(0), house.carrier_at(1)), (Some(three), Some(0)));
+    }
+
+    #[test]
+    fn one_too_many_is_refused_while_somebody_is_there() {
+        let mut house = House::default();
+        let one = house.granted("ann");
+        let full = |ask: &[u64]| Seating::Full { ask: ask.to_vec() };
+        assert_eq!(house.seat(Some(0), 1, OnTooMany::Refuse), full(&[one]), "not even registered");
+        assert_eq!(house.enter(one), Ok(vec![]));
+        assert_eq!(house.seat(Some(0), 1, OnTooMany::Refuse), full(&[one]));
+        house.session(one).control = false;
+        assert_eq!(house.seat(Some(0), 1, OnTooMany::Refuse), full(&[one]), "it may be on its way elsewhere");
+        let asked = Time::from_nanos(house.now);
+        house.session(one).presence = Presence::Asked(asked);
+        assert_eq!(house.seat(None, 1, OnTooMany::Refuse), full(&[]), "asked once");
+        house.session(one).presence = Presence::Answered(asked);
+        house.pass(ANSWER_WITHIN);
+        assert_eq!(house.seat(None, 1, OnTooMany::Refuse), full(&[]), "it said so a moment ago");
+        house.pass(ASK_AGAIN);
+        assert_eq!(house.seat(None, 1, OnTooMany::Refuse), full(&[one]));
+        house.session(one).presence = Presence::Asked(Time::from_nanos(house.now));
+        house.pass(ANSWER_WITHIN - Duration::from_nanos(1));
+        assert_eq!(house.seat(None, 1, OnTooMany::Refuse), full(&[]));
+        house.pass(Duration::from_nanos(1));
+        assert_eq!(house.seat(None, 1, OnTooMany::Refuse), Seating::At(0), "nobody answers");
+        // It is taken over from like any other, and resumes nothing then.
+        let two = house.granted("ann");
+        assert_eq!(house.enter(two), Ok(vec![]));
+        assert_eq!(house.seat(None, 1, OnTooMany::Refuse), full(&[two]));
+        assert_eq!(house.heard(two), [Order::Drain(one)]);
+    }
+
+    /// A machine with the certificate of them all.
+    #[derive(Default)]
+    struct Device {
+        sessions: Vec<u64>,
+        dead: bool,
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Connect { want: Option<u16> },
+        Resume,
+        Heard,
+        ControlLost,
+        End,
+        Die,
+        Pass(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => prop::option::of(0u16..5).prop_map(|want| Step::Connect { want }),
+            2 => Just(Step::Resume),
+            4 => Just(Step::Heard),
+            1 => Just(Step::ControlLost),
+            1 => Just(Step::End),
+            1 => Just(Step::Die),
+            3 => (0u64..9_000).prop_map(Step::Pass),
+        ]
+    }
+
+    proptest! {
+        /// Several machines with one certificate, in any order: no more seats than there may be, each with one session
+        /// that carries its addresses and no others, none without where somebody sits; with "refuse" nobody who is
+        /// there loses his seat to another, and with "newest" nobody is refused.
+        #[test]
+        fn seats_are_never_shared(
+            seats in 1u16..4,
+            refuse: bool,
+            steps in prop::collection::vec((0usize..4, step()), 1..120),
+        ) {
+            let policy = if refuse { OnTooMany::Refuse } else { OnTooMany::Newest };
+            let mut house = House::default();
+            let mut devices: Vec<Device> = (0..4).map(|_| Device::default()).collect();
+            for (at, step) in steps {
+                let own = devices[at].sessions.iter().rev().copied().find(|key| house.here().iter().any(|h| h.0 == *key));
+                let seat = match (&step, own) {
+                    (Step::Connect { want }, _) if !devices[at].dead => match house.seat(*want, seats, policy) {
+                        Seating::At(seat) => {
+                            let theirs = house.here().into_iter().filter(|(_, s)| *s == seat).map(|(key, _)| key);
+                            for key in theirs.filter(|_| refuse) {
+                                let sitter = devices.iter().find(|d| d.sessions.contains(&key)).expect("somebody's");
+                                prop_assert!(sitter.dead, "a seat was taken from somebody who is there");
+                            }
+                            Some(seat)
+                        }
+                        Seating::Full { ask } => {
+                            prop_assert!(refuse, "the newest always finds a seat");
+                            for key in ask {
+                                let now = Time::from_nanos(house.now);
+                                let dead = devices.iter().any(|d| d.dead && d.sessions.contains(&key));
+                                let presence = if dead { Presence::Asked(now) } else { Presence::Answered(now) };
+                                house.session(key).presence = presence;
+                            }
+                            None
+                        }
+                    },
+                    (Step::Resume, Some(own)) if !devices[at].dead => Some(house.session(own).seat),
+                    (Step::Heard, Some(own)) if !devices[at].dead => { house.heard(own); None }
+                    (Step::ControlLost, Some(own)) => { house.session(own).control = false; None }
+                    (Step::End, Some(own)) => { house.ends(own); None }
+                    (Step::Die, _) => { devices[at].dead = true; None }
+                    (Step::Pass(millis), _) => { house.pass(Duration::from_millis(*millis)); None }
+                    _ => None,
+                };
+                if let Some(seat) = seat {
+                    let key = house.granted_at("ann", seat);
+                    prop_assert!(house.enter(key).is_ok());
+                    devices[at].sessions.push(key);
+                }
+                let here = house.here();
+                prop_assert!(here.iter().all(|(_, seat)| *seat < seats));
+                for seat in 0..seats {
+                    let carrier = house.carrier_at(seat);
+                    let sitting: Vec<u64> = here.iter().filter(|(_, s)| *s == seat).map(|(key, _)| *key).collect();
+                    prop_assert_eq!(carrier.is_some(), !sitting.is_empty(), "no route is lost or left");
+                    prop_assert!(carrier.is_none_or(|carrier| sitting.contains(&carrier)), "none leads elsewhere");
+                    prop_assert!(sitting.len() <= 2, "one that carries and one that waits");
+                }
+            }
+        }
     }
 }

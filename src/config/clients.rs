@@ -329,7 +329,7 @@ mod tests {
         let failure =
             parse(&[("a", "x = 1"), ("b", "addresses ="), ("c", "subnets = 1")]).expect_err("faults");
         let faults = [
-            r#"/c/a.toml:1: unknown key "x" (known here: addresses, subnets)"#,
+            r#"/c/a.toml:1: unknown key "x" (known here: addresses, subnets, limits)"#,
             "/c/b.toml:1:12: not valid TOML: string values must be quoted, expected literal string",
             r#"/c/c.toml:1: subnets = 1 is an integer, not a list of strings, each a network, as in "10.9.0.0/24" or "fd09::/64""#,
         ];
