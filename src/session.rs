@@ -524,6 +524,9 @@ impl Session {
         self.last_heard = now;
         match message {
             Message::Rekey { epoch, public } => {
+                if self.messages.len() >= MAX_QUEUED {
+                    return Err(Reason::Protocol);
+                }
                 let answers = self.epochs.handle_rekey(now, epoch, &public).map_err(|_| Reason::Protocol)?;
                 self.messages.extend(answers);
             }

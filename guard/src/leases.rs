@@ -31,6 +31,8 @@ pub struct Leases {
     server: HashSet<IpAddr>,
     by_name: BTreeMap<String, Lease>,
     by_address: HashMap<IpAddr, String>,
+    /// So many are kept.
+    most: usize,
     /// Changed since it was written.
     dirty: bool,
 }
@@ -123,6 +125,7 @@ impl Leases {
             server: config.server_addresses().iter().map(|a| a.addr()).collect(),
             by_name: BTreeMap::new(),
             by_address: HashMap::new(),
+            most: MOST,
             dirty: false,
         }
     }
@@ -147,6 +150,9 @@ impl Leases {
     /// An address of each network for `name` (a [`holder`]), with the network's prefix length: its fixed one, the one it had, the
     /// one it would like, or a free one. Counts a session until [`Leases::release`].
     pub fn grant(&mut self, name: &str, want: &[IpAddr]) -> Result<Vec<IpNet>, Exhausted> {
+        if self.by_name.len() >= self.most && !self.by_name.contains_key(name) {
+            self.forget_oldest();
+        }
         let had = self.by_name.get(name).map(|l| l.addresses.clone()).unwrap_or_default();
         let mut addresses = Vec::new();
         for network in self.networks.clone() {
@@ -267,6 +273,15 @@ impl Leases {
         lease.addresses.into_iter().find(|a| network.contains(a))
     }
 
+    /// Forgets the lease that has been unused longest: an IPv6 network never runs out of addresses.
+    fn forget_oldest(&mut self) {
+        let unused = self.by_name.iter().filter(|(_, lease)| lease.sessions == 0);
+        let oldest = unused.map(|(name, lease)| (lease.last_used, name.clone())).min();
+        if let Some(lease) = oldest.and_then(|(_, name)| self.by_name.remove(&name)) {
+            lease.addresses.iter().for_each(|address| drop(self.by_address.remove(address)));
+        }
+    }
+
     /// Whether `name` may hold `address` at all: a host of one of the networks, and nobody else's fixed one.
     fn may_have(&self, name: &str, address: IpAddr) -> bool {
         self.is_host(address)
@@ -294,6 +309,9 @@ pub fn holder(name: &str, seat: u16) -> Cow<'_, str> {
         _ => Cow::Owned(format!("{name}/{}", seat + 1)),
     }
 }
+
+/// Leases that are kept: more than twice as many as there can be sessions.
+const MOST: usize = 65_536;
 
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
@@ -384,6 +402,23 @@ mod tests {
         assert!(leases.grant("bob", &[]).is_err(), "in use");
         leases.release("ann");
         assert_eq!(texts(&leases.grant("bob", &[]).expect("room")), ["10.9.0.2/30"]);
+    }
+
+    #[test]
+    fn of_too_many_leases_the_oldest_goes() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut leases = Leases::load(&config("[\"fd09::/64\"]", folder.path(), "24h")).expect("none yet");
+        leases.most = 10;
+        leases.grant("stays", &[]).expect("room");
+        for n in 0..100 {
+            let name = format!("c{n}");
+            leases.grant(&name, &[]).expect("room");
+            leases.release(&name);
+            leases.by_name.get_mut(&name).expect("just granted").last_used = n;
+            assert!(leases.by_name.len() <= 10 && leases.by_address.len() <= 10);
+        }
+        let left: Vec<&str> = leases.by_name.keys().map(String::as_str).collect();
+        assert_eq!(left, ["c91", "c92", "c93", "c94", "c95", "c96", "c97", "c98", "c99", "stays"]);
     }
 
     #[test]

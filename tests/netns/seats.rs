@@ -13,7 +13,7 @@ use crate::raw_client::{Dialler, RawClient, echo_request, resume};
 #[test]
 fn by_default_the_newest_session_wins_and_the_other_machine_is_told() {
     let Some(lab) = Lab::new("newest", 2) else { return };
-    let mut server = lab.start_server(&lab.server());
+    let server = lab.start_server(&lab.server());
     let mut first = lab.start_client(1, &lab.client(1));
     let address = lab.inner_v4(1);
     let _second = lab.start_client(2, &same_certificate(&lab, 2));
