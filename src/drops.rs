@@ -30,6 +30,8 @@ pub enum DropReason {
     SourceNotOurs,
     /// Received: the inner destination is not ours (peer).
     DestinationNotOurs,
+    /// Received: more than the client may send (peer).
+    RateUp,
     /// Received: congestion marked on the way, and the inner packet can't carry the mark (RFC 6040).
     Congested,
     /// Received: the TUN device refused it (host).
@@ -52,7 +54,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in order.
-    pub const ALL: [DropReason; 21] = [
+    pub const ALL: [DropReason; 22] = [
         DropReason::TooShort,
         DropReason::Flags,
         DropReason::WrongSession,
@@ -65,6 +67,7 @@ impl DropReason {
         DropReason::BadInner,
         DropReason::SourceNotOurs,
         DropReason::DestinationNotOurs,
+        DropReason::RateUp,
         DropReason::Congested,
         DropReason::TunRefused,
         DropReason::UplinkFull,
@@ -91,6 +94,7 @@ impl DropReason {
             DropReason::BadInner => "bad_inner",
             DropReason::SourceNotOurs => "source_not_ours",
             DropReason::DestinationNotOurs => "destination_not_ours",
+            DropReason::RateUp => "rate_up",
             DropReason::Congested => "congested",
             DropReason::TunRefused => "tun_refused",
             DropReason::UplinkFull => "uplink_full",

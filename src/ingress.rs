@@ -2,13 +2,14 @@
 //!
 //! 1. open each datagram in place ([`Session::open`]): nothing before its tag changes state
 //! 2. take the outer congestion mark in (RFC 6040)
-//! 3. check whose packet it is
+//! 3. check whose packet it is, and that its sender may send so much
 //! 4. merge runs of consecutive segments and write each with one gathered write ([`crate::segment::next_run`])
 
 use std::io::{self, IoSlice};
 
 use crate::drops::DropReason;
 use crate::keys::Role;
+use crate::rate::{Bucket, Rate};
 use crate::segment::{Inner, MAX_RUN, clamp_mss, ecn, inner, next_run};
 use crate::session::{Opened, Session};
 use crate::sys::udp::{ReceiveBuffers, Received};
@@ -18,6 +19,8 @@ use crate::time::Time;
 #[derive(Default)]
 pub struct Ingress {
     opened: Vec<Place>,
+    /// How much the peer may send.
+    limit: Option<Bucket>,
 }
 
 struct Place {
@@ -28,6 +31,12 @@ struct Place {
 }
 
 impl Ingress {
+    /// For a peer that may send so much.
+    pub fn limited(limit: Option<Rate>, now: Time) -> Ingress {
+        let bucket = |rate: Rate| Bucket::new(rate, rate.burst(), now);
+        Ingress { opened: Vec::new(), limit: limit.map(bucket) }
+    }
+
     /// Opens the run of datagrams that `received` says is in `buffer`. Which inner addresses are right depends
     /// on our end: a server takes packets *from* the session's addresses, a client packets *to* them.
     pub fn open(
@@ -51,7 +60,8 @@ impl Ingress {
                     continue;
                 }
             };
-            match admit(session, role, received.ecn, &mut datagram[text.clone()]) {
+            let admitted = admit(session, role, received.ecn, &mut datagram[text.clone()]);
+            match admitted.and_then(|()| self.police(now, text.len())) {
                 Ok(()) => {
                     session.carried(now, &datagram[text.clone()]);
                     // So that what comes back fits, too.
@@ -73,7 +83,7 @@ impl Ingress {
     /// Takes in a packet that came with the client's Hello, from the first `len` bytes of the first buffer.
     pub fn take_early(&mut self, session: &mut Session, now: Time, len: usize, buffers: &mut ReceiveBuffers) {
         let packet = &mut buffers[0][..len];
-        match admit(session, Role::Server, 0, packet) {
+        match admit(session, Role::Server, 0, packet).and_then(|()| self.police(now, len)) {
             Ok(()) => {
                 session.carried(now, packet);
                 session.delivered_early();
@@ -81,6 +91,12 @@ impl Ingress {
             }
             Err(reason) => session.drops.count(reason),
         }
+    }
+
+    /// Each packet by itself, before they are merged: what is left of a flow is to be without large gaps.
+    fn police(&mut self, now: Time, bytes: usize) -> Result<(), DropReason> {
+        let passes = self.limit.as_mut().is_none_or(|limit| limit.pass(now, bytes));
+        if passes { Ok(()) } else { Err(DropReason::RateUp) }
     }
 
     /// Hands everything that was opened to `write`, each call one virtio header and one packet or super-packet

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::common::Suite;
 use crate::drops::Drops;
+use crate::rate::Rate;
 use crate::resume::ResumeSecret;
 use crate::session::Traffic;
 use crate::sys::mq::QueueSize;
@@ -86,6 +87,8 @@ pub enum Request {
     },
     /// The control channel is lost; the session lingers.
     ControlLost,
+    /// The answer to `Ask`: the client was heard since.
+    Heard,
     /// The answer to `Query`.
     Report(Box<Report>),
     /// A line for the log.
@@ -172,6 +175,8 @@ pub enum Reply {
     Registered,
     /// Report, please.
     Query,
+    /// Is the client still there? It is to be asked, and `Heard` says that it was heard.
+    Ask,
     /// The client has a newer session, which gets its packets from now on: send what is in the queue, take in what
     /// is still on its way for [`DRAIN_SECONDS`], then end.
     Drain,
@@ -196,6 +201,8 @@ pub struct Grant {
     pub size: QueueSize,
     /// Name and size of the queue of packets to the guard, where the guard writes to the TUN device.
     pub uplink: Option<(String, QueueSize)>,
+    /// How much the client may send.
+    pub rate_up: Option<Rate>,
 }
 
 /// What every worker is started with: in a sealed memory file, the nursery's descriptor 4.

@@ -28,6 +28,7 @@ pub mod paths;
 pub mod pki;
 pub mod pmtu;
 pub mod random;
+pub mod rate;
 pub mod replay;
 pub mod resume;
 pub mod rigged;

@@ -482,6 +482,15 @@ impl Session {
         self.paths.probe(now);
     }
 
+    /// Asks the peer for a sign of life, by whatever way there is: an honest one answers at once, and
+    /// [`Session::last_heard`] says so.
+    pub fn ask(&mut self, now: Time) {
+        if self.control == Control::Up && self.messages.len() < MAX_QUEUED {
+            self.messages.push_back(Message::Ping(0));
+        }
+        self.paths.probe(now);
+    }
+
     /// Renews the keys now rather than when they are due.
     pub fn rekey(&mut self) {
         if self.control == Control::Up
@@ -515,6 +524,9 @@ impl Session {
         self.last_heard = now;
         match message {
             Message::Rekey { epoch, public } => {
+                if self.messages.len() >= MAX_QUEUED {
+                    return Err(Reason::Protocol);
+                }
                 let answers = self.epochs.handle_rekey(now, epoch, &public).map_err(|_| Reason::Protocol)?;
                 self.messages.extend(answers);
             }

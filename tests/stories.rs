@@ -8,11 +8,12 @@ use tunguard::drops::DropReason;
 use tunguard::epochs::Limits;
 use tunguard::keys::{Role, Secret};
 use tunguard::path::Path;
-use tunguard::paths::PathEvent;
+use tunguard::paths::{PathEvent, Say};
 use tunguard::session::{Event, IN_BAND_LEN, Opened, Session, Start};
 use tunguard::time::Time;
 use tunguard::wire::control::{Message, Reason};
 use tunguard::wire::data::{HEADER_LEN, SessionId, TAG_LEN};
+use tunguard::wire::inband::InBand;
 
 const AGE: Duration = Duration::from_secs(900);
 const LINGER: Duration = Duration::from_secs(600);
@@ -393,8 +394,52 @@ fn messages_out_of_place_are_refused() {
     ] {
         assert_eq!(pair.server.handle_message(now, message.clone()), Err(Reason::Protocol), "{message:?}");
     }
+}
+
+#[test]
+fn a_flood_of_pings_or_keys_ends_the_session() {
+    let mut pair = Pair::new(Suite::Aes256Gcm, 1 << 30);
+    let now = pair.now;
     let flood = (0..1_000).map(|n| pair.server.handle_message(now, Message::Ping(n)));
     assert_eq!(flood.filter(|r| r.is_err()).count(), 968, "answers are queued up to a bound");
+
+    // A client that makes one epoch after the other, each as it should be, and never reads an answer.
+    let mut pair = Pair::new(Suite::Aes256Gcm, 1 << 30);
+    let made = (1..1_000).take_while(|epoch| {
+        let rekey = Message::Rekey { epoch: *epoch, public: [9; 32] };
+        pair.server.handle_message(now, rekey).is_ok()
+            && pair.server.handle_message(now, Message::RekeyDone { epoch: *epoch }).is_ok()
+    });
+    assert_eq!(made.count(), 16);
+    assert_eq!(std::iter::from_fn(|| pair.server.poll_message()).count(), 32);
+}
+
+#[test]
+fn a_flood_of_challenges_gets_a_few_answers_at_once() {
+    let mut pair = Pair::new(Suite::Aes256Gcm, 1 << 30);
+    pair.exchange(Role::Client);
+    pair.settle();
+    let now = pair.now;
+    for n in 0..1_000u64 {
+        let say =
+            Say { message: InBand::PathChallenge(n.to_be_bytes()), path: at("198.51.100.1:55555"), pad: 0 };
+        let mut datagram = [0; IN_BAND_LEN];
+        let len = pair.client.seal_in_band(now, &say, &mut datagram).expect("seals");
+        assert_eq!(pair.open(Role::Server, &datagram[..len]), Ok(Vec::new()));
+    }
+    assert_eq!(std::iter::from_fn(|| pair.server.poll_in_band()).count(), 32);
+}
+
+#[test]
+fn a_client_is_known_at_a_few_places_only() {
+    let mut pair = Pair::new(Suite::Aes256Gcm, 1 << 30);
+    pair.exchange(Role::Client);
+    for port in 5_000..5_200 {
+        pair.client_at = at(&format!("192.0.2.1:{port}"));
+        pair.exchange(Role::Client);
+        assert!(pair.server.paths().len() <= 8, "{}", pair.server.paths().len());
+        pair.pass(Duration::from_millis(50));
+    }
 }
 
 /// A packet that counts as use.

@@ -13,27 +13,33 @@ pub enum GuardDrop {
     QueueFull,
     /// From the device: the session's queue stood for too long (RFC 8289).
     Codel,
+    /// From the device: more than the client may be sent.
+    RateDown,
     /// From the device: the kernel couldn't hand it over.
     Unreadable,
     /// From a worker: no record, or no IP packet of the stated length.
     BadRecord,
     /// From a worker: the source is not its session's.
     SourceNotOurs,
+    /// From a worker: more than its client may send.
+    RateUp,
     /// From a worker: the device refused it.
     TunRefused,
 }
 
 impl GuardDrop {
     /// Every reason, in order.
-    pub const ALL: [GuardDrop; 9] = [
+    pub const ALL: [GuardDrop; 11] = [
         GuardDrop::NoRoute,
         GuardDrop::Away,
         GuardDrop::BadInner,
         GuardDrop::QueueFull,
         GuardDrop::Codel,
+        GuardDrop::RateDown,
         GuardDrop::Unreadable,
         GuardDrop::BadRecord,
         GuardDrop::SourceNotOurs,
+        GuardDrop::RateUp,
         GuardDrop::TunRefused,
     ];
 
@@ -45,9 +51,11 @@ impl GuardDrop {
             GuardDrop::BadInner => "bad_inner",
             GuardDrop::QueueFull => "queue_full",
             GuardDrop::Codel => "codel",
+            GuardDrop::RateDown => "rate_down",
             GuardDrop::Unreadable => "unreadable",
             GuardDrop::BadRecord => "bad_record",
             GuardDrop::SourceNotOurs => "source_not_ours",
+            GuardDrop::RateUp => "rate_up",
             GuardDrop::TunRefused => "tun_refused",
         }
     }

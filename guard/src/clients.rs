@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use tunguard::escape::Escaped;
 use tunguard::ipc::{GuardEnd, Report};
+use tunguard::rate::Rates;
 use tunguard::resume::ResumeSecret;
 use tunguard::sys::mq::Reader;
 use tunguard::sys::shared::Filler;
@@ -75,6 +76,8 @@ pub struct Session {
     pub id: SessionId,
     /// Whose.
     pub name: String,
+    /// Which of the sessions that its identity may have it is: one that takes over has the same. Counted from 0.
+    pub seat: u16,
     /// With which certificate.
     pub cert: CertId,
     /// What its client proves to have when it resumes it.
@@ -93,6 +96,10 @@ pub struct Session {
     pub outbox: Option<Outbox>,
     /// Packets and super-packets that went there.
     pub queued_packets: u64,
+    /// What its client may send and be sent.
+    pub rates: Rates,
+    /// Of packets to and from the client: those that were too many.
+    pub over_rate: (u64, u64),
     /// Packets from the client, where the guard writes them to the device.
     pub uplink: Option<Reader>,
     /// Where the client is.
@@ -101,11 +108,30 @@ pub struct Session {
     pub control: bool,
     /// It is established, and an older session of its client carries the packets: until when at most.
     pub waits_until: Option<Time>,
+    /// Whether its client is there.
+    pub presence: Presence,
     /// What its worker last reported.
     pub report: Report,
 }
 
+/// Whether a client is there, as far as its worker was asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Presence {
+    /// Nobody has asked.
+    #[default]
+    Unknown,
+    /// It was asked then, and not heard since.
+    Asked(Time),
+    /// It was asked then, and answered.
+    Answered(Time),
+}
+
 impl Session {
+    /// Whether another one is of the same seat: one takes over from the other.
+    pub fn shares_seat(&self, other: &Session) -> bool {
+        self.name == other.name && self.seat == other.seat
+    }
+
     /// Everything routed to this session.
     pub fn nets(&self) -> impl Iterator<Item = IpNet> + '_ {
         self.addresses.iter().map(|a| IpNet::from(a.addr())).chain(self.subnets.iter().copied())
@@ -160,10 +186,10 @@ impl Workers {
         self.by_key.values_mut().filter_map(|worker| worker.session.as_mut()?.outbox.as_mut())
     }
 
-    /// Whether two workers have sessions of the same client.
-    pub fn same_client(&self, a: u64, b: u64) -> bool {
-        let name = |key| self.get(key).and_then(|worker| worker.session.as_ref()).map(|s| &s.name);
-        name(a).is_some_and(|a| name(b) == Some(a))
+    /// Whether two workers have sessions of which one takes over from the other.
+    pub fn same_seat(&self, a: u64, b: u64) -> bool {
+        let session = |key| self.get(key).and_then(|worker| worker.session.as_ref());
+        session(a).zip(session(b)).is_some_and(|(a, b)| a.shares_seat(b))
     }
 
     /// The number of the worker whose process this is.

@@ -6,8 +6,10 @@ use std::time::Duration;
 use tunguard::time::Time;
 
 /// Watches the time that the oldest batch has waited.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Codel {
+    target: Duration,
+    interval: Duration,
     /// The wait was above the target ever since.
     above_since: Option<Time>,
     dropping: bool,
@@ -16,21 +18,39 @@ pub struct Codel {
     next: Time,
 }
 
+impl Default for Codel {
+    fn default() -> Codel {
+        Codel::with_target(TARGET)
+    }
+}
+
 impl Codel {
+    /// For a queue that leaves so slowly that one batch takes `batch`: what a single batch does is no standing queue
+    /// (section 4.2 of the RFC).
+    pub fn for_batches(batch: Duration) -> Codel {
+        Codel::with_target(TARGET.max(batch * 3 / 2))
+    }
+
+    fn with_target(target: Duration) -> Codel {
+        let interval = INTERVAL.max(target * 2);
+        let (above_since, next) = (None, Time::default());
+        Codel { target, interval, above_since, dropping: false, count: 0, next }
+    }
+
     /// Whether a batch that comes now is to be dropped. `waited`: how long the oldest one has, if there is one.
     pub fn refuses(&mut self, now: Time, waited: Option<Duration>) -> bool {
-        if waited.is_none_or(|waited| waited < TARGET) {
+        if waited.is_none_or(|waited| waited < self.target) {
             self.above_since = None;
             self.dropping = false;
             return false;
         }
         let since = *self.above_since.get_or_insert(now);
         if !self.dropping {
-            if now.since(since) < INTERVAL {
+            if now.since(since) < self.interval {
                 return false;
             }
             // Soon again after it dropped before: where it left off, nearly (section 5.4).
-            let soon = now.since(self.next) < 16 * INTERVAL;
+            let soon = now.since(self.next) < 16 * self.interval;
             self.count = if soon && self.count > 2 { self.count - 2 } else { 1 };
             self.dropping = true;
             self.next = now + self.pause();
@@ -45,7 +65,7 @@ impl Codel {
     }
 
     fn pause(&self) -> Duration {
-        INTERVAL.div_f64(f64::from(self.count).sqrt())
+        self.interval.div_f64(f64::from(self.count).sqrt())
     }
 }
 
@@ -72,6 +92,16 @@ mod tests {
             assert_eq!(drops(&mut codel, 10_000 + burst * 100, 99, 80), 0);
             assert!(!codel.refuses(Time::from_nanos((10_000 + burst * 100 + 99) * 1_000_000), None));
         }
+    }
+
+    #[test]
+    fn a_slow_queue_is_given_the_time_of_its_batches() {
+        let mut codel = Codel::for_batches(Duration::from_millis(40));
+        assert_eq!(drops(&mut codel, 0, 10_000, 59), 0);
+        assert!(drops(&mut codel, 10_000, 2_000, 61) > 5);
+        let mut fast = Codel::for_batches(Duration::from_micros(100));
+        assert_eq!((fast.target, fast.interval), (TARGET, INTERVAL));
+        assert!(drops(&mut fast, 0, 1_000, 20) > 5);
     }
 
     #[test]

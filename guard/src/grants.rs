@@ -23,11 +23,12 @@ use tunguard::tls::tickets::LONGEST_CHAIN;
 use tunguard::tls::{SavedSession, TicketId, time};
 use tunguard::wire::control::Reason;
 
-use crate::clients::{Phase, Session};
+use crate::clients::{Phase, Presence, Session};
 use crate::events::Heard;
+use crate::leases;
 use crate::outbox::{self, Outbox};
 use crate::run::{Guard, Source};
-use crate::succession;
+use crate::succession::{self, Seating};
 use crate::tickets::Holder;
 
 /// Which requests a phase permits. `Claim`, `Register` and `Ended` are consumed: each moves the phase on, a refusal
@@ -36,7 +37,7 @@ fn permitted(phase: Phase, asked: u32, request: &Request) -> bool {
     match request {
         Request::Redeem(_) | Request::Claim(_) => phase == Phase::Handshake,
         Request::Register { .. } => phase == Phase::Granted,
-        Request::Ticket { .. } | Request::Moved { .. } | Request::ControlLost => {
+        Request::Ticket { .. } | Request::Moved { .. } | Request::ControlLost | Request::Heard => {
             matches!(phase, Phase::Established | Phase::Draining | Phase::Ending)
         }
         Request::Report(_) => asked > 0,
@@ -120,6 +121,13 @@ impl Guard {
             Request::ControlLost => {
                 if let Some(session) = self.session_mut(key) {
                     session.control = false;
+                }
+            }
+            Request::Heard => {
+                if let Some(session) = self.session_mut(key)
+                    && let Presence::Asked(since) = session.presence
+                {
+                    session.presence = Presence::Answered(since);
                 }
             }
             Request::Report(report) => {
@@ -215,26 +223,33 @@ impl Guard {
             return Err((Reason::Revoked, "its certificate is revoked".into()));
         }
         let resumed = succession::judge(&self.workers, &claim).map_err(|text| (Reason::Forbidden, text))?;
+        let seat = match resumed {
+            Some((_, seat)) => seat,
+            None => self.seat(&claim)?,
+        };
         // One that takes over from another of the same client counts once.
-        let others: HashSet<&str> = self
+        let others: HashSet<(&str, u16)> = self
             .workers
             .iter()
             .filter(|(_, w)| w.phase < Phase::Draining)
             .filter_map(|(_, w)| w.session.as_ref())
-            .filter(|s| s.name != claim.name)
-            .map(|s| s.name.as_str())
+            .map(|s| (s.name.as_str(), s.seat))
+            .filter(|other| *other != (claim.name.as_str(), seat))
             .collect();
         let others = others.len();
         if others >= usize::from(self.config.max_clients) {
             return Err((Reason::NoRoom, format!("max_clients = {others} sessions are there already")));
         }
         let resume_secret = ResumeSecret::from_bytes(random::bytes().map_err(internal)?);
-        let entry = self.config.clients.get(&claim.name).cloned().unwrap_or_default();
+        let holder = leases::holder(&claim.name, seat);
+        // What is fixed is the first one's.
+        let entry = self.config.clients.get(&*holder).cloned().unwrap_or_default();
+        let rates = self.config.rates_of(&claim.name);
         let id = match self.slots.take().map_err(internal)? {
             Some(id) => id,
             None => return Err((Reason::NoRoom, "every UDP slot is taken".into())),
         };
-        let addresses = match self.leases.grant(&claim.name, &claim.want) {
+        let addresses = match self.leases.grant(&holder, &claim.want) {
             Ok(addresses) => addresses,
             Err(exhausted) => {
                 self.slots.release(id);
@@ -257,7 +272,7 @@ impl Guard {
             Ok(made) => made,
             Err(failure) => {
                 self.slots.release(id);
-                self.leases.release(&claim.name);
+                self.leases.release(&holder);
                 return Err(internal(failure));
             }
         };
@@ -269,26 +284,33 @@ impl Guard {
             downlink: queues.0.clone(),
             size: self.queues.downlink,
             uplink: queues.1.clone().zip(self.queues.uplink),
+            rate_up: rates.up,
         };
-        if let Some(old) = resumed {
+        if let Some((old, _)) = resumed {
             log::info!("{} resumes session {old} as {id}", Escaped(&claim.name));
         }
+        let now = clock::now();
+        self.meters.enter(&claim.name, rates, now);
         let session = Session {
             id,
             name: claim.name,
+            seat,
             cert: claim.cert,
             resume_secret,
             addresses,
             subnets,
             queues,
-            since: clock::now(),
+            since: now,
             memory: Some(memory),
             outbox: None,
             queued_packets: 0,
+            rates,
+            over_rate: (0, 0),
             uplink: None,
             peer: None,
             control: true,
             waits_until: None,
+            presence: Presence::default(),
             report: Report::default(),
         };
         if let Some(worker) = self.workers.get_mut(key) {
@@ -296,6 +318,30 @@ impl Guard {
         }
         self.open_listener();
         Ok((grant, file))
+    }
+
+    /// Where a client sits down that resumes nothing; or, where every seat of its identity is taken, why not.
+    fn seat(&mut self, claim: &Claim) -> Result<u16, (Reason, String)> {
+        let seats = self.config.sessions_of(&claim.name);
+        let wanted = self.leases.seat_with(&claim.name, &claim.want, seats);
+        let now = clock::now();
+        match succession::seat(&self.workers, &claim.name, wanted, seats, self.config.on_too_many, now) {
+            Seating::At(seat) => Ok(seat),
+            Seating::Full { ask } => {
+                // By the time it comes again it is known which of them are still there.
+                for key in ask {
+                    self.reply(key, &Reply::Ask);
+                    if let Some(session) = self.session_mut(key) {
+                        session.presence = Presence::Asked(now);
+                    }
+                }
+                let many = match seats {
+                    1 => "it has a session already".to_owned(),
+                    _ => format!("it has {seats} sessions already"),
+                };
+                Err((Reason::TooMany, many))
+            }
+        }
     }
 
     /// The worker's queues are there: packets to its addresses may go into them, as soon as it has no older session
@@ -341,8 +387,9 @@ impl Guard {
             return Err(Failure::system("open the session's queues", "the worker is gone"));
         };
         let uid = worker.uid;
-        let granted = worker.session.as_mut().and_then(|s| Some((s.queues.clone(), s.memory.take()?)));
-        let Some(((down, up), memory)) = granted else {
+        let granted =
+            worker.session.as_mut().and_then(|s| Some((s.queues.clone(), s.memory.take()?, s.rates)));
+        let Some(((down, up), memory, rates)) = granted else {
             return Err(Failure::system("open the session's queues", "nothing was granted"));
         };
         let writer = Writer::open(&down);
@@ -350,7 +397,7 @@ impl Guard {
         let writer = writer.map_err(|e| Failure::system(format!("open the queue {down}"), e))?;
         let downlink = self.queues.downlink;
         check_queue(&down, writer.as_fd(), writer.attributes(), uid, size, downlink)?;
-        let outbox = Outbox::new(writer, downlink.bytes, memory);
+        let outbox = Outbox::new(writer, downlink.bytes, memory).with_rate(rates.down);
         let (Some(up), Some(uplink)) = (up, self.queues.uplink) else { return Ok((outbox, None)) };
         let reader = Reader::open(&up);
         let _ = mq::unlink(&up);
@@ -408,10 +455,11 @@ impl Guard {
         worker.kill_at = Some(worker.kill_at.map_or(until, |at| at.min(until)));
         let carried = worker.phase == Phase::Established;
         worker.phase = worker.phase.max(Phase::Ending);
-        let name = worker.session.as_ref().filter(|_| carried).map(|session| session.name.clone());
+        let session = worker.session.as_ref().filter(|_| carried);
+        let seat = session.map(|session| (session.name.clone(), session.seat));
         self.note_deadline(until);
-        if let Some(name) = name {
-            self.relieve(&name);
+        if let Some((name, seat)) = seat {
+            self.relieve(&name, seat);
         }
     }
 
@@ -435,11 +483,11 @@ impl Guard {
             self.tickets.forget(&id);
         }
         let _ = self.poller.remove(worker.channel.as_fd());
-        let name = worker.session.as_ref().map(|session| session.name.clone());
+        let seat = worker.session.as_ref().map(|session| (session.name.clone(), session.seat));
         self.kill(key);
         self.spawner.renew();
-        if let Some(name) = name {
-            self.relieve(&name);
+        if let Some((name, seat)) = seat {
+            self.relieve(&name, seat);
         }
     }
 
@@ -499,6 +547,7 @@ mod tests {
             (&register, &[Granted]),
             (&moved, &[Established, Draining, Ending]),
             (&Request::ControlLost, &[Established, Draining, Ending]),
+            (&Request::Heard, &[Established, Draining, Ending]),
             (&ended, &[Handshake, Granted, Established, Draining, Ending]),
             (&report, &[]),
         ] {

@@ -3,6 +3,7 @@
 //! An identity keeps its addresses across sessions and restarts. Fixed addresses (`clients.d/`) are nobody
 //! else's, ever. When a pool is used up, the lease that has been unused longest goes, if its time is over.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{ErrorKind, Write};
 use std::net::IpAddr;
@@ -30,6 +31,8 @@ pub struct Leases {
     server: HashSet<IpAddr>,
     by_name: BTreeMap<String, Lease>,
     by_address: HashMap<IpAddr, String>,
+    /// So many are kept.
+    most: usize,
     /// Changed since it was written.
     dirty: bool,
 }
@@ -122,6 +125,7 @@ impl Leases {
             server: config.server_addresses().iter().map(|a| a.addr()).collect(),
             by_name: BTreeMap::new(),
             by_address: HashMap::new(),
+            most: MOST,
             dirty: false,
         }
     }
@@ -134,9 +138,21 @@ impl Leases {
         }
     }
 
-    /// An address of each network for `name`, with the network's prefix length: its fixed one, the one it had, the
+    /// Which of the first `seats` seats of `name` has one of these addresses.
+    pub fn seat_with(&self, name: &str, addresses: &[IpAddr], seats: u16) -> Option<u16> {
+        let has = |seat: &u16| {
+            let lease = self.by_name.get(&*holder(name, *seat));
+            lease.is_some_and(|lease| lease.addresses.iter().any(|a| addresses.contains(a)))
+        };
+        if addresses.is_empty() { None } else { (0..seats).find(has) }
+    }
+
+    /// An address of each network for `name` (a [`holder`]), with the network's prefix length: its fixed one, the one it had, the
     /// one it would like, or a free one. Counts a session until [`Leases::release`].
     pub fn grant(&mut self, name: &str, want: &[IpAddr]) -> Result<Vec<IpNet>, Exhausted> {
+        if self.by_name.len() >= self.most && !self.by_name.contains_key(name) {
+            self.forget_oldest();
+        }
         let had = self.by_name.get(name).map(|l| l.addresses.clone()).unwrap_or_default();
         let mut addresses = Vec::new();
         for network in self.networks.clone() {
@@ -257,6 +273,15 @@ impl Leases {
         lease.addresses.into_iter().find(|a| network.contains(a))
     }
 
+    /// Forgets the lease that has been unused longest: an IPv6 network never runs out of addresses.
+    fn forget_oldest(&mut self) {
+        let unused = self.by_name.iter().filter(|(_, lease)| lease.sessions == 0);
+        let oldest = unused.map(|(name, lease)| (lease.last_used, name.clone())).min();
+        if let Some(lease) = oldest.and_then(|(_, name)| self.by_name.remove(&name)) {
+            lease.addresses.iter().for_each(|address| drop(self.by_address.remove(address)));
+        }
+    }
+
     /// Whether `name` may hold `address` at all: a host of one of the networks, and nobody else's fixed one.
     fn may_have(&self, name: &str, address: IpAddr) -> bool {
         self.is_host(address)
@@ -275,6 +300,18 @@ impl Leases {
         })
     }
 }
+
+/// Under which name a seat of an identity has its lease: the first under the identity's own. A '/' is in no identity's
+/// name, so it is nobody else's.
+pub fn holder(name: &str, seat: u16) -> Cow<'_, str> {
+    match seat {
+        0 => Cow::Borrowed(name),
+        _ => Cow::Owned(format!("{name}/{}", seat + 1)),
+    }
+}
+
+/// Leases that are kept: more than twice as many as there can be sessions.
+const MOST: usize = 65_536;
 
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
@@ -330,6 +367,30 @@ mod tests {
     }
 
     #[test]
+    fn each_seat_has_addresses_of_its_own_and_the_first_has_what_is_fixed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut config = config("[\"10.9.0.0/24\"]", folder.path(), "24h");
+        let fixed = "10.9.0.9".parse().expect("an address");
+        let entry = tunguard::config::server::ClientEntry { addresses: vec![fixed], ..Default::default() };
+        config.clients.insert("ann".into(), entry);
+        let mut leases = Leases::load(&config).expect("no file yet");
+        for (seat, address) in [(0, "10.9.0.9/24"), (1, "10.9.0.2/24"), (2, "10.9.0.3/24")] {
+            assert_eq!(texts(&leases.grant(&holder("ann", seat), &[fixed]).expect("room")), [address]);
+        }
+        let with = |leases: &Leases, text: &str, seats| {
+            leases.seat_with("ann", &[text.parse().expect("an address")], seats)
+        };
+        assert_eq!(with(&leases, "10.9.0.3", 3), Some(2));
+        assert_eq!(with(&leases, "10.9.0.3", 2), None);
+        assert_eq!(leases.seat_with("ann", &[], 3), None);
+        leases.release(&holder("ann", 2));
+        assert_eq!(leases.away().map(|a| a.name.to_owned()).collect::<Vec<_>>(), ["ann/3"]);
+        leases.save().expect("writes");
+        let mut again = Leases::load(&config).expect("reads");
+        assert_eq!(texts(&again.grant(&holder("ann", 2), &[]).expect("room")), ["10.9.0.3/24"]);
+    }
+
+    #[test]
     fn a_full_pool_gives_up_only_leases_that_are_over() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut leases = Leases::load(&config("[\"10.9.0.0/30\"]", folder.path(), "24h")).expect("none yet");
@@ -344,12 +405,30 @@ mod tests {
     }
 
     #[test]
+    fn of_too_many_leases_the_oldest_goes() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut leases = Leases::load(&config("[\"fd09::/64\"]", folder.path(), "24h")).expect("none yet");
+        leases.most = 10;
+        leases.grant("stays", &[]).expect("room");
+        for n in 0..100 {
+            let name = format!("c{n}");
+            leases.grant(&name, &[]).expect("room");
+            leases.release(&name);
+            leases.by_name.get_mut(&name).expect("just granted").last_used = n;
+            assert!(leases.by_name.len() <= 10 && leases.by_address.len() <= 10);
+        }
+        let left: Vec<&str> = leases.by_name.keys().map(String::as_str).collect();
+        assert_eq!(left, ["c91", "c92", "c93", "c94", "c95", "c96", "c97", "c98", "c99", "stays"]);
+    }
+
+    #[test]
     fn packets_for_those_who_are_away_are_counted() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut config = config("[\"10.9.0.0/24\", \"fd09::/64\"]", folder.path(), "24h");
         let entry = tunguard::config::server::ClientEntry {
             addresses: vec!["10.9.0.9".parse().expect("an address")],
             subnets: vec!["192.168.7.0/24".parse().expect("a network")],
+            ..Default::default()
         };
         config.clients.insert("dan".into(), entry);
         let mut leases = Leases::load(&config).expect("no file yet");

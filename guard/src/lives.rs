@@ -26,6 +26,7 @@ use tunguard::tls;
 use tunguard::wire::control::Reason;
 
 use crate::clients::{Budget, Phase, Worker};
+use crate::leases;
 use crate::run::{Guard, Source};
 
 /// When new connections are accepted.
@@ -164,10 +165,11 @@ impl Guard {
             for name in std::iter::once(&session.queues.0).chain(&session.queues.1) {
                 let _ = unlink(name);
             }
-            self.leases.release(&session.name);
+            self.leases.release(&leases::holder(&session.name, session.seat));
+            self.meters.leave(&session.name, key);
             self.slots.release(session.id);
             if worker.phase == Phase::Established {
-                self.relieve(&session.name);
+                self.relieve(&session.name, session.seat);
             }
         }
         self.open_listener();

@@ -15,6 +15,7 @@ mod grants;
 mod host;
 mod leases;
 mod lives;
+mod meters;
 mod outbox;
 mod privileges;
 mod routes;

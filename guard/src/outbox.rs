@@ -7,8 +7,10 @@
 use std::collections::VecDeque;
 use std::io;
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use tunguard::batch::{BatchWriter, MAX_RECORD, Place};
+use tunguard::rate::{Bucket, Rate};
 use tunguard::sys::mq::Writer;
 use tunguard::sys::shared::Filler;
 use tunguard::time::Time;
@@ -50,6 +52,12 @@ pub struct Outbox {
     /// Batches in memory that the queue had no room to tell of, oldest first.
     waiting: VecDeque<(Place, Time)>,
     codel: Codel,
+    /// So much of its memory is used.
+    room: usize,
+    /// Batches that wait are joined up to this length.
+    joined: usize,
+    /// What waits does so for its gate, not for the queue.
+    held: bool,
     /// Its memory was used since [`Outbox::rest`] was last called.
     used: bool,
 }
@@ -62,6 +70,44 @@ struct Told {
     since: Time,
 }
 
+/// What leaves a session's way out has to pass.
+#[derive(Debug)]
+pub enum Gate<'a> {
+    /// There is no limit.
+    Open,
+    /// So much at a time.
+    Metered(&'a mut Bucket),
+    /// Others of the same client go first.
+    Shut,
+}
+
+impl Gate<'_> {
+    fn is_open(&mut self, now: Time) -> bool {
+        match self {
+            Gate::Open => true,
+            Gate::Metered(bucket) => bucket.is_ready(now),
+            Gate::Shut => false,
+        }
+    }
+
+    fn take(&mut self, bytes: usize) {
+        if let Gate::Metered(bucket) = self {
+            bucket.take(bytes);
+        }
+    }
+}
+
+/// What becomes of those that wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resumed {
+    /// None is left.
+    Empty,
+    /// The queue is full: its room is to be watched.
+    Full,
+    /// The gate is shut: they are to be resumed when it opens.
+    Held,
+}
+
 /// What became of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Posted {
@@ -69,6 +115,8 @@ pub enum Posted {
     Sent,
     /// It waits; the queue's room is to be watched.
     Waiting,
+    /// It waits for its gate.
+    Held,
     /// There was no room for it.
     Full,
     /// The queue stands for too long already.
@@ -83,18 +131,33 @@ impl Outbox {
             queue,
             message,
             blocks: Blocks::new(memory.size()),
+            room: memory.size(),
             memory,
             sent: 0,
             told: VecDeque::new(),
             waiting: VecDeque::new(),
             codel: Codel::default(),
+            joined: FULL_AT,
+            held: false,
             used: false,
         }
     }
 
-    /// Sends a batch, or keeps it where the queue is full, behind those that wait already.
-    pub fn post(&mut self, now: Time, batch: &[u8]) -> io::Result<Posted> {
-        if self.waiting.is_empty() && batch.len() <= self.message && self.send(batch)? {
+    /// For a client that is sent no more than this: what waits is bounded by time, and leaves in small portions.
+    pub fn with_rate(self, rate: Option<Rate>) -> Outbox {
+        let Some(rate) = rate else { return self };
+        let bytes = |time| usize::try_from(rate.bytes_in(time)).unwrap_or(usize::MAX);
+        let joined = bytes(PORTION).clamp(TWO_PACKETS, FULL_AT);
+        let codel = Codel::for_batches(rate.time_of(joined as u64));
+        let room = bytes(BACKLOG).max(BACKLOG_LEAST).min(self.room);
+        Outbox { codel, joined, room, blocks: Blocks::new(room), ..self }
+    }
+
+    /// Sends a batch, or keeps it where the queue is full or the gate shut, behind those that wait already.
+    pub fn post(&mut self, now: Time, batch: &[u8], mut gate: Gate<'_>) -> io::Result<Posted> {
+        let passes = self.waiting.is_empty() && gate.is_open(now);
+        if passes && batch.len() <= self.message && self.send(batch)? {
+            gate.take(batch.len());
             return Ok(Posted::Sent);
         }
         let oldest = self.take_back()?;
@@ -102,28 +165,43 @@ impl Outbox {
             return Ok(Posted::Late);
         }
         if self.joined(batch) {
-            return Ok(Posted::Waiting);
+            return Ok(self.waits());
         }
         let Some(at) = self.blocks.take(batch.len()) else { return Ok(Posted::Full) };
         self.used = true;
         self.memory.fill(at, batch);
         let place = Place { at: at as u32, len: batch.len() as u32 };
-        if self.waiting.is_empty() && self.tell(place, now)? {
+        if passes && self.tell(place, now)? {
+            gate.take(batch.len());
             return Ok(Posted::Sent);
         }
+        if self.waiting.is_empty() {
+            self.held = !passes;
+        }
         self.waiting.push_back((place, now));
-        Ok(Posted::Waiting)
+        Ok(self.waits())
     }
 
-    /// The queue has room again: tells of what waits. `true` when nothing waits any more.
-    pub fn resume(&mut self) -> io::Result<bool> {
+    /// The queue has room again, or the gate opens: tells of what waits.
+    pub fn resume(&mut self, now: Time, mut gate: Gate<'_>) -> io::Result<Resumed> {
         while let Some(&(place, since)) = self.waiting.front() {
-            if !self.tell(place, since)? {
-                return Ok(false);
+            self.held = !gate.is_open(now);
+            if self.held {
+                return Ok(Resumed::Held);
             }
+            if !self.tell(place, since)? {
+                return Ok(Resumed::Full);
+            }
+            gate.take(place.len as usize);
             self.waiting.pop_front();
         }
-        Ok(true)
+        self.held = false;
+        Ok(Resumed::Empty)
+    }
+
+    /// Whether what waits does so because of the client's limit.
+    pub fn is_held(&self) -> bool {
+        self.held
     }
 
     /// To be called once in a while: gives memory back to the kernel that was not used since the last call.
@@ -133,7 +211,7 @@ impl Outbox {
         let read = || self.queue.attributes().is_ok_and(|(_, unread)| unread == 0);
         if idle && !self.told.is_empty() && read() {
             self.told.clear();
-            self.blocks = Blocks::new(self.memory.size());
+            self.blocks = Blocks::new(self.room);
             let _ = self.memory.forget();
         }
     }
@@ -148,11 +226,15 @@ impl Outbox {
         self.waiting.iter().map(|(place, _)| place.len as usize).sum()
     }
 
+    fn waits(&self) -> Posted {
+        if self.held { Posted::Held } else { Posted::Waiting }
+    }
+
     /// Behind the last batch that waits, where there is room: so small batches don't need a message each.
     fn joined(&mut self, batch: &[u8]) -> bool {
         let Some((last, _)) = self.waiting.back_mut() else { return false };
         let (at, len) = (last.at as usize, last.len as usize);
-        if len + batch.len() > FULL_AT || !self.blocks.extend(at, batch.len()) {
+        if len + batch.len() > self.joined || !self.blocks.extend(at, batch.len()) {
             return false;
         }
         self.memory.fill(at + len, batch);
@@ -197,6 +279,14 @@ impl Outbox {
 pub const MEMORY: NonZeroUsize = NonZeroUsize::new(1 << 20).expect("some");
 /// A batch of this length is posted: a worker is to start with the first super-packet while the next is read.
 pub const FULL_AT: usize = 16_384;
+/// Of a client with a limit: what leaves at once, so that what comes behind it waits no longer than that,
+const PORTION: Duration = Duration::from_millis(10);
+/// but not less than two packets,
+const TWO_PACKETS: usize = 3_000;
+/// and what may wait at all: more is shortened by time all the same, but not against senders that don't slow down.
+const BACKLOG: Duration = Duration::from_millis(300);
+/// Two super-packets.
+const BACKLOG_LEAST: usize = 2 * MAX_RECORD;
 /// Batches kept for use again.
 const SPARE_BATCHES: usize = 32;
 
@@ -227,7 +317,15 @@ mod tests {
 
         fn post(&mut self, batch: &[u8]) -> Posted {
             self.now += 1000;
-            self.outbox.post(Time::from_nanos(self.now), batch).expect("posts")
+            self.outbox.post(self.time(), batch, Gate::Open).expect("posts")
+        }
+
+        fn time(&self) -> Time {
+            Time::from_nanos(self.now)
+        }
+
+        fn resume(&mut self) -> Resumed {
+            self.outbox.resume(self.time(), Gate::Open).expect("resumes")
         }
 
         fn take(&mut self) -> Option<Vec<u8>> {
@@ -258,6 +356,7 @@ mod tests {
                 let len = if (n + round) % 3 == 0 { 50_000 } else { 60 };
                 match lab.post(&batch(posted, len)) {
                     Posted::Sent | Posted::Waiting => posted += 1,
+                    Posted::Held => panic!("there is no limit"),
                     Posted::Full => break,
                     Posted::Late => panic!("nothing is late within a millisecond"),
                 }
@@ -268,12 +367,12 @@ mod tests {
                 for part in parts(&bytes) {
                     assert_eq!(part, seen.next().expect("endless"));
                 }
-                lab.outbox.resume().expect("resumes");
+                lab.resume();
             }
         }
         while let Some(bytes) = lab.take() {
             parts(&bytes).into_iter().for_each(|part| assert_eq!(Some(part), seen.next()));
-            lab.outbox.resume().expect("resumes");
+            lab.resume();
         }
         assert_eq!(seen.next(), Some(posted), "all that was posted came, once");
         assert!(posted > 500);
@@ -321,12 +420,53 @@ mod tests {
                 *late += u32::from(lab.post(&batch(0, 200)) == Posted::Late);
                 if moves == 1 {
                     lab.take();
-                    lab.outbox.resume().expect("resumes");
+                    lab.resume();
                 }
             }
         }
         assert!(late[0] > 0, "a worker that doesn't read");
         while lab.take().is_some() {}
         assert_eq!(late[1], 0, "one that does");
+    }
+
+    #[test]
+    fn a_limited_client_gets_its_rate_in_order_and_little_waits() {
+        // A byte each microsecond.
+        let rate = Rate::from_bits(8_000_000).expect("a rate");
+        let mut lab = Lab::new("rate", 10);
+        lab.outbox = std::mem::replace(&mut lab.outbox, Lab::new("spare", 1).outbox).with_rate(Some(rate));
+        let mut bucket = Bucket::new(rate, rate.burst(), lab.time());
+        let (mut taken, mut refused, mut got) = (0u64, 0, Vec::new());
+        // Twice what may leave, for ten seconds.
+        for n in 0..20_000u32 {
+            lab.now += 500_000;
+            match lab.outbox.post(lab.time(), &batch(n, 1_000), Gate::Metered(&mut bucket)).expect("posts") {
+                Posted::Sent | Posted::Held => {}
+                Posted::Late | Posted::Full => {
+                    assert!(lab.outbox.is_held());
+                    refused += 1;
+                }
+                Posted::Waiting => panic!("the queue is read"),
+            }
+            assert!(lab.outbox.blocks.used() <= 300_000, "no more than 300 ms");
+            let resumed = lab.outbox.resume(lab.time(), Gate::Metered(&mut bucket)).expect("resumes");
+            assert_ne!(resumed, Resumed::Full);
+            while let Some(bytes) = lab.take() {
+                taken += bytes.len() as u64;
+                got.extend(bytes.chunks(1_000).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]])));
+            }
+        }
+        let earned = 10_000_000 + rate.burst();
+        assert!((9_900_000..=earned + 16_384).contains(&taken), "{taken} of {earned}");
+        assert!(got.is_sorted_by(|a, b| a < b), "in order, each once");
+        assert!(refused > 5_000, "{refused}");
+        // While others go first nothing leaves.
+        lab.now += 10_000_000_000;
+        assert_eq!(lab.outbox.resume(lab.time(), Gate::Shut).expect("resumes"), Resumed::Held);
+        assert_eq!(lab.take(), None);
+        while lab.resume() != Resumed::Empty {
+            while lab.take().is_some() {}
+        }
+        assert!(!lab.outbox.is_held() && lab.outbox.backlog() == 0);
     }
 }

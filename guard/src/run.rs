@@ -27,12 +27,13 @@ use tunguard::wire::vnet::{VNET_LEN, VnetHeader};
 
 use crate::accounts::{Accounts, GuardDrop};
 use crate::away::{self, News};
-use crate::clients::{Budget, Workers};
+use crate::clients::{Budget, Session, Workers};
 use crate::events::Events;
 use crate::host::{Host, Queues};
 use crate::leases::Leases;
 use crate::lives::Accepting;
-use crate::outbox::{FULL_AT, Outbox, Pool, Posted};
+use crate::meters::Meters;
+use crate::outbox::{FULL_AT, Gate, Outbox, Pool, Posted, Resumed};
 use crate::routes::Routes;
 use crate::slots::Slots;
 use crate::spawn::Spawner;
@@ -71,6 +72,8 @@ pub struct Guard {
     /// Log lines about connections that came to nothing.
     pub(crate) strangers: Budget,
     certificates_checked: Time,
+    /// What clients with a limit may send and be sent.
+    pub(crate) meters: Meters,
     /// What happened lately.
     pub(crate) events: Events,
     /// TLS sessions to be taken up again.
@@ -165,7 +168,7 @@ impl Guard {
         }
         let listen = listener.local_addr().map_err(failed)?;
         let now = clock::now();
-        let tickets = Tickets::new(config.max_clients.into());
+        let tickets = Tickets::new(config.max_clients.into(), config.max_sessions_per_identity.into());
         Ok(Guard {
             open: Vec::new(),
             pool: Pool::default(),
@@ -193,6 +196,7 @@ impl Guard {
             next_switch: None,
             strangers: Budget::of_log_lines(now),
             certificates_checked: now,
+            meters: Meters::default(),
             events: Events::default(),
             tickets,
             trusted_since: now,
@@ -348,34 +352,64 @@ impl Guard {
     fn post(&mut self, key: u64, batch: &mut BatchWriter) {
         if !batch.is_empty() {
             let packets = BatchReader::new(batch.message()).count() as u64;
-            let posted = self.workers.outbox(key).map(|outbox| outbox.post(clock::now(), batch.message()));
-            match posted {
-                Some(Ok(Posted::Sent)) => self.count_queued(key, packets),
-                Some(Ok(Posted::Waiting)) => {
-                    self.count_queued(key, packets);
-                    self.watch_queue(key, Interest::Write);
+            let session = self.workers.get_mut(key).and_then(|w| w.session.as_mut());
+            let Some(session) = session.filter(|session| session.outbox.is_some()) else {
+                self.accounts.drop_many(GuardDrop::QueueFull, packets);
+                return batch.clear();
+            };
+            let Session { outbox: Some(outbox), rates, name, .. } = session else { return };
+            let gate = match rates.down {
+                Some(_) => self.meters.gate(name, key),
+                None => Gate::Open,
+            };
+            match outbox.post(clock::now(), batch.message(), gate) {
+                Ok(posted @ (Posted::Sent | Posted::Waiting | Posted::Held)) => {
+                    self.accounts.queued_packets += packets;
+                    session.queued_packets += packets;
+                    match posted {
+                        Posted::Held => self.meters.hold(name, key),
+                        Posted::Waiting => self.watch_queue(key, Interest::Write),
+                        _ => {}
+                    }
                 }
-                Some(Ok(Posted::Late)) => self.accounts.drop_many(GuardDrop::Codel, packets),
+                Ok(Posted::Late | Posted::Full) if outbox.is_held() => {
+                    self.accounts.drop_many(GuardDrop::RateDown, packets);
+                    session.over_rate.0 += packets;
+                }
+                Ok(Posted::Late) => self.accounts.drop_many(GuardDrop::Codel, packets),
                 // Full, or a queue that broke: its worker's end is seen elsewhere.
-                Some(Ok(Posted::Full) | Err(_)) | None => {
-                    self.accounts.drop_many(GuardDrop::QueueFull, packets)
-                }
+                Ok(Posted::Full) | Err(_) => self.accounts.drop_many(GuardDrop::QueueFull, packets),
             }
         }
         batch.clear();
     }
 
-    fn count_queued(&mut self, key: u64, packets: u64) {
-        self.accounts.queued_packets += packets;
-        if let Some(session) = self.workers.get_mut(key).and_then(|w| w.session.as_mut()) {
-            session.queued_packets += packets;
+    /// A session's queue has room again.
+    fn resume_queue(&mut self, key: u64) {
+        self.watch_queue(key, Interest::Nothing);
+        self.resume(key, false);
+    }
+
+    /// Those held back go on whose limit allows it by now.
+    fn release(&mut self, now: Time) {
+        while let Some(key) = self.meters.poll_release(now) {
+            self.resume(key, true);
         }
     }
 
-    fn resume_queue(&mut self, key: u64) {
-        let empty = self.workers.outbox(key).is_none_or(|outbox| outbox.resume().unwrap_or(true));
-        if empty {
-            self.watch_queue(key, Interest::Nothing);
+    /// Hands on what waits for a session, whose turn it may be.
+    fn resume(&mut self, key: u64, turn: bool) {
+        let Some(session) = self.workers.get_mut(key).and_then(|w| w.session.as_mut()) else { return };
+        let Session { outbox: Some(outbox), rates, name, .. } = session else { return };
+        let gate = match rates.down {
+            Some(_) if turn => self.meters.turn(name),
+            Some(_) => self.meters.gate(name, key),
+            None => Gate::Open,
+        };
+        match outbox.resume(clock::now(), gate) {
+            Ok(Resumed::Held) => self.meters.hold(name, key),
+            Ok(Resumed::Full) => self.watch_queue(key, Interest::Write),
+            Ok(Resumed::Empty) | Err(_) => {}
         }
     }
 
@@ -385,12 +419,15 @@ impl Guard {
         }
     }
 
-    /// Workers' packets to the device, each only from an address of its session.
+    /// Workers' packets to the device, each only from an address of its session, and no more than its client may send.
     fn worker_to_tun(&mut self, key: u64) {
         for _ in 0..MESSAGES_PER_TURN {
-            let uplink = self.workers.get_mut(key).and_then(|w| w.session.as_mut()?.uplink.as_mut());
-            let Some(uplink) = uplink else { return };
-            let Ok(Some(len)) = uplink.receive(&mut self.uplink) else { return };
+            let session = self.workers.get_mut(key).and_then(|w| w.session.as_mut());
+            let Some(session) = session else { return };
+            let Some(Ok(Some(len))) = session.uplink.as_mut().map(|up| up.receive(&mut self.uplink)) else {
+                return;
+            };
+            let limited = session.rates.up.map(|_| (session.name.clone(), clock::now()));
             for record in BatchReader::new(&self.uplink[..len]) {
                 let packet =
                     record.ok().and_then(|(vnet, p)| addresses(p).map(|(source, _)| (vnet, p, source)));
@@ -400,8 +437,17 @@ impl Guard {
                 };
                 // While one session takes over from another, packets come from both.
                 let carrier = self.routes.lookup(source);
-                if !carrier.is_some_and(|carrier| carrier == key || self.workers.same_client(carrier, key)) {
+                if !carrier.is_some_and(|carrier| carrier == key || self.workers.same_seat(carrier, key)) {
                     self.accounts.drop(GuardDrop::SourceNotOurs);
+                    continue;
+                }
+                if let Some((name, now)) = &limited
+                    && !self.meters.pass_up(name, *now, packet.len())
+                {
+                    self.accounts.drop(GuardDrop::RateUp);
+                    if let Some(session) = self.workers.get_mut(key).and_then(|w| w.session.as_mut()) {
+                        session.over_rate.1 += 1;
+                    }
                     continue;
                 }
                 let header = vnet.emit();
@@ -475,16 +521,26 @@ impl Guard {
         // Only while somebody is there: an idle server sleeps.
         let expiry = (self.workers.len() > 0 || !self.tickets.is_empty())
             .then(|| self.certificates_checked + CERTIFICATES_EVERY);
-        [self.next_kill, self.next_switch, expiry, resume, save, self.admin.deadline(), self.stopping]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            self.next_kill,
+            self.next_switch,
+            self.meters.poll_timeout(),
+            expiry,
+            resume,
+            save,
+            self.admin.deadline(),
+            self.stopping,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     fn do_what_is_due(&mut self, now: Time) {
         if self.next_kill.is_some_and(|at| now >= at) {
             self.kill_late(now);
         }
+        self.release(now);
         if self.next_switch.is_some_and(|at| now >= at) {
             self.switch_late(now);
         }
@@ -503,6 +559,7 @@ impl Guard {
             self.tickets.handle_timeout(now);
             self.end_expired();
             self.workers.outboxes().for_each(Outbox::rest);
+            self.meters.handle_timeout(now);
         }
         self.continue_conversations(now);
     }

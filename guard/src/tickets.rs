@@ -12,6 +12,8 @@ use tunguard::tls::{CertId, SavedSession, TicketId};
 pub struct Tickets {
     /// So many at all.
     most: usize,
+    /// So many of one client.
+    each: usize,
     by_id: HashMap<TicketId, Held>,
     /// Oldest first.
     of: HashMap<String, VecDeque<TicketId>>,
@@ -37,9 +39,14 @@ pub struct Holder {
 }
 
 impl Tickets {
-    /// None yet, for so many clients.
-    pub fn new(clients: usize) -> Tickets {
-        Tickets { most: clients.max(1) * EACH * 2, by_id: HashMap::new(), of: HashMap::new() }
+    /// None yet, for so many sessions, of which so many are one client's.
+    pub fn new(sessions: usize, of_one: usize) -> Tickets {
+        Tickets {
+            most: sessions.max(1) * EACH * 2,
+            each: EACH * of_one.max(1),
+            by_id: HashMap::new(),
+            of: HashMap::new(),
+        }
     }
 
     /// There is nothing to watch over.
@@ -60,7 +67,7 @@ impl Tickets {
         }
         let own = self.of.entry(holder.name.clone()).or_default();
         own.push_back(id);
-        if own.len() > EACH
+        if own.len() > self.each
             && let Some(oldest) = own.pop_front()
         {
             self.by_id.remove(&oldest);
@@ -103,7 +110,7 @@ impl Tickets {
     }
 }
 
-/// Tickets of one client: one for the connection under way, one for another that races it.
+/// Tickets of one session: one for the connection under way, one for another that races it.
 const EACH: usize = 2;
 /// OpenSSL's own limit for a session.
 const LIFETIME: Duration = Duration::from_secs(2 * 3_600);
@@ -131,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_ticket_is_good_once_and_for_two_hours() {
-        let mut tickets = Tickets::new(3);
+        let mut tickets = Tickets::new(3, 1);
         assert!(tickets.keep(holder("alice"), [1; 32], session(1), at(0)));
         assert!(!tickets.keep(holder("bob"), [1; 32], session(2), at(0)), "taken");
         assert_eq!(tickets.redeem(&[1; 32], at(7_199), 99), Some((holder("alice"), session(1))));
@@ -146,7 +153,7 @@ mod tests {
 
     #[test]
     fn of_too_many_the_oldest_goes() {
-        let mut tickets = Tickets::new(1);
+        let mut tickets = Tickets::new(1, 1);
         for n in 0..20 {
             tickets.keep(holder(&format!("c{n}")), [n; 32], session(n), at(n.into()));
         }
@@ -157,7 +164,7 @@ mod tests {
 
     #[test]
     fn the_oldest_goes_and_a_change_of_trust_ends_all() {
-        let mut tickets = Tickets::new(3);
+        let mut tickets = Tickets::new(3, 1);
         for n in 1..=3 {
             tickets.keep(holder("alice"), [n; 32], session(n), at(0));
         }
@@ -170,12 +177,22 @@ mod tests {
         }
     }
 
+    #[test]
+    fn each_session_of_a_client_has_its_own() {
+        let mut tickets = Tickets::new(10, 3);
+        for n in 1..=7 {
+            tickets.keep(holder("alice"), [n; 32], session(n), at(0));
+        }
+        assert_eq!(tickets.redeem(&[1; 32], at(1), 99), None);
+        assert!((2..=7).all(|n| tickets.redeem(&[n; 32], at(1), 99).is_some()));
+    }
+
     proptest! {
         #[test]
         fn it_never_holds_more_than_each_client_may_have(
             steps in prop::collection::vec((0u8..6, 0u8..40, 0u64..9_000), 1..300),
         ) {
-            let mut tickets = Tickets::new(3);
+            let mut tickets = Tickets::new(3, 1);
             let mut now = 0;
             for (who, id, wait) in steps {
                 match who {

@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use super::client_status;
 use crate::escape::Escaped;
 use crate::exit::{Failure, Outcome};
+use crate::rate::Rate;
 
 /// Show a running server's sessions, or a client's
 ///
@@ -168,6 +169,7 @@ struct Queue {
 #[serde(default)]
 struct Session {
     name: String,
+    seat: u64,
     phase: String,
     addresses: Vec<String>,
     peer: Option<String>,
@@ -179,7 +181,18 @@ struct Session {
     sent_bytes: u64,
     received_bytes: u64,
     control: String,
+    rate_down: Option<u64>,
+    rate_up: Option<u64>,
+    guard_drops: BTreeMap<String, u64>,
     drops: BTreeMap<String, u64>,
+}
+
+impl Session {
+    /// As the server names its lease: further sessions of a client are told apart by their seats.
+    fn shown_name(&self) -> String {
+        let name = harmless(&self.name);
+        if self.seat > 1 { format!("{name}/{}", self.seat) } else { name }
+    }
 }
 
 /// The sockets in `directory`. Where there are several, those that nobody listens on any more don't count.
@@ -267,6 +280,12 @@ fn render(status: &Status) -> String {
         text.push('\n');
         text.push_str(&sessions(&status.sessions));
     }
+    let limited: Vec<&Session> =
+        status.sessions.iter().filter(|s| s.rate_down.or(s.rate_up).is_some()).collect();
+    if !limited.is_empty() {
+        text.push('\n');
+        text.push_str(&limits(&limited));
+    }
     if !status.away.is_empty() {
         text.push('\n');
         text.push_str(&away(&status.away));
@@ -280,6 +299,23 @@ fn sessions(sessions: &[Session]) -> String {
             .map(str::to_owned),
     ];
     rows.extend(sessions.iter().map(row));
+    table(&rows)
+}
+
+/// How much these may send and be sent, and packets that were too many.
+fn limits(sessions: &[&Session]) -> String {
+    let mut rows = vec![["LIMITED", "DOWN", "TOO MANY", "UP", "TOO MANY"].map(str::to_owned)];
+    rows.extend(sessions.iter().map(|session| {
+        let of = |drops: &BTreeMap<String, u64>, reason: &str| drops.get(reason).copied().unwrap_or(0);
+        let rate = |bits: Option<u64>| match bits {
+            Some(bits) => Rate::from_bits(bits).map_or("-".to_owned(), |rate| rate.to_string()),
+            None => "off".to_owned(),
+        };
+        let down = of(&session.guard_drops, "rate_down");
+        let up = of(&session.guard_drops, "rate_up").saturating_add(of(&session.drops, "rate_up"));
+        let (rate_down, rate_up) = (rate(session.rate_down), rate(session.rate_up));
+        [session.shown_name(), rate_down, down.to_string(), rate_up, up.to_string()]
+    }));
     table(&rows)
 }
 
@@ -321,7 +357,7 @@ fn row(session: &Session) -> [String; 11] {
         _ => session.phase.clone(),
     };
     [
-        harmless(&session.name),
+        session.shown_name(),
         addresses.join(" "),
         peer.map_or("-".to_owned(), |p| harmless(p)),
         harmless(&state),
@@ -439,6 +475,23 @@ mod tests {
              AWAY  ADDRESSES         LEFT       PACKETS FOR IT\n\
              bob   10.9.0.3 fd09::3  3m00s ago  12\n"
         );
+    }
+
+    #[test]
+    fn limits_and_seats_are_shown() {
+        let answer = r#"{"sessions": [
+            {"name": "ann", "seat": 1, "phase": "established"},
+            {"name": "ann", "seat": 2, "rate_down": 20000000, "guard_drops": {"rate_down": 7, "rate_up": 1},
+                "drops": {"rate_up": 2}, "rate_up": 1500000},
+            {"name": "bob", "seat": 1, "rate_up": 64000}
+        ]}"#;
+        let text = render(&parse(Path::new("x"), answer).expect("a status"));
+        assert!(text.contains("\nann    ") && text.contains("\nann/2  "), "{text}");
+        let limits = "\n\nLIMITED  DOWN     TOO MANY  UP         TOO MANY\n\
+                      ann/2    20Mbit/s  7         1500Kbit/s  3\n\
+                      bob      off       0         64Kbit/s    0\n";
+        let tidy = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(tidy(&text).ends_with(&tidy(limits)), "{text}");
     }
 
     #[test]

@@ -271,6 +271,11 @@ fn turned_away(reason: Reason) -> Failed {
         Reason::Incompatible => {
             (Exit::Refused, Finality::Lasting, "compare [data] suites and versions on both sides")
         }
+        Reason::TooMany => (
+            Exit::Refused,
+            Finality::Passing,
+            "another machine uses this certificate: give each its own, or wait until that one leaves",
+        ),
         Reason::NoRoom => (Exit::Refused, Finality::Passing, "its log says of what"),
         _ => (Exit::Refused, Finality::Passing, "the server's log may say more"),
     };

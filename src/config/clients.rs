@@ -121,6 +121,10 @@ fn read_entry(document: &Document<'_>, networks: &[IpNet], taken: &mut Taken) ->
             entry.subnets.push(subnet);
         }
     }
+    let mut limits = root.section("limits");
+    entry.rate_down = limits.value("rate_down").and_then(|v| v.word());
+    entry.rate_up = limits.value("rate_up").and_then(|v| v.word());
+    limits.end();
     root.end();
     entry
 }
@@ -159,6 +163,7 @@ fn take<T: Ord>(taken: &mut BTreeMap<T, String>, item: T, value: &Value<'_>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::rate::Rate;
     use proptest::prelude::*;
 
     fn server() -> ServerConfig {
@@ -182,13 +187,44 @@ mod tests {
             ),
             ("carol.lab", "addresses = ['10.9.0.254']"),
             ("dave", ""),
+            ("erin", "limits = { rate_down = '5Mbit/s' }"),
+            ("frank", "[limits]\nrate_up = 'off'"),
         ]);
         let clients = clients.expect("valid");
-        assert_eq!(clients.keys().collect::<Vec<_>>(), ["alice", "bob@example.org", "carol.lab", "dave"]);
+        assert_eq!(
+            clients.keys().collect::<Vec<_>>(),
+            ["alice", "bob@example.org", "carol.lab", "dave", "erin", "frank"]
+        );
         assert_eq!(clients["alice"].addresses.len(), 2);
         assert_eq!(clients["alice"].subnets.len(), 2);
         assert_eq!(clients["dave"], ClientEntry::default());
+        assert_eq!((clients["erin"].rate_down, clients["erin"].rate_up), (Some(rate(5_000_000)), None));
+        assert_eq!((clients["frank"].rate_down, clients["frank"].rate_up), (None, Some(None)));
         assert_eq!(parse(&[(&"n".repeat(64), "")]).map(|clients| clients.len()), Ok(1));
+    }
+
+    fn rate(bits: u64) -> Option<Rate> {
+        Rate::from_bits(bits)
+    }
+
+    #[test]
+    fn a_clients_own_limits_and_sessions() {
+        let text = "networks = ['10.9.0.0/24', 'fd09::/64']\nmax_sessions_per_identity = 3\nlimits.rate_up = '1Mbit/s'\n\
+                    [tls]\nca = 'a'\ncert = 'b'\nkey = 'c'\n";
+        let mut config = ServerConfig::parse(text, Path::new("/etc/tunguard/server.toml")).expect("valid");
+        config.clients = parse(&[
+            ("down", "limits.rate_down = '5Mbit/s'"),
+            ("free", "limits.rate_up = 'off'"),
+            ("fixed", "addresses = ['10.9.0.2']"),
+            ("behind", "subnets = ['192.168.1.0/24']"),
+        ])
+        .expect("valid");
+        let rates = |name: &str| (config.rates_of(name).down, config.rates_of(name).up);
+        assert_eq!(rates("stranger"), (None, rate(1_000_000)));
+        assert_eq!(rates("down"), (rate(5_000_000), rate(1_000_000)));
+        assert_eq!(rates("free"), (None, None));
+        let sessions = ["stranger", "down", "fixed", "behind"].map(|name| config.sessions_of(name));
+        assert_eq!(sessions, [3, 3, 1, 1]);
     }
 
     #[test]
@@ -196,6 +232,11 @@ mod tests {
         for (line, sentence) in [
             ("adresses = []", r#"unknown key "adresses" (did you mean "addresses"?)"#),
             ("address = []", r#"unknown key "address" (did you mean "addresses"?)"#),
+            ("rate_up = 'off'", r#"unknown key "rate_up" (did you mean "limits.rate_up"?)"#),
+            (
+                "limits.rate_up = '9'",
+                r#"limits.rate_up = "9" is no rate: a whole number with bit/s, Kbit/s, Mbit/s or Gbit/s, as in "20Mbit/s", or "off""#,
+            ),
             (
                 "addresses = '10.9.0.5'",
                 r#"addresses = "10.9.0.5" is a string, not a list of strings, each an IP address, as in "10.9.0.1" or "fd09::1""#,
@@ -288,7 +329,7 @@ mod tests {
         let failure =
             parse(&[("a", "x = 1"), ("b", "addresses ="), ("c", "subnets = 1")]).expect_err("faults");
         let faults = [
-            r#"/c/a.toml:1: unknown key "x" (known here: addresses, subnets)"#,
+            r#"/c/a.toml:1: unknown key "x" (known here: addresses, subnets, limits)"#,
             "/c/b.toml:1:12: not valid TOML: string values must be quoted, expected literal string",
             r#"/c/c.toml:1: subnets = 1 is an integer, not a list of strings, each a network, as in "10.9.0.0/24" or "fd09::/64""#,
         ];

@@ -11,6 +11,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::reader::{Section, Value, Word, abridged};
 use crate::exit::{Failure, Outcome};
+use crate::rate::{self, Rate};
 
 /// The port where nothing else is said.
 pub const DEFAULT_PORT: u16 = 55555;
@@ -169,6 +170,29 @@ impl Data {
             rekey: rekey.unwrap_or(default.rekey),
             rekey_packets: rekey_packets.unwrap_or(default.rekey_packets),
         }
+    }
+}
+
+/// A rate as in "20Mbit/s", or `None` for "off".
+impl Word for Option<Rate> {
+    const WANTED: &'static str = r#""off", or a rate, as in "20Mbit/s" or "500Kbit/s""#;
+
+    fn from_word(text: &str) -> Result<Option<Rate>, String> {
+        if text == "off" {
+            return Ok(None);
+        }
+        let (number, unit) = text.split_at(text.bytes().take_while(u8::is_ascii_digit).count());
+        let unit =
+            rate::UNITS.iter().find(|(_, name)| name.eq_ignore_ascii_case(unit)).map(|(unit, _)| *unit);
+        let (Some(unit), false) = (unit, number.is_empty()) else {
+            let wanted = r#"a whole number with bit/s, Kbit/s, Mbit/s or Gbit/s, as in "20Mbit/s", or "off""#;
+            return Err(format!("is no rate: {wanted}"));
+        };
+        // Digits that don't fit are too many for certain.
+        let bits = number.parse::<u64>().unwrap_or(u64::MAX).saturating_mul(unit);
+        let rate = Rate::from_bits(bits);
+        rate.map(Some)
+            .ok_or_else(|| format!("is out of range: {} to {}, or \"off\"", Rate::LEAST, Rate::MOST))
     }
 }
 
@@ -339,6 +363,41 @@ mod tests {
         }
         for text in ["366d", "365d1ms", "99999999999999999999999s", "18446744073709551615d1h"] {
             assert_eq!(parse_duration(text), Err("is too long: at most 365d".to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn rates() {
+        let rate = |bits| Ok(Some(Rate::from_bits(bits).expect("a rate")));
+        for (text, bits) in [
+            ("64000bit/s", 64_000),
+            ("64Kbit/s", 64_000),
+            ("500kbit/s", 500_000),
+            ("20Mbit/s", 20_000_000),
+            ("100Gbit/s", 100_000_000_000),
+        ] {
+            assert_eq!(word::<Option<Rate>>(text), rate(bits), "{text}");
+        }
+        assert_eq!(word::<Option<Rate>>("off"), Ok(None));
+        for text in [
+            "",
+            "20",
+            "20M",
+            "20Mbit",
+            "20 Mbit/s",
+            "1.5Mbit/s",
+            "Mbit/s",
+            "-1Mbit/s",
+            "20MB/s",
+            "20Tbit/s",
+            "OFF",
+        ] {
+            let why = r#"is no rate: a whole number with bit/s, Kbit/s, Mbit/s or Gbit/s, as in "20Mbit/s", or "off""#;
+            assert_eq!(word::<Option<Rate>>(text), Err(why.to_owned()), "{text}");
+        }
+        for text in ["0bit/s", "63Kbit/s", "101Gbit/s", "99999999999999999999999Gbit/s"] {
+            let why = r#"is out of range: 64Kbit/s to 100Gbit/s, or "off""#;
+            assert_eq!(word::<Option<Rate>>(text), Err(why.to_owned()), "{text}");
         }
     }
 

@@ -10,6 +10,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::common::{DEFAULT_PORT, Data, DeviceName, Pem, parse_duration, read_socket, reserved};
 use super::reader::{self, Document, Value, Word};
 use crate::exit::{Failure, Outcome};
+use crate::rate::{Rate, Rates};
 use crate::wire::control::{IDLE_SECONDS_LEAST, MAX_RESOLVERS, MAX_ROUTES};
 
 /// Who writes a client's packets to the TUN device.
@@ -19,6 +20,15 @@ pub enum TunWrite {
     Direct,
     /// The guard, after it checked the source address; the worker never holds the device.
     Guard,
+}
+
+/// What becomes of a session that would be one too many of its identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnTooMany {
+    /// It takes the place of the oldest one (the default).
+    Newest,
+    /// It is refused, unless the client of another one isn't there any more.
+    Refuse,
 }
 
 /// What clients are offered beyond their addresses.
@@ -51,6 +61,10 @@ pub struct ClientEntry {
     pub addresses: Vec<IpAddr>,
     /// Subnets behind this client, routed to it; none twice over all clients, none overlapping `networks`.
     pub subnets: Vec<IpNet>,
+    /// `[limits] rate_down` where the file has it, "off" being no limit.
+    pub rate_down: Option<Option<Rate>>,
+    /// `[limits] rate_up`, the same.
+    pub rate_up: Option<Option<Rate>>,
 }
 
 /// `server.toml`, whole and valid.
@@ -69,6 +83,13 @@ pub struct ServerConfig {
     pub mtu: u16,
     /// Sessions at once; default 250, 1 to 16,000.
     pub max_clients: u16,
+    /// Sessions at once of one identity; default 1, 1 to 100. See [`ServerConfig::sessions_of`].
+    pub max_sessions_per_identity: u16,
+    /// What becomes of one more; default "newest".
+    pub on_too_many: OnTooMany,
+    /// `[limits] rate_down` and `rate_up`: each client's, but for those with their own; default none. See
+    /// [`ServerConfig::rates_of`].
+    pub limits: Rates,
     /// Masquerade what leaves the tunnel for other networks; default false.
     pub nat: bool,
     /// Whether clients reach each other; default false.
@@ -130,6 +151,21 @@ impl ServerConfig {
         self.networks.iter().map(first_host).collect()
     }
 
+    /// Sessions at once that this identity may have: those with something fixed have one, as two can't have that.
+    pub fn sessions_of(&self, name: &str) -> u16 {
+        let fixed = |entry: &ClientEntry| !entry.addresses.is_empty() || !entry.subnets.is_empty();
+        if self.clients.get(name).is_some_and(fixed) { 1 } else { self.max_sessions_per_identity }
+    }
+
+    /// What this identity may send and be sent.
+    pub fn rates_of(&self, name: &str) -> Rates {
+        let entry = self.clients.get(name);
+        Rates {
+            down: entry.and_then(|e| e.rate_down).unwrap_or(self.limits.down),
+            up: entry.and_then(|e| e.rate_up).unwrap_or(self.limits.up),
+        }
+    }
+
     /// The IPv4 network, if there is one.
     pub fn v4(&self) -> Option<Ipv4Net> {
         self.networks.iter().find_map(|net| if let IpNet::V4(net) = net { Some(*net) } else { None })
@@ -158,6 +194,9 @@ impl ServerConfig {
         let v6 = networks.is_empty() || networks.iter().any(|net| matches!(net, IpNet::V6(_)));
         let mtu = root.value("mtu").and_then(|v| v.integer(if v6 { 1280 } else { 576 }..=65_000));
         let max_clients = root.value("max_clients").and_then(|v| v.integer(1..=16_000)).unwrap_or(250);
+        let max_sessions = root.value("max_sessions_per_identity").and_then(|v| v.integer(1..=100));
+        let policies = [("newest", OnTooMany::Newest), ("refuse", OnTooMany::Refuse)];
+        let on_too_many = root.value("on_too_many").and_then(|v| v.choice(&policies));
         let nat = root.value("nat").and_then(|v| v.boolean());
         let client_to_client = root.value("client_to_client").and_then(|v| v.boolean());
         let linger = root.value("linger").and_then(|v| v.duration(Duration::from_secs(1)));
@@ -173,6 +212,13 @@ impl ServerConfig {
         let push = Push {
             routes: section.value("routes").map(|v| read_pushed(&v, MAX_ROUTES)).unwrap_or_default(),
             dns: section.value("dns").map(|v| read_pushed(&v, MAX_RESOLVERS)).unwrap_or_default(),
+        };
+        section.end();
+
+        let mut section = root.section("limits");
+        let limits = Rates {
+            down: section.value("rate_down").and_then(|v| v.word()).flatten(),
+            up: section.value("rate_up").and_then(|v| v.word()).flatten(),
         };
         section.end();
 
@@ -198,6 +244,9 @@ impl ServerConfig {
             networks,
             mtu: mtu.unwrap_or(1420),
             max_clients,
+            max_sessions_per_identity: max_sessions.unwrap_or(1),
+            on_too_many: on_too_many.unwrap_or(OnTooMany::Newest),
+            limits,
             nat: nat.unwrap_or(false),
             client_to_client: client_to_client.unwrap_or(false),
             push,
@@ -387,6 +436,9 @@ mod tests {
             networks: vec![net("10.9.0.0/24"), net("fd09::/64")],
             mtu: 1420,
             max_clients: 250,
+            max_sessions_per_identity: 1,
+            on_too_many: OnTooMany::Newest,
+            limits: Rates::default(),
             nat: false,
             client_to_client: false,
             push: Push { routes: vec![], dns: vec![] },
@@ -419,6 +471,8 @@ mod tests {
             networks = ["fd09:1::/126", "10.0.0.0/8"]
             mtu = 65_000
             max_clients = 16000
+            max_sessions_per_identity = 100
+            on_too_many = "refuse"
             nat = true
             client_to_client = true
             linger = "1s"
@@ -431,6 +485,8 @@ mod tests {
             clients_dir = "/srv/clients"
             push.routes = ["0.0.0.0/0", "::/0"]
             push.dns = ["10.0.0.1", "fd09:1::1"]
+            limits.rate_down = "20Mbit/s"
+            limits.rate_up = "64Kbit/s"
             [tls]
             ca = """
             -----BEGIN CERTIFICATE-----
@@ -451,6 +507,9 @@ mod tests {
         assert_eq!(config.device.as_str(), "vpn");
         assert_eq!(config.networks, [net("fd09:1::/126"), net("10.0.0.0/8")]);
         assert_eq!((config.mtu, config.max_clients, config.max_handshakes), (65_000, 16_000, 4_096));
+        assert_eq!((config.max_sessions_per_identity, config.on_too_many), (100, OnTooMany::Refuse));
+        let rates = config.limits;
+        assert_eq!((rates.down, rates.up), (Rate::from_bits(20_000_000), Rate::from_bits(64_000)));
         assert!(config.nat && config.client_to_client);
         assert_eq!(config.single_uid, Some(900));
         assert_eq!((config.linger, config.lease), (Duration::from_secs(1), Duration::ZERO));
@@ -478,6 +537,9 @@ mod tests {
         for line in [
             "mtu = 1280",
             "max_clients = 1",
+            "max_sessions_per_identity = 1",
+            "on_too_many = 'newest'",
+            "limits = { rate_down = 'off' }",
             "max_handshakes = 1",
             "push = {}",
             "push = { routes = [], dns = [] }",
@@ -542,6 +604,22 @@ mod tests {
             ("mtu = 2025-01-01", "mtu = 2025-01-01 is a date or time, not an integer, 1280 to 65000"),
             ("max_clients = 0", "max_clients = 0 is out of range: 1 to 16000"),
             ("max_clients = 16001", "max_clients = 16001 is out of range: 1 to 16000"),
+            ("max_sessions_per_identity = 0", "max_sessions_per_identity = 0 is out of range: 1 to 100"),
+            ("max_sessions_per_identity = 101", "max_sessions_per_identity = 101 is out of range: 1 to 100"),
+            ("on_too_many = 'oldest'", r#"on_too_many = "oldest" is not accepted: "newest" or "refuse""#),
+            (
+                "limits.rate_down = 20",
+                r#"limits.rate_down = 20 is an integer, not "off", or a rate, as in "20Mbit/s" or "500Kbit/s""#,
+            ),
+            (
+                "limits.rate_up = '20M'",
+                r#"limits.rate_up = "20M" is no rate: a whole number with bit/s, Kbit/s, Mbit/s or Gbit/s, as in "20Mbit/s", or "off""#,
+            ),
+            (
+                "limits.rate_up = '1Kbit/s'",
+                r#"limits.rate_up = "1Kbit/s" is out of range: 64Kbit/s to 100Gbit/s, or "off""#,
+            ),
+            ("limits.rate = 'off'", r#"unknown key "limits.rate" (known here: rate_down, rate_up)"#),
             ("max_handshakes = 0", "max_handshakes = 0 is out of range: 1 to 4096"),
             ("max_handshakes = 4097", "max_handshakes = 4097 is out of range: 1 to 4096"),
             ("nat = 'yes'", r#"nat = "yes" is a string, not true or false"#),

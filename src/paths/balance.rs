@@ -16,6 +16,19 @@ pub(super) struct Flows {
     pinned: HashMap<u32, (Key, Time)>,
 }
 
+impl Flows {
+    /// A flow goes by this path. Of too many those that rest are forgotten, and where none does all of them.
+    fn pin(&mut self, flow: u32, key: Key, now: Time) {
+        if self.pinned.len() >= MOST_FLOWS {
+            self.pinned.retain(|_, (_, last)| now.since(*last) < IDLE_FLOW);
+            if self.pinned.len() >= MOST_FLOWS {
+                self.pinned.clear();
+            }
+        }
+        self.pinned.insert(flow, (key, now));
+    }
+}
+
 /// What a path carries, from this end and to it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Load {
@@ -93,13 +106,7 @@ impl Paths {
         let at = still.or_else(|| self.emptiest(now))?;
         self.list[at].load.fresh += if still.is_none() { 1.0 } else { 0.0 };
         let path = self.list[at].path;
-        if self.flows.pinned.len() >= MOST_FLOWS {
-            self.flows.pinned.retain(|_, (_, last)| now.since(*last) < IDLE_FLOW);
-            if self.flows.pinned.len() >= MOST_FLOWS {
-                self.flows.pinned.clear();
-            }
-        }
-        self.flows.pinned.insert(flow, (path.key(), now));
+        self.flows.pin(flow, path.key(), now);
         Some(path)
     }
 
@@ -209,6 +216,22 @@ mod tests {
         second(&mut load, &mut now, 500, 2_000);
         assert!((load.capacity / 2e6 - 1.0).abs() < 0.1, "{}", load.capacity);
         assert!(load.fullness(now, 0.0) < 0.5);
+    }
+
+    #[test]
+    fn flows_beyond_the_bound_are_forgotten() {
+        let (mut flows, start) = (Flows::default(), Time::default());
+        let key = (([192, 0, 2, 1], 1).into(), 0);
+        for flow in 0..3 * MOST_FLOWS as u32 {
+            flows.pin(flow, key, start);
+            assert!(flows.pinned.len() <= MOST_FLOWS);
+        }
+        // Those that rest go first.
+        flows.pinned.clear();
+        (0..MOST_FLOWS as u32 - 1).for_each(|flow| flows.pin(flow, key, start));
+        flows.pin(u32::MAX, key, start + IDLE_FLOW);
+        flows.pin(u32::MAX - 1, key, start + IDLE_FLOW);
+        assert_eq!(flows.pinned.len(), 2);
     }
 
     #[test]

@@ -318,7 +318,7 @@ fn stage_of(reason: DropReason) -> Stage {
         NoPath | BadSuperPacket => Stage::BeforeSealing,
         Unproven | SocketFull | SendRefused | TooBig => Stage::Sending,
         TooShort | Flags | WrongSession | UnknownEpoch | Duplicate | TooOld | BadTag | BadInBand
-        | BadInner | SourceNotOurs | DestinationNotOurs | Congested | TunRefused | UplinkFull => {
+        | BadInner | SourceNotOurs | DestinationNotOurs | RateUp | Congested | TunRefused | UplinkFull => {
             Stage::Receiving
         }
         KeysExpired => Stage::Either,

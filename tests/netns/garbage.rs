@@ -4,6 +4,8 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt};
+use tunguard::wire::control::Message;
 use tunguard::wire::data::{HEADER_LEN, OVERHEAD};
 
 use crate::capture::{Capture, datagrams_to_server};
@@ -64,6 +66,45 @@ fn silence_on_tcp_is_ended_at_the_deadline() {
     assert!(mute.receive().is_err() || mute.receive().is_err(), "the mute one is still connected");
     // And there is room again.
     assert_eq!(dialler.connect().ping(1), 1);
+}
+
+#[test]
+fn a_handshake_without_end_is_cut_off() {
+    let Some(lab) = Lab::new("endless", 1) else { return };
+    let mut server = lab.start_server(&lab.server());
+    let mut tcp = Dialler::new(&lab, 1).tcp().expect("the port is open");
+    // A ClientHello that says it is 100,000 bytes long, in records that are as they should be.
+    let record = |bytes: &[u8]| [&[22, 3, 1, 0x3e, 0x80][..], bytes].concat();
+    let first = [&[1, 1, 0x86, 0xa0, 3, 3][..], &[0x55; 15_994]].concat();
+    let records = [record(&first), record(&[0x55; 16_000]).repeat(5)].concat();
+    let _ = tcp.write_all(&records);
+    assert!(until_closed(&mut tcp) < 100, "an alert at most");
+    server.wait_for_log("too much before the handshake was done");
+    server.wait_for_children(0);
+}
+
+#[test]
+fn a_client_that_does_not_read_loses_its_connection() {
+    let Some(lab) = Lab::new("noread", 1) else { return };
+    let mut server = lab.start_server(&lab.server());
+    let dialler = Dialler::new(&lab, 1);
+    let tcp = dialler.tcp().expect("the port is open");
+    setsockopt(&tcp, sockopt::RcvBuf, &4_096).expect("a small buffer");
+    let control = dialler.control_over(tcp).expect("the TLS handshake");
+    let mut client = dialler.established(dialler.hello_over(control));
+    assert_eq!(client.ping(1), 1);
+    // Each is to be answered; nothing of that is read.
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until && !server.log().contains("the peer doesn't read") {
+        for n in 0..8 {
+            let _ = client.control.send(&Message::Ping(n));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    server.wait_for_log("control connection lost: the peer doesn't read");
+    // That is all it loses, and nobody else loses anything.
+    assert_eq!(client.ping(2), 1);
+    assert_eq!(lab.session("c1").expect("its session")["control"], "lost");
 }
 
 #[test]

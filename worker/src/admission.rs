@@ -16,6 +16,7 @@ use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::hardware;
 use tunguard::ipc::{Claim, Grant, Reply, Request, Resumption, Setup, WorkerEnd};
 use tunguard::keys::{Role, Secret};
+use tunguard::rate::Rate;
 use tunguard::session::{Session, Start};
 use tunguard::sys::clock;
 use tunguard::sys::mq::{self, Reader, Writer};
@@ -52,6 +53,8 @@ pub struct Admitted {
     pub name: String,
     /// It comes and goes by itself, as its tunnel is used.
     pub on_demand: bool,
+    /// How much it may send.
+    pub rate_up: Option<Rate>,
 }
 
 /// Where a client's packets leave the worker.
@@ -116,6 +119,7 @@ struct Made {
     exit: TunExit,
     name: String,
     on_demand: bool,
+    rate_up: Option<Rate>,
 }
 
 impl Made {
@@ -128,6 +132,7 @@ impl Made {
             exit: self.exit,
             name: self.name,
             on_demand: self.on_demand,
+            rate_up: self.rate_up,
         }
     }
 }
@@ -201,7 +206,7 @@ impl Admission<'_> {
             grant.addresses.iter().map(|a| a.addr().to_string()).collect::<Vec<_>>().join(" "),
         );
         let downlink = Downlink::new(downlink, memory, grant.size.bytes);
-        Ok(Made { session, carrier, downlink, exit, name: identity.name, on_demand })
+        Ok(Made { session, carrier, downlink, exit, name: identity.name, on_demand, rate_up: grant.rate_up })
     }
 
     /// The revocation list, as long as it is valid: an old one says nothing of today.
@@ -328,6 +333,8 @@ impl Admission<'_> {
         match self.read_guard()? {
             None => Ok(()),
             Some((Reply::Query, _)) => Ok(self.ask(&Request::Report(Box::default()))?),
+            // It is being heard just now.
+            Some((Reply::Ask, _)) => Ok(self.ask(&Request::Heard)?),
             Some((Reply::End(reason), _)) => Err(ordered_to_end(reason)),
             Some((other, _)) => Err(out_of_place(&other).into()),
         }
@@ -345,6 +352,7 @@ impl Admission<'_> {
         loop {
             match self.read_guard()? {
                 Some((Reply::Query, _)) => self.ask(&Request::Report(Box::default()))?,
+                Some((Reply::Ask, _)) => self.ask(&Request::Heard)?,
                 Some((Reply::End(reason), _)) => return Err(ordered_to_end(reason)),
                 Some(answer) => return Ok(answer),
                 None => {

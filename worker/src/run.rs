@@ -58,6 +58,8 @@ struct Carrying<'a> {
     early: Early,
     /// A newer session of the client took over: until when this one still takes in what is on its way.
     drain_until: Option<Time>,
+    /// The guard asked whether the client is there: since when nothing was heard that says so.
+    asked: Option<Time>,
     ended: Option<Reason>,
 }
 
@@ -100,10 +102,11 @@ impl<'a> Carrying<'a> {
             },
             poller,
             egress: Egress::default(),
-            ingress: Ingress::default(),
+            ingress: Ingress::limited(admitted.rate_up, clock::now()),
             uso: setup.uso,
             early: Early::default(),
             drain_until: None,
+            asked: None,
             ended: None,
         })
     }
@@ -138,6 +141,9 @@ impl<'a> Carrying<'a> {
                 self.session.handle_timeout(now);
             }
             self.drain_session();
+            if self.asked.take_if(|asked| self.session.last_heard() > *asked).is_some() {
+                let _ = self.guard.send(&Request::Heard, &[]);
+            }
             if self.drain_until.is_some_and(|until| until <= now) {
                 self.ended.get_or_insert(Reason::Replaced);
             }
@@ -322,6 +328,7 @@ impl<'a> Carrying<'a> {
                 Ok(Incoming::Message(Reply::Query, _)) => {
                     let _ = self.guard.send(&Request::Report(Box::new(self.report())), &[]);
                 }
+                Ok(Incoming::Message(Reply::Ask, _)) => self.ask_client(),
                 Ok(Incoming::Message(Reply::Drain, _)) => self.drain(),
                 Ok(Incoming::Message(Reply::End(reason), _)) => {
                     self.finish(reason);
@@ -404,6 +411,13 @@ impl<'a> Carrying<'a> {
             Event::Settings(_) | Event::Notice(_) => {}
             Event::Ended { reason, .. } => self.ended = Some(reason),
         }
+    }
+
+    /// Is the client there?
+    fn ask_client(&mut self) {
+        let now = clock::now();
+        self.asked.get_or_insert(now);
+        self.session.ask(now);
     }
 
     /// The client has a newer session. Its packets are on their way from both ends in this one.
