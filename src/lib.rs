@@ -30,6 +30,7 @@ pub mod pmtu;
 pub mod random;
 pub mod replay;
 pub mod resume;
+pub mod sandbox;
 pub mod seal;
 pub mod segment;
 pub mod session;
