@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::config::common::{Landlock, Sandbox};
@@ -9,9 +10,10 @@ use crate::exit::Outcome;
 use crate::sys::{landlock, seccomp};
 
 /// What is used. System call filters always are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 pub struct Means {
     /// The version of Landlock, `None` where the configuration does without.
+    #[serde(rename = "landlock_abi")]
     pub landlock: Option<i32>,
 }
 

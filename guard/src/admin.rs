@@ -84,6 +84,7 @@ impl Guard {
             "listen": self.listen.to_string(),
             "pid": std::process::id(),
             "uptime_s": now.since(self.started).as_secs(),
+            "sandbox": self.spawner.sandbox.shown(),
             "queue": {
                 "messages": self.queues.downlink.messages,
                 "bytes": self.queues.downlink.bytes,

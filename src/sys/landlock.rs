@@ -5,7 +5,8 @@
 //! the same from 6 (6.12). Guard and supervisor find out once; who is told a version and can't have it doesn't start.
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, NetPort, PathBeneath, PathFd,
+    Ruleset, RulesetAttr, RulesetCreated, RulesetCreatedAttr, RulesetStatus, Scope,
 };
 
 use crate::config::common::Landlock;
@@ -26,7 +27,8 @@ pub enum GiveUp {
 /// Errors: it is required, and this kernel has none.
 pub fn version(wanted: Landlock) -> Outcome<Option<i32>> {
     match (wanted, kernel_version()) {
-        (Landlock::Required, Ok(version)) => Ok(Some(version)),
+        // What is newer than the crate knows is not used.
+        (Landlock::Required, Ok(version)) => Ok(Some(ABI::from(version) as i32)),
         (Landlock::Off, _) => Ok(None),
         (Landlock::Required, Err(errno)) => {
             let text = format!(
@@ -38,6 +40,26 @@ pub fn version(wanted: Landlock) -> Outcome<Option<i32>> {
     }
 }
 
+/// Gives up, for the lookup helper, everything but to read files, and to ask name servers over TCP.
+pub fn restrict_to_resolving(version: i32) -> Outcome<()> {
+    let abi = ABI::from(version);
+    let given_up = handle(abi, AccessFs::from_all(abi)).and_then(|ruleset| {
+        let mut read = AccessFs::ReadFile | AccessFs::ReadDir;
+        if abi >= ABI::V9 {
+            // The local resolver's socket.
+            read |= AccessFs::ResolveUnix;
+        }
+        let root = PathFd::new("/").map_err(|e| Failure::system("open /", e))?;
+        let ruleset = ruleset.create().and_then(|made| made.add_rule(PathBeneath::new(root, read)));
+        let ruleset = match abi >= ABI::V4 {
+            true => ruleset.and_then(|made| made.add_rule(NetPort::new(DNS, AccessNet::ConnectTcp))),
+            false => ruleset,
+        };
+        ruleset.map_err(failed)
+    });
+    enforce(given_up?)
+}
+
 /// Gives up what version `version` can give up. It has to be allowed no new privileges.
 pub fn restrict(version: i32, what: GiveUp) -> Outcome<()> {
     let abi = ABI::from(version);
@@ -45,23 +67,32 @@ pub fn restrict(version: i32, what: GiveUp) -> Outcome<()> {
         GiveUp::AllButQueues => AccessFs::from_all(abi) & !(AccessFs::ReadFile | AccessFs::WriteFile),
         GiveUp::All => AccessFs::from_all(abi),
     };
-    let failed = |error: landlock::RulesetError| Failure::system("give up files and ports (Landlock)", error);
-    let restrict = || {
-        let mut ruleset =
-            Ruleset::default().set_compatibility(CompatLevel::HardRequirement).handle_access(files)?;
-        let (ports, scopes) = (AccessNet::from_all(abi), Scope::from_all(abi));
-        if !ports.is_empty() {
-            ruleset = ruleset.handle_access(ports)?;
-        }
-        if !scopes.is_empty() {
-            ruleset = ruleset.scope(scopes)?;
-        }
-        ruleset.create()?.restrict_self()
-    };
-    match restrict().map_err(failed)?.ruleset {
-        RulesetStatus::FullyEnforced => Ok(()),
-        less => Err(Failure::system("give up files and ports (Landlock)", format!("it is {less:?}"))),
+    enforce(handle(abi, files)?.create().map_err(failed)?)
+}
+
+/// A ruleset that is about these uses of files, and about all there is of the rest.
+fn handle(abi: ABI, files: BitFlags<AccessFs>) -> Outcome<Ruleset> {
+    let (ports, scopes) = (AccessNet::from_all(abi), Scope::from_all(abi));
+    let mut ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+    ruleset = ruleset.handle_access(files).map_err(failed)?;
+    if !ports.is_empty() {
+        ruleset = ruleset.handle_access(ports).map_err(failed)?;
     }
+    if !scopes.is_empty() {
+        ruleset = ruleset.scope(scopes).map_err(failed)?;
+    }
+    Ok(ruleset)
+}
+
+fn enforce(ruleset: RulesetCreated) -> Outcome<()> {
+    match ruleset.restrict_self().map_err(failed)?.ruleset {
+        RulesetStatus::FullyEnforced => Ok(()),
+        less => Err(failed(format!("it is {less:?}"))),
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> Failure {
+    Failure::system("give up files, ports and other processes by Landlock", error)
 }
 
 fn kernel_version() -> Result<i32, nix::errno::Errno> {
@@ -72,3 +103,5 @@ fn kernel_version() -> Result<i32, nix::errno::Errno> {
     };
     nix::errno::Errno::result(version).map(|version| version as i32)
 }
+
+const DNS: u16 = 53;

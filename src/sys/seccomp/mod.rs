@@ -1,5 +1,5 @@
-//! System call filters (seccomp(2)), made from tables of what a process may do. What is in no table ends the process,
-//! by SIGSYS; so does a call by the numbers of another architecture (32-bit, x32).
+//! System call filters (seccomp(2)), made from tables of what a process may do. What isn't in its table ends a process,
+//! by SIGSYS; so does any call by the numbers of another architecture (32-bit, x32).
 //!
 //! A table's row is a system call, what its arguments have to be, and why the process needs it. Only numbers can be
 //! looked at, never what a pointer leads to. Arguments are compared by their lower 32 bits: all that are looked at here
@@ -8,6 +8,8 @@
 //! Filters add up: the kernel asks all that were installed, and the strictest answer counts.
 
 mod common;
+pub mod lookup;
+pub mod tunnel;
 pub mod worker;
 
 use std::collections::BTreeMap;
@@ -51,6 +53,15 @@ pub struct Filter(BpfProgram);
 impl Filter {
     /// Compiles a table.
     pub fn compile(table: &[Call]) -> Outcome<Filter> {
+        Filter::compile_or(SeccompAction::KillProcess, table)
+    }
+
+    /// The same, but that other calls fail with EPERM.
+    pub fn compile_mild(table: &[Call]) -> Outcome<Filter> {
+        Filter::compile_or(SeccompAction::Errno(libc::EPERM as u32), table)
+    }
+
+    fn compile_or(otherwise: SeccompAction, table: &[Call]) -> Outcome<Filter> {
         let failed =
             |error: seccompiler::BackendError| Failure::system("compile a system call filter", error);
         let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
@@ -69,7 +80,7 @@ impl Filter {
             }
         }
         let here = std::env::consts::ARCH.try_into().map_err(failed)?;
-        let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, here);
+        let filter = SeccompFilter::new(rules, otherwise, SeccompAction::Allow, here);
         Ok(Filter(filter.and_then(BpfProgram::try_from).map_err(failed)?))
     }
 
