@@ -269,3 +269,16 @@ const CONNECTIONS_PER_TURN: usize = 4;
 /// Pause after the system ran out of descriptors or processes.
 const BREATHER: Duration = Duration::from_millis(200);
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(3);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forbidden_call_is_called_that() {
+        let told = End::Signal(Signal::SIGSYS).to_string();
+        assert!(told.starts_with("signal SIGSYS, a system call that its sandbox forbids"), "{told}");
+        assert_eq!(End::Signal(Signal::SIGSEGV).to_string(), "signal SIGSEGV");
+        assert_eq!(End::Code(7).to_string(), "exit code 7");
+    }
+}

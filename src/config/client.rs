@@ -661,7 +661,8 @@ mod tests {
     fn rejected() {
         let remote = r#"HOST or HOST:PORT, as in "vpn.example.org" or "[2001:db8::1]:55555""#;
         let routes = r#""pushed", "none" or a list of networks"#;
-        let known = "remote, device, routes, dns, user, state_dir, socket, tls, data, mobility, on_demand";
+        let known =
+            "remote, device, routes, dns, user, state_dir, socket, tls, data, mobility, on_demand, sandbox";
         let device = "1 to 15 letters, digits, '-', '_' or '.'";
         for (line, sentence) in [
             ("remote = []", &*format!("remote is empty: at least one is needed, {remote}")),

@@ -109,8 +109,8 @@ pub fn enter(jail: &Jail<'_>) -> Outcome<()> {
 /// own, but no privilege either. In the order of [`enter`].
 pub fn become_user(uid: u32, gid: u32, parent: i32) -> Outcome<()> {
     put_on(Layer::Limits, || {
-        let none = [Resource::RLIMIT_FSIZE, Resource::RLIMIT_NPROC, Resource::RLIMIT_CORE].into_iter();
-        step("limit resources", none.map(|resource| setrlimit(resource, 0, 0)).collect())
+        let mut none = [Resource::RLIMIT_FSIZE, Resource::RLIMIT_NPROC, Resource::RLIMIT_CORE].into_iter();
+        step("limit resources", none.try_for_each(|resource| setrlimit(resource, 0, 0)))
     })?;
     give_up_root(uid, gid, parent)
 }

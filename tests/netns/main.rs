@@ -56,6 +56,7 @@ mod plaintext;
 mod remotes;
 mod resume;
 mod routing;
+mod sandbox;
 mod soak;
 mod tickets;
 mod watch;

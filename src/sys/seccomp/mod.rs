@@ -155,3 +155,6 @@ fn lacks(at: u8, bits: libc::c_int) -> Argument {
 fn on(fd: BorrowedFd<'_>) -> Argument {
     is(0, fd.as_raw_fd())
 }
+
+#[cfg(test)]
+mod tests;
