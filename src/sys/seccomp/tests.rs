@@ -465,3 +465,59 @@ fn a_filter_is_as_long_as_the_kernel_takes_and_no_table_contradicts_itself() {
     assert!(both_ways(&[allow(0, &[is(0, 7)]), allow(0, &[])]));
     assert!(!both_ways(&[allow(0, &[is(0, 7)]), allow(0, &[is(0, 8)])]));
 }
+
+/// What becomes of a process that does this under both of a worker's filters. It is a copy of one with several threads, of
+/// which it has one: what it does must not wait for another.
+fn fate_of(work: impl FnOnce(), prepare: impl FnOnce()) -> WaitStatus {
+    let held = Held::new();
+    // SAFETY: as said above; the C library's allocator makes itself usable in the child.
+    match unsafe { fork() }.expect("forks") {
+        ForkResult::Child => {
+            // Of this process: the tables name it.
+            let filters = [held.admission(), held.carrying(worker::Exit::Device(held.fd(TUN)))];
+            prepare();
+            let put_on = filters.iter().all(|filter| filter.install().is_ok());
+            if put_on {
+                work();
+            }
+            // SAFETY: nothing of the parent's is flushed or run in its copy.
+            unsafe { libc::syscall(libc::SYS_exit_group, if put_on { 0 } else { UNFILTERED }) };
+            unreachable!("it has ended")
+        }
+        ForkResult::Parent { child } => waitpid(child, None).expect("waits"),
+    }
+}
+
+#[test]
+fn memory_clock_and_random_numbers_are_there_to_the_end() {
+    let work = || {
+        let mut kept: Vec<Vec<u8>> = Vec::new();
+        for size in [1, 100, 5_000, 140_000, 3 << 20] {
+            let mut grown = vec![1; size];
+            grown.resize(size * 7, 2);
+            grown.shrink_to_fit();
+            kept.push(grown);
+            kept.push(vec![0; size * 3]);
+        }
+        drop(kept);
+        let mut impossible: Vec<u8> = Vec::new();
+        assert!(impossible.try_reserve_exact(1 << 46).is_err());
+        let _ = crate::sys::clock::now();
+        let _ = crate::tls::time::wall_clock();
+        let _: [u8; 32] = crate::random::bytes().expect("random bytes");
+        let _ = std::collections::HashMap::<u8, u8>::new();
+    };
+    assert!(matches!(fate_of(work, || ()), WaitStatus::Exited(_, 0)));
+}
+
+#[test]
+fn a_fault_and_an_abort_are_told_from_a_forbidden_call() {
+    let abort = || std::process::abort();
+    assert!(matches!(fate_of(abort, || ()), WaitStatus::Signaled(_, Signal::SIGABRT, _)));
+    let fault = || {
+        // SAFETY: there is nothing at this address, which is the point.
+        unsafe { std::ptr::without_provenance_mut::<u8>(8).write_volatile(1) }
+    };
+    let prepare = || crate::sys::signals::end_by_faults().expect("the kernel's own action");
+    assert!(matches!(fate_of(fault, prepare), WaitStatus::Signaled(_, Signal::SIGSEGV, _)));
+}
