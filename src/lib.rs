@@ -32,6 +32,7 @@ pub mod rate;
 pub mod replay;
 pub mod resume;
 pub mod rigged;
+pub mod sandbox;
 pub mod seal;
 pub mod segment;
 pub mod session;

@@ -78,18 +78,20 @@ impl Guard {
         if let Some(packets) = net::device_full(self.config.device.as_str()) {
             drops.insert("device_full".to_owned(), packets.into());
         }
+        let mut sandbox = self.spawner.sandbox.shown();
+        sandbox["single_uid"] = json!(self.config.single_uid);
         let status = json!({
             "version": VERSION,
             "device": self.config.device.as_str(),
             "listen": self.listen.to_string(),
             "pid": std::process::id(),
             "uptime_s": now.since(self.started).as_secs(),
+            "sandbox": sandbox,
             "queue": {
                 "messages": self.queues.downlink.messages,
                 "bytes": self.queues.downlink.bytes,
                 "private": self.queues.private,
             },
-            "sandbox": { "single_uid": self.config.single_uid },
             "handshakes": self.workers.handshakes(),
             "workers": self.workers.len(),
             "device_packets": self.accounts.read_packets,

@@ -7,6 +7,7 @@
 //!              +--------------------------+-----------+----------+---------+--> killed -> reaped
 //! ```
 
+use std::fmt;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -21,6 +22,7 @@ use tunguard::ipc::HANDSHAKE_SECONDS;
 use tunguard::sys::clock;
 use tunguard::sys::mq::unlink;
 use tunguard::sys::poller::Interest;
+use tunguard::sys::seccomp::FORBIDDEN_CALL;
 use tunguard::time::Time;
 use tunguard::tls;
 use tunguard::wire::control::Reason;
@@ -118,12 +120,8 @@ impl Guard {
     pub(crate) fn reap(&mut self) {
         loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) => {
-                    self.worker_gone(pid, &format!("exit code {code}"), code == 0)
-                }
-                Ok(WaitStatus::Signaled(pid, signal, _)) => {
-                    self.worker_gone(pid, &format!("signal {}", signal.as_str()), false);
-                }
+                Ok(WaitStatus::Exited(pid, code)) => self.worker_gone(pid, End::Code(code)),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => self.worker_gone(pid, End::Signal(signal)),
                 Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => {
@@ -134,7 +132,7 @@ impl Guard {
         }
     }
 
-    fn worker_gone(&mut self, pid: Pid, how: &str, well: bool) {
+    fn worker_gone(&mut self, pid: Pid, how: End) {
         if self.spawner.ended(pid.as_raw()) {
             log::error!("the nursery, process {pid}, died: {how}; the next worker comes from a new one");
             return;
@@ -144,9 +142,12 @@ impl Guard {
             self.hear_last_words(key);
         }
         let Some((key, worker)) = self.workers.remove_pid(pid.as_raw()) else { return };
-        match (worker.explained, well) {
-            (true, _) => log::debug!("worker {pid} of {} is gone: {how}", worker.label()),
-            (false, _) => {
+        match worker.explained {
+            // Whatever it said before: nothing of ours makes such a call.
+            true if how != End::Signal(Signal::SIGSYS) => {
+                log::debug!("worker {pid} of {} is gone: {how}", worker.label())
+            }
+            _ => {
                 log::error!("worker {pid} of {} died: {how}", worker.label());
                 if let Some(id) = worker.ticketed {
                     self.tickets.forget(&id);
@@ -195,7 +196,7 @@ impl Guard {
         while self.workers.len() > 0 {
             match waitpid(None, None) {
                 Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) => {
-                    self.worker_gone(pid, "the server stops", true);
+                    self.worker_gone(pid, End::ServerStops);
                 }
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(_) => return,
@@ -235,6 +236,26 @@ impl Guard {
     }
 }
 
+/// How a process of ours ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Code(i32),
+    Signal(Signal),
+    /// With all others.
+    ServerStops,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            End::Code(code) => write!(f, "exit code {code}"),
+            End::Signal(Signal::SIGSYS) => write!(f, "signal SIGSYS, {FORBIDDEN_CALL}"),
+            End::Signal(signal) => write!(f, "signal {}", signal.as_str()),
+            End::ServerStops => f.write_str("the server stops"),
+        }
+    }
+}
+
 /// When a worker is killed: when its goodbye takes too long, or its handshake far longer than its own deadline.
 fn kill_time(worker: &Worker) -> Option<Time> {
     match worker.phase {
@@ -250,3 +271,16 @@ const CONNECTIONS_PER_TURN: usize = 4;
 /// Pause after the system ran out of descriptors or processes.
 const BREATHER: Duration = Duration::from_millis(200);
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(3);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forbidden_call_is_called_that() {
+        let told = End::Signal(Signal::SIGSYS).to_string();
+        assert!(told.starts_with("signal SIGSYS, a system call that its sandbox forbids"), "{told}");
+        assert_eq!(End::Signal(Signal::SIGSEGV).to_string(), "signal SIGSEGV");
+        assert_eq!(End::Code(7).to_string(), "exit code 7");
+    }
+}

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use crate::sandbox::Means;
+
 use super::status::{age, bytes, counts, harmless, plural, table};
 
 /// What the supervisor answers; what it may say beyond this is for others.
@@ -15,6 +17,7 @@ pub(super) struct ClientStatus {
     uptime_s: u64,
     state: String,
     connecting: bool,
+    sandbox: Option<Means>,
     addresses: Vec<String>,
     remotes: Vec<String>,
     carriers: Vec<Carrier>,
@@ -112,6 +115,7 @@ pub(super) fn render(status: &ClientStatus) -> String {
             text.push_str(&format!("{name:10} {value}\n"));
         }
     };
+    line("sandbox", &status.sandbox.map(|sandbox| sandbox.to_string()).unwrap_or_default());
     line("addresses", &listed(status.addresses.iter().map(|a| harmless(a))));
     match &status.session {
         Some(session) => {

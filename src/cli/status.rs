@@ -17,6 +17,7 @@ use super::client_status;
 use crate::escape::Escaped;
 use crate::exit::{Failure, Outcome};
 use crate::rate::Rate;
+use crate::sandbox::Means;
 
 /// Show a running server's sessions, or a client's
 ///
@@ -129,6 +130,7 @@ struct Status {
     device: String,
     listen: String,
     uptime_s: u64,
+    sandbox: Option<Means>,
     queue: Queue,
     handshakes: u64,
     guard_drops: BTreeMap<String, u64>,
@@ -273,6 +275,9 @@ fn render(status: &Status) -> String {
         queue.bytes,
         if queue.private { "" } else { " (shared IPC namespace)" },
     );
+    if let Some(sandbox) = status.sandbox {
+        text.push_str(&format!("workers are locked in by {sandbox}\n"));
+    }
     if let Some(drops) = counts(&status.guard_drops) {
         text.push_str(&format!("dropped by the guard: {drops}\n"));
     }
@@ -452,7 +457,7 @@ mod tests {
     fn a_status_becomes_a_table_whatever_else_is_in_it() {
         let answer = r#"{
             "version": "0.1.0", "device": "tg0", "listen": "[::]:55555", "uptime_s": 3725, "future": [1],
-            "queue": {"messages": 10, "bytes": 8192, "private": true}, "handshakes": 1, "totals": {"a": 1},
+            "queue": {"messages": 10, "bytes": 8192, "private": true}, "handshakes": 1, "sandbox": {"seccomp": true, "landlock_abi": 7}, "totals": {"a": 1},
             "guard_drops": {"no_route": 3, "nothing": 0},
             "sessions": [{"session": "x", "slot": 1, "name": "alice\u001b[31m", "phase": "established",
                 "addresses": ["10.9.0.2", "fd09::2"], "subnets": [], "peer": "192.0.2.7:4500",
@@ -467,6 +472,7 @@ mod tests {
             text,
             "tunguard 0.1.0 on tg0, listening on [::]:55555, up 1h02m\n\
              1 session, 1 handshake under way; queues of 10 x 8192 bytes\n\
+             workers are locked in by seccomp, Landlock ABI 7\n\
              dropped by the guard: no_route 3\n\
              \n\
              NAME             ADDRESSES         PEER            STATE                      AGE    HEARD   RTT     SENT    RECEIVED  SUITE        DROPS\n\

@@ -13,6 +13,7 @@ use crate::VERSION;
 use crate::admin::{Admin, document};
 use crate::config::client::{ClientConfig, Remote};
 use crate::net;
+use crate::sandbox::Means;
 use crate::sys::poller::{Interest, Poller};
 use crate::time::Time;
 
@@ -117,6 +118,7 @@ impl Desk {
             "device": facts.config.device.as_str(),
             "pid": std::process::id(),
             "uptime_s": now.since(self.started).as_secs(),
+            "sandbox": facts.sandbox.shown(),
             "state": facts.state(report),
             "connecting": report.is_some_and(|report| report.connecting),
             "addresses": facts.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -138,6 +140,8 @@ impl Desk {
 pub struct Facts<'a> {
     /// The configuration.
     pub config: &'a ClientConfig,
+    /// What the tunnel process is locked in with.
+    pub sandbox: Means,
     /// Inner addresses on the device.
     pub addresses: &'a [IpAddr],
     /// The tunnel process's ID.
@@ -238,7 +242,14 @@ mod tests {
     }
 
     fn facts(config: &ClientConfig) -> Facts<'_> {
-        Facts { config, addresses: &[], tunnel: None, connection: None, on_demand: None }
+        Facts {
+            config,
+            sandbox: Means { landlock: None },
+            addresses: &[],
+            tunnel: None,
+            connection: None,
+            on_demand: None,
+        }
     }
 
     #[test]

@@ -11,8 +11,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::lookup::Lookup;
-use super::supervisor::User;
+use super::lookup::{Confines, Lookup};
 use crate::config::client::Remote;
 use crate::exit::Outcome;
 use crate::sys::poller::{Interest, Poller};
@@ -24,7 +23,7 @@ use crate::time::Time;
 /// until it is over. Dropping it ends everything that is under way.
 #[derive(Debug)]
 pub struct Dial {
-    user: User,
+    confines: Confines,
     /// Those whose turn hasn't come.
     later: VecDeque<Target>,
     /// Those whose turn has.
@@ -113,14 +112,14 @@ impl Dial {
     /// Starts to dial these remotes of the configuration, the best first.
     pub fn start(
         remotes: impl IntoIterator<Item = (usize, Remote, Known)>,
-        user: User,
+        confines: Confines,
         (poller, token): (&Poller, u64),
         now: Time,
     ) -> Outcome<Dial> {
         let target =
             |(place, remote, known)| Target { place, remote, lookup: None, known, addresses: Vec::new() };
         let mut dial = Dial {
-            user,
+            confines,
             later: remotes.into_iter().map(target).collect(),
             begun: Vec::new(),
             waiting: VecDeque::new(),
@@ -153,7 +152,7 @@ impl Dial {
                 target.addresses.clone_from(&target.known.addresses);
             }
             // Also then: the name may lead elsewhere by now.
-            let lookup = Lookup::start(&target.remote, self.user, now)?;
+            let lookup = Lookup::start(&target.remote, self.confines, now)?;
             poller
                 .add(lookup.as_fd(), self.token, Interest::Read)
                 .map_err(|e| crate::exit::Failure::system("fill the epoll set", e))?;

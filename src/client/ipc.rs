@@ -294,6 +294,8 @@ pub struct Setup {
     pub first_remote: u16,
     /// For a session that is made on demand.
     pub on_demand: Option<Demand>,
+    /// The version of Landlock it uses, `None` where the configuration does without.
+    pub landlock: Option<i32>,
     /// The most verbose level the log shows (`log::LevelFilter`).
     pub log_level: u8,
 }

@@ -19,8 +19,12 @@ use crate::config::client::Remote;
 use crate::escape::Escaped;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::path::canonical;
+use crate::sandbox::Means;
+use crate::sys::jail::{self, Layer};
+use crate::sys::seccomp::lookup::life;
+use crate::sys::seccomp::{self, Filter};
 use crate::sys::seqpacket::{self, Channel, Incoming};
-use crate::sys::{jail, spawn};
+use crate::sys::{landlock, signals, spawn};
 use crate::time::Time;
 
 /// What the helper says, once.
@@ -30,6 +34,15 @@ pub enum Found {
     Addresses(Vec<Endpoint>),
     /// It has none.
     Nothing(String),
+}
+
+/// What the helper is locked in with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Confines {
+    /// Its user.
+    pub user: User,
+    /// What the kernel has.
+    pub sandbox: Means,
 }
 
 /// A lookup under way; dropping it ends the helper.
@@ -42,7 +55,7 @@ pub struct Lookup {
 
 impl Lookup {
     /// Starts to look up `remote`'s name.
-    pub fn start(remote: &Remote, user: User, now: Time) -> Outcome<Lookup> {
+    pub fn start(remote: &Remote, Confines { user, sandbox }: Confines, now: Time) -> Outcome<Lookup> {
         let failed = |e: io::Error| Failure::system("start the name lookup", e);
         let (answer, theirs) = seqpacket::pair().map_err(failed)?;
         let arguments = [
@@ -51,6 +64,7 @@ impl Lookup {
             std::process::id().to_string(),
             user.uid.to_string(),
             user.gid.to_string(),
+            sandbox.landlock.unwrap_or(NO_LANDLOCK).to_string(),
             remote.host.clone(),
             remote.port.to_string(),
         ];
@@ -106,7 +120,7 @@ impl Drop for Lookup {
     }
 }
 
-/// The helper's whole life: `client-lookup VERSION SUPERVISOR UID GID HOST PORT`, descriptor 3 its channel.
+/// The helper's whole life: `client-lookup VERSION SUPERVISOR UID GID LANDLOCK HOST PORT`, descriptor 3 its channel.
 pub fn main() -> ExitCode {
     let Ok([channel]) = spawn::inherited::<1>() else {
         eprintln!("tunguard: {} is started by tunguard client, not by hand", role::LOOKUP);
@@ -122,7 +136,7 @@ pub fn main() -> ExitCode {
 
 fn look_up() -> Outcome<Found> {
     let arguments: Vec<String> = std::env::args().skip(2).collect();
-    let [version, parent, uid, gid, host, port] = &arguments[..] else {
+    let [version, parent, uid, gid, landlock, host, port] = &arguments[..] else {
         return Err(Failure::usage("wrong arguments"));
     };
     if version != VERSION {
@@ -131,7 +145,8 @@ fn look_up() -> Outcome<Found> {
     let number = |text: &String| text.parse().map_err(|_| Failure::usage("wrong arguments"));
     let port: u16 = port.parse().map_err(|_| Failure::usage("wrong arguments"))?;
     let parent = parent.parse().map_err(|_| Failure::usage("wrong arguments"))?;
-    jail::become_user(number(uid)?, number(gid)?, parent)?;
+    let landlock = landlock.parse().map_err(|_| Failure::usage("wrong arguments"))?;
+    lock_in((number(uid)?, number(gid)?), landlock, parent)?;
     Ok(match (host.as_str(), port).to_socket_addrs() {
         Ok(addresses) => Found::Addresses(addresses.take(MAX_FOUND).map(Endpoint::from).collect()),
         Err(error) => {
@@ -142,6 +157,25 @@ fn look_up() -> Outcome<Found> {
     })
 }
 
+/// The helper's loss of privilege, in order. The host's files stay in sight, as libc's resolver needs them.
+fn lock_in((uid, gid): (u32, u32), landlock: i32, parent: i32) -> Outcome<()> {
+    // 1. The tunnel process's user, no capabilities, bound to the supervisor's life.
+    jail::become_user(uid, gid, parent)?;
+    // 2. Files are read, and neither written nor executed; TCP goes to name servers.
+    jail::put_on(Layer::Landlock, || match landlock {
+        NO_LANDLOCK => Ok(()),
+        version => landlock::restrict_to_resolving(version),
+    })?;
+    // 3. The system calls of resolving.
+    signals::end_by_faults().map_err(|e| Failure::system("let faults end us", e))?;
+    jail::put_on(Layer::FirstFilter, || {
+        Filter::compile_mild(&life())?.install()?;
+        seccomp::confirm()
+    })
+}
+
+/// In place of a version.
+const NO_LANDLOCK: i32 = 0;
 /// Addresses of one name that are tried.
 const MAX_FOUND: usize = 16;
 const LOOKUP_WITHIN: Duration = Duration::from_secs(5);

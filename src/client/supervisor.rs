@@ -10,6 +10,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
 use std::time::Duration;
@@ -25,6 +26,7 @@ use super::host::{Footing, Host};
 use super::ipc::{
     CarrierName, Phase, Progress, Reply, Request, Setup, SupervisorEnd, Ticket, Verdict, Wishes, truncate,
 };
+use super::lookup::Confines;
 use super::moves::{self, Connection, Settle};
 use super::role;
 use crate::VERSION;
@@ -34,9 +36,11 @@ use crate::config::common::DeviceName;
 use crate::escape::Escaped;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::net::Monitor;
+use crate::sandbox::Means;
 use crate::sys::capabilities::{self, Capability, Kept};
 use crate::sys::ids::{self, IdMap};
 use crate::sys::poller::{Interest, Poller};
+use crate::sys::seccomp::FORBIDDEN_CALL;
 use crate::sys::seqpacket::{self, Incoming};
 use crate::sys::signals::Signals;
 use crate::sys::tun::{Offloads, Tun};
@@ -54,6 +58,7 @@ pub fn run(config: &ClientConfig) -> Outcome<()> {
     let user = User::look_up(&config.user)?;
     user.must_be_possible()?;
     let root = empty_root(&config.state_dir)?;
+    let sandbox = Means::find(config.sandbox)?;
     let signals = Signals::install().map_err(|e| Failure::system("listen for signals", e))?;
     // 3. The device, which is there until we exit, and what a killed run left behind.
     let (tun, offloads) = Tun::create(&config.device)?;
@@ -61,7 +66,8 @@ pub fn run(config: &ClientConfig) -> Outcome<()> {
     // 4. The tunnel process, again and again.
     let monitor = Monitor::open(host.index())?;
     let events = (signals, monitor);
-    let mut supervisor = Supervisor::new(config, (credentials, user, root), (tun, offloads), events)?;
+    let mut supervisor =
+        Supervisor::new(config, (credentials, user, root, sandbox), (tun, offloads), events)?;
     let result = supervisor.supervise(host);
     log::debug!("client ends: {result:?}");
     result
@@ -152,6 +158,8 @@ struct Supervisor<'a> {
     credentials: Credentials,
     user: User,
     root: PathBuf,
+    /// What the tunnel process is locked in with.
+    sandbox: Means,
     tun: Tun,
     offloads: Offloads,
     signals: Signals,
@@ -212,7 +220,7 @@ enum Flow {
 impl<'a> Supervisor<'a> {
     fn new(
         config: &'a ClientConfig,
-        (credentials, user, root): (Credentials, User, PathBuf),
+        (credentials, user, root, sandbox): (Credentials, User, PathBuf, Means),
         (tun, offloads): (Tun, Offloads),
         (signals, monitor): (Signals, Monitor),
     ) -> Outcome<Supervisor<'a>> {
@@ -227,6 +235,7 @@ impl<'a> Supervisor<'a> {
             credentials,
             user,
             root,
+            sandbox,
             tun,
             offloads,
             signals,
@@ -399,6 +408,7 @@ impl<'a> Supervisor<'a> {
             ticket: self.ticket.take(),
             first_remote: self.first_remote as u16,
             on_demand: self.demand_setup(),
+            landlock: self.sandbox.landlock,
             log_level: log::max_level() as u8,
         }
     }
@@ -552,7 +562,8 @@ impl<'a> Supervisor<'a> {
             let known = self.known.get(place).cloned().unwrap_or_default();
             (*place, self.config.remote[*place].clone(), known)
         });
-        Dial::start(remotes, self.user, (&self.poller, DIAL), now)
+        let confines = Confines { user: self.user, sandbox: self.sandbox };
+        Dial::start(remotes, confines, (&self.poller, DIAL), now)
     }
 
     /// Where servers are, as far as anybody knows.
@@ -776,6 +787,7 @@ impl Supervisor<'_> {
         while let Some(key) = self.desk.due(now, &self.poller) {
             let facts = Facts {
                 config: self.config,
+                sandbox: self.sandbox,
                 addresses: host.addresses(),
                 tunnel: self.process.as_ref().map(|process| process.child.id()),
                 connection: self.in_use.as_ref(),
@@ -864,6 +876,7 @@ fn describe(status: ExitStatus) -> String {
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     match code.and_then(Exit::from_code) {
         Some(exit) => format!("{status} ({exit:?})"),
+        None if status.signal() == Some(libc::SIGSYS) => format!("{status}, {FORBIDDEN_CALL}"),
         None => status.to_string(),
     }
 }

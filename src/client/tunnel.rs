@@ -12,7 +12,7 @@
 mod demand;
 
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -28,10 +28,14 @@ use super::nats::Nats;
 use super::settings::{Configuring, Purpose};
 use super::{role, tunnel_log};
 use crate::exit::{Exit, Failure, Outcome};
+use crate::sys::jail::{self, Layer};
+use crate::sys::landlock::{self, GiveUp};
 use crate::sys::poller::{Interest, Poller};
+use crate::sys::seccomp::tunnel::{Newborn, life};
+use crate::sys::seccomp::{self, Filter};
 use crate::sys::seqpacket::Incoming;
 use crate::sys::tun::Tun;
-use crate::sys::{clock, jail, memfd, spawn};
+use crate::sys::{clock, memfd, signals, spawn};
 use crate::time::Time;
 use crate::wire::control::Reason;
 use crate::{VERSION, random, seal, tls};
@@ -43,11 +47,10 @@ pub fn main() -> ExitCode {
         eprintln!("tunguard: {} is started by tunguard client, not by hand", role::TUNNEL);
         return Exit::Usage.into();
     };
-    let Ok(channel_copy) = channel.try_clone() else { return Exit::System.into() };
-    let supervisor = TunnelEnd::from_fd(channel);
-    tunnel_log::install(TunnelEnd::from_fd(channel_copy));
-    let over = match start(setup) {
-        Ok(setup) => Tunnel::new(setup, &supervisor, Tun::from_fd(tun))
+    let supervisor = tunnel_log::install(TunnelEnd::from_fd(channel));
+    let held = Newborn { supervisor: supervisor.as_fd(), tun: tun.as_fd() };
+    let over = match start(setup, held) {
+        Ok(setup) => Tunnel::new(setup, supervisor, Tun::from_fd(tun))
             .map_err(Over::from)
             .and_then(Tunnel::run)
             .map_or_else(|over| over, |never| match never {}),
@@ -65,7 +68,7 @@ pub fn main() -> ExitCode {
 }
 
 /// The tunnel process's loss of privilege, in order. Nothing from the network is read before it is over.
-fn start(setup: OwnedFd) -> Outcome<Setup> {
+fn start(setup: OwnedFd, held: Newborn<'_>) -> Outcome<Setup> {
     // 1. Only this version's supervisor starts us.
     let version = std::env::args().nth(2).unwrap_or_default();
     if version != VERSION {
@@ -84,7 +87,7 @@ fn start(setup: OwnedFd) -> Outcome<Setup> {
     tunnel_log::set_level(setup.log_level);
     // 4. The cipher library works, or no traffic is touched.
     seal::self_test()?;
-    // 5. Stage one: the configured user, no capabilities, empty root, no dumps, bound to the supervisor's life.
+    // 5. The configured user, no capabilities, empty root, no dumps, bound to the supervisor's life.
     let jail = jail::Jail {
         uid: setup.uid,
         gid: setup.gid,
@@ -94,7 +97,20 @@ fn start(setup: OwnedFd) -> Outcome<Setup> {
         parent: setup.supervisor,
     };
     jail::enter(&jail)?;
-    // 6. Stage two, the system call filter, belongs here.
+    // 6. No files, ports or other processes.
+    jail::put_on(Layer::Landlock, || match setup.landlock {
+        Some(version) => landlock::restrict(version, GiveUp::All),
+        None => Ok(()),
+    })?;
+    // 7. The C library looks for the host's time zone at the first date it handles, once, and the next call wouldn't be
+    //    allowed any more. (It finds none, and all our dates are in UTC.)
+    tls::time::first_date();
+    // 8. The system calls of the tunnel process.
+    signals::end_by_faults().map_err(|e| Failure::system("let faults end us", e))?;
+    jail::put_on(Layer::FirstFilter, || {
+        Filter::compile(&life(held))?.install()?;
+        seccomp::confirm()
+    })?;
     Ok(setup)
 }
 
@@ -707,8 +723,8 @@ const EVENTS: usize = 16;
 const ATTEMPT_WITHIN: Duration = Duration::from_secs(15);
 /// Packets of the session before are on their way no longer than this.
 const DRAIN_FOR: Duration = Duration::from_secs(3);
-/// Channel twice, TUN, epoll, two sessions with nine sockets each, the eight UDP sockets of one before, nine just handed
-/// over, /dev/null three times, and room for what OpenSSL opens.
-const DESCRIPTORS: u64 = 64;
+/// /dev/null three times, channel, TUN, epoll, two sessions with nine sockets each, the eight UDP sockets of one before, and
+/// nine just handed over.
+const DESCRIPTORS: u64 = 41;
 /// A bound against runaway memory, far above what a session touches.
 const ADDRESS_SPACE: u64 = 1 << 30;

@@ -7,12 +7,14 @@ use log::{LevelFilter, Log, Metadata, Record};
 
 use super::ipc::{Request, TunnelEnd, truncate};
 
-/// Sends log lines and panics over `channel` from now on.
-pub(super) fn install(channel: TunnelEnd) {
-    if CHANNEL.set(channel).is_ok() && log::set_logger(&SupervisorLog).is_ok() {
+/// Sends log lines and panics over `channel` from now on; the channel, for everything else. To be called once.
+pub(super) fn install(channel: TunnelEnd) -> &'static TunnelEnd {
+    let channel = CHANNEL.get_or_init(|| channel);
+    if log::set_logger(&SupervisorLog).is_ok() {
         log::set_max_level(LevelFilter::Info);
     }
     std::panic::set_hook(Box::new(|panic| log::error!("the tunnel process panicked: {panic}")));
+    channel
 }
 
 /// Shows lines up to `level`, as `log::LevelFilter` numbers them.

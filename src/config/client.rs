@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::common::{
-    DEFAULT_PORT, Data, DeviceName, Pem, from_word, parse_duration, quoted, read_socket, reserved,
+    DEFAULT_PORT, Data, DeviceName, Pem, Sandbox, from_word, parse_duration, quoted, read_socket, reserved,
 };
 use super::reader::{self, Document, Section, Value, Word};
 use crate::client::wake::WakeRule;
@@ -107,6 +107,8 @@ pub struct ClientConfig {
     pub tls: ClientTls,
     /// `[data]`.
     pub data: Data,
+    /// `[sandbox]`.
+    pub sandbox: Sandbox,
     /// `[mobility]`.
     pub mobility: Mobility,
     /// `[on_demand]`.
@@ -173,6 +175,9 @@ impl ClientConfig {
         let keepalive = section.value("keepalive").and_then(|v| read_keepalive(&v));
         section.end();
         let on_demand = read_on_demand(root.section("on_demand"));
+        let mut section = root.section("sandbox");
+        let sandbox = Sandbox::read(&mut section);
+        section.end();
         root.end();
 
         let device = device.unwrap_or_default();
@@ -192,6 +197,7 @@ impl ClientConfig {
                 keepalive: keepalive.unwrap_or_default(),
             },
             on_demand,
+            sandbox,
             user: user.unwrap_or_else(|| "nobody".to_owned()),
             state_dir,
         })
@@ -501,6 +507,7 @@ mod tests {
             accept_dns: true,
             tls: ClientTls { ca: file("ca"), cert: file("cert"), key: file("key"), server_name: None },
             data: Data::default(),
+            sandbox: Sandbox::default(),
             mobility: Mobility { carriers: None, mode: Mode::Failover, keepalive: Keepalive::Auto },
             on_demand: OnDemand::default(),
             user: "nobody".to_owned(),
@@ -656,7 +663,8 @@ mod tests {
     fn rejected() {
         let remote = r#"HOST or HOST:PORT, as in "vpn.example.org" or "[2001:db8::1]:55555""#;
         let routes = r#""pushed", "none" or a list of networks"#;
-        let known = "remote, device, routes, dns, user, state_dir, socket, tls, data, mobility, on_demand";
+        let known =
+            "remote, device, routes, dns, user, state_dir, socket, tls, data, mobility, on_demand, sandbox";
         let device = "1 to 15 letters, digits, '-', '_' or '.'";
         for (line, sentence) in [
             ("remote = []", &*format!("remote is empty: at least one is needed, {remote}")),

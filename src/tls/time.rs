@@ -9,6 +9,12 @@ pub fn unix(time: &Asn1TimeRef) -> Result<i64, ErrorStack> {
     Ok(i64::from(diff.days) * DAY + i64::from(diff.secs))
 }
 
+/// Handles a date. The C library looks for the host's time zone at the first one, for which it opens a file: a process
+/// that is about to lose that gets over with it here.
+pub fn first_date() {
+    let _ = Asn1Time::from_unix(0);
+}
+
 /// The wall clock, in seconds since 1970. Certificates are judged by it; nothing else in tunguard is.
 pub fn wall_clock() -> i64 {
     match std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH) {

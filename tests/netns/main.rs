@@ -60,6 +60,7 @@ mod rates;
 mod remotes;
 mod resume;
 mod routing;
+mod sandbox;
 mod seats;
 mod soak;
 mod tickets;

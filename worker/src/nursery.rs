@@ -42,6 +42,8 @@ impl Prepared {
         let credentials = &setup.credentials;
         let context = tls::server_context(credentials)?;
         let revoked = credentials.crl.as_ref().map(|crl| Revoked::parse(crl, &credentials.ca)).transpose()?;
+        // The workers open no files.
+        tls::time::first_date();
         // What the library looks up and builds at its first handshake, every worker has then.
         tls::warm_up(&context)?;
         Ok(Prepared { setup, context, revoked })
