@@ -92,7 +92,8 @@ else
         heading "dependencies: cargo-deny is not installed, so deny.toml is not checked"
     fi
     rm -f "$marker"
-    # The e2e tests run the programs of all packages, which `cargo test` alone doesn't make.
+    # The e2e tests run the programs of all packages, which `cargo test` alone doesn't make, and some run rigged ones.
+    check "rigged build" scripts/rigged.sh
     check build cargo build --locked --workspace
     tests "all tests" cargo test --locked --workspace --no-fail-fast
 fi

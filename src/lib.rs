@@ -30,6 +30,7 @@ pub mod pmtu;
 pub mod random;
 pub mod replay;
 pub mod resume;
+pub mod rigged;
 pub mod sandbox;
 pub mod seal;
 pub mod segment;
@@ -41,4 +42,8 @@ pub mod tls;
 pub mod wire;
 
 /// The version all binaries must share.
+#[cfg(not(feature = "rigged"))]
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The version all binaries must share.
+#[cfg(feature = "rigged")]
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "+rigged");

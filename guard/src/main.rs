@@ -43,6 +43,7 @@ fn main() -> ExitCode {
             return Exit::System.into();
         }
     };
+    tunguard::rigged::read_orders();
     let outcome = start(log).and_then(run::Guard::run);
     drop(flush);
     match outcome {

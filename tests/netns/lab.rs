@@ -41,6 +41,8 @@ pub const GATEWAY_V6: &str = "fd50::1";
 pub struct Lab {
     prefix: String,
     clients: usize,
+    /// Programs that take orders, in a directory of the lab's own.
+    rigged: Option<PathBuf>,
     /// Configurations, certificates, logs.
     pub dir: PathBuf,
 }
@@ -56,7 +58,7 @@ impl Lab {
         let prefix = format!("tg{}-{test}", std::process::id());
         let dir = std::env::temp_dir().join(&prefix);
         fs::DirBuilder::new().mode(0o700).create(&dir).expect("the lab's directory");
-        let lab = Lab { prefix, clients, dir };
+        let lab = Lab { prefix, clients, rigged: None, dir };
         lab.wire();
         lab.tunguard(&["pki", "init"]);
         lab.tunguard(&["pki", "server", "gate", "--san", SERVER_V4, "--san", SERVER_V6, "--san", "vpn.test"]);
@@ -64,6 +66,38 @@ impl Lab {
             lab.tunguard(&["pki", "client", &format!("c{client}")]);
         }
         Some(lab)
+    }
+
+    /// A lab whose programs take the orders of src/rigged.rs, given by [`Lab::order`].
+    pub fn rigged(test: &str, clients: usize) -> Option<Lab> {
+        let mut lab = Lab::new(test, clients)?;
+        let built = Path::new(tunguard()).with_file_name("rigged");
+        let dir = built.join(&lab.prefix);
+        for program in ["tunguard", "tunguard-guard", "tunguard-worker"] {
+            assert!(
+                built.join(program).exists(),
+                "{} has no {program}: scripts/rigged.sh makes it",
+                built.display()
+            );
+            fs::create_dir_all(&dir).expect("a directory for the programs");
+            fs::hard_link(built.join(program), dir.join(program)).expect("a name for a program");
+        }
+        lab.rigged = Some(dir);
+        Some(lab)
+    }
+
+    /// Orders for processes that start, or are forked, from now on.
+    pub fn order(&self, orders: &[&str]) {
+        let dir = self.rigged.as_ref().expect("a rigged lab");
+        let orders: String = orders.iter().map(|order| format!("{order}\n")).collect();
+        // Replaced as a whole: a process may be reading.
+        fs::write(dir.join("orders.new"), orders).expect("orders");
+        fs::rename(dir.join("orders.new"), dir.join("rigged.orders")).expect("orders");
+    }
+
+    /// The program that servers and clients of this lab are.
+    fn program(&self) -> String {
+        self.rigged.as_ref().map_or_else(|| tunguard().to_owned(), |dir| shown(&dir.join("tunguard")))
     }
 
     /// The namespace of client `n`, from 1.
@@ -151,7 +185,8 @@ impl Lab {
     /// The same, by a program that turns into it.
     pub fn try_server_under(&self, launcher: &[&str], config: &Config) -> Process {
         let file = shown(&self.write("server.toml", config.text()));
-        let command = [launcher, &[tunguard(), "server", "--config", &file]].concat();
+        let program = self.program();
+        let command = [launcher, &[&program, "server", "--config", &file]].concat();
         Process::start("server", &self.srv(), &self.dir, &command)
     }
 
@@ -170,7 +205,8 @@ impl Lab {
     /// The same, by a program that turns into it.
     pub fn try_client_under(&self, launcher: &[&str], n: usize, config: &Config) -> Process {
         let file = shown(&self.write(&format!("client{n}.toml"), config.text()));
-        let command = [launcher, &[tunguard(), "client", "--config", &file]].concat();
+        let program = self.program();
+        let command = [launcher, &[&program, "client", "--config", &file]].concat();
         Process::start(&format!("client{n}"), &self.c(n), &self.dir, &command)
     }
 
@@ -380,6 +416,9 @@ impl Drop for Lab {
         }
         // A directory left behind on a failure would hide the failure itself if this panicked.
         let _ = fs::remove_dir_all(&self.dir);
+        if let Some(rigged) = &self.rigged {
+            let _ = fs::remove_dir_all(rigged);
+        }
     }
 }
 
@@ -672,8 +711,10 @@ fn sweep() {
     for name in names(Path::new("/run/netns")) {
         remove_namespace(&name);
     }
-    for name in names(&std::env::temp_dir()) {
-        let _ = fs::remove_dir_all(std::env::temp_dir().join(name));
+    for dir in [std::env::temp_dir(), Path::new(tunguard()).with_file_name("rigged")] {
+        for name in names(&dir) {
+            let _ = fs::remove_dir_all(dir.join(name));
+        }
     }
 }
 

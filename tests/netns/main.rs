@@ -42,6 +42,7 @@ mod carriers;
 mod churn;
 mod client_status;
 mod early;
+mod faults;
 mod garbage;
 mod hardship;
 mod identity;

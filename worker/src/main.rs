@@ -20,7 +20,6 @@ use std::time::Duration;
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 
-use tunguard::VERSION;
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::ipc::{HANDSHAKE_SECONDS, NurseryEnd, NurseryReply, Request, Setup, WorkerEnd};
 use tunguard::sys::jail::{self, Layer};
@@ -28,6 +27,7 @@ use tunguard::sys::landlock::{self, GiveUp};
 use tunguard::sys::seccomp::worker::{Newborn, admission};
 use tunguard::sys::seccomp::{self, Filter};
 use tunguard::sys::{clock, memfd, signals, spawn};
+use tunguard::{VERSION, rigged};
 
 use crate::nursery::Prepared;
 
@@ -55,6 +55,7 @@ fn main() -> ExitCode {
 fn prepare(setup: OwnedFd) -> Outcome<Prepared> {
     // 1. Only this version's guard starts us.
     check_version()?;
+    rigged::read_orders();
     // 2. Ctrl-C reaches the whole terminal, and a service's stop its whole group: the guard hears it, and tells
     //    workers to say goodbye.
     let stops = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter();
@@ -77,7 +78,9 @@ fn live(prepared: &Prepared, newborn: nursery::Newborn) -> ExitCode {
     let guard = guard_log::install(guard);
     guard_log::set_level(prepared.setup.log_level);
     let held = Newborn { guard: guard.as_fd(), tcp: tcp.as_fd() };
-    match lock_in(&prepared.setup, uid, held).and_then(|()| run::serve(prepared, guard, tcp, deadline)) {
+    let locked_in = lock_in(&prepared.setup, uid, held);
+    rigged::point("worker.locked-in");
+    match locked_in.and_then(|()| run::serve(prepared, guard, tcp, deadline)) {
         Ok(ended) => {
             tell(guard, ended);
             ExitCode::SUCCESS

@@ -18,6 +18,7 @@ use openssl::ssl::SslContext;
 
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::ipc::{NurseryEnd, NurseryReply, NurseryRequest, Setup, WorkerEnd};
+use tunguard::rigged;
 use tunguard::seal;
 use tunguard::sys::seqpacket::Incoming;
 use tunguard::sys::spawn::{self, Forked};
@@ -79,6 +80,7 @@ pub fn run(guard: NurseryEnd) -> Outcome<Option<Newborn>> {
         let Ok([channel, tcp]) = <[OwnedFd; 2]>::try_from(fds) else {
             return Err(Failure::new(Exit::Malformed, "the guard's order came without its descriptors"));
         };
+        rigged::read_orders();
         match spawn::fork_sibling() {
             Ok(Forked::Child) => {
                 let guard = WorkerEnd::from_fd(channel);
