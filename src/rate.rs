@@ -57,7 +57,7 @@ impl Rate {
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (unit, name) =
-            UNITS.into_iter().rev().find(|(unit, _)| self.0 % unit == 0).unwrap_or((1, "bit/s"));
+            UNITS.into_iter().rev().find(|(unit, _)| self.0.is_multiple_of(*unit)).unwrap_or((1, "bit/s"));
         write!(f, "{}{name}", self.0 / unit)
     }
 }

@@ -155,7 +155,7 @@ fn session_status(session: &Session, worker: &Worker, now: Time) -> Value {
         "backlog_bytes": session.outbox.as_ref().map_or(0, |o| o.backlog()),
         "rate_down": session.rates.down.map(|rate| rate.bits()),
         "rate_up": session.rates.up.map(|rate| rate.bits()),
-        "guard_drops": { "rate_down": session.over_rate.0, "rate_up": session.over_rate.1 },
+        "guard_drops": { "rate_down": session.over_rate.down, "rate_up": session.over_rate.up },
         "pid": worker.pid,
         "uid": worker.uid,
         "drops": drops,

@@ -98,8 +98,8 @@ pub struct Session {
     pub queued_packets: u64,
     /// What its client may send and be sent.
     pub rates: Rates,
-    /// Of packets to and from the client: those that were too many.
-    pub over_rate: (u64, u64),
+    /// Packets that were too many for that.
+    pub over_rate: OverRate,
     /// Packets from the client, where the guard writes them to the device.
     pub uplink: Option<Reader>,
     /// Where the client is.
@@ -112,6 +112,15 @@ pub struct Session {
     pub presence: Presence,
     /// What its worker last reported.
     pub report: Report,
+}
+
+/// Packets that the guard dropped as more than a client may be sent or send.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OverRate {
+    /// To the client.
+    pub down: u64,
+    /// From the client.
+    pub up: u64,
 }
 
 /// Whether a client is there, as far as its worker was asked.

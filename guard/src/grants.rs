@@ -23,7 +23,7 @@ use tunguard::tls::tickets::LONGEST_CHAIN;
 use tunguard::tls::{SavedSession, TicketId, time};
 use tunguard::wire::control::Reason;
 
-use crate::clients::{Phase, Presence, Session};
+use crate::clients::{OverRate, Phase, Presence, Session};
 use crate::events::Heard;
 use crate::leases;
 use crate::outbox::{self, Outbox};
@@ -305,7 +305,7 @@ impl Guard {
             outbox: None,
             queued_packets: 0,
             rates,
-            over_rate: (0, 0),
+            over_rate: OverRate::default(),
             uplink: None,
             peer: None,
             control: true,

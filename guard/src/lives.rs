@@ -167,7 +167,7 @@ impl Guard {
                 let _ = unlink(name);
             }
             self.leases.release(&leases::holder(&session.name, session.seat));
-            self.meters.leave(&session.name, key);
+            self.meters.leave(&session.name, session.rates, key);
             self.slots.release(session.id);
             if worker.phase == Phase::Established {
                 self.relieve(&session.name, session.seat);

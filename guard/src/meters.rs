@@ -32,9 +32,10 @@ struct Meter {
 }
 
 impl Meters {
-    /// A session of `name` begins; until [`Meters::leave`].
+    /// A session of `name` begins; until [`Meters::leave`], with the same rates.
     pub fn enter(&mut self, name: &str, rates: Rates, now: Time) {
-        if rates == Rates::default() && !self.by_name.contains_key(name) {
+        let limited = rates != Rates::default();
+        if !limited && !self.by_name.contains_key(name) {
             return;
         }
         let meter = self.by_name.entry(name.to_owned()).or_insert_with(|| Meter::new(rates, now));
@@ -43,13 +44,13 @@ impl Meters {
             let held = std::mem::take(&mut meter.held);
             *meter = Meter { sessions: meter.sessions, held, listed: meter.listed, ..Meter::new(rates, now) };
         }
-        meter.sessions += 1;
+        meter.sessions += u32::from(limited);
     }
 
     /// A session of `name` is over.
-    pub fn leave(&mut self, name: &str, key: u64) {
+    pub fn leave(&mut self, name: &str, rates: Rates, key: u64) {
         if let Some(meter) = self.by_name.get_mut(name) {
-            meter.sessions = meter.sessions.saturating_sub(1);
+            meter.sessions = meter.sessions.saturating_sub(u32::from(rates != Rates::default()));
             meter.held.retain(|held| *held != key);
         }
     }
@@ -179,13 +180,33 @@ mod tests {
         let mut meters = Meters::default();
         meters.enter("ann", rates(), at(0));
         assert!(passes(&mut meters, "ann", 1, at(0), 1_000_000));
-        meters.leave("ann", 1);
+        meters.leave("ann", rates(), 1);
         meters.handle_timeout(at(100));
         meters.enter("ann", rates(), at(100));
         assert!(!passes(&mut meters, "ann", 2, at(100), 1));
-        meters.leave("ann", 2);
+        meters.leave("ann", rates(), 2);
         meters.handle_timeout(at(10_000));
         assert!(meters.by_name.is_empty(), "but nobody is remembered for ever");
+    }
+
+    #[test]
+    fn a_changed_limit_holds_from_the_next_session_on() {
+        let mut meters = Meters::default();
+        let limited = |meters: &mut Meters| {
+            meters.handle_timeout(at(1_000_000));
+            matches!(meters.gate("ann", 9), Gate::Metered(_))
+        };
+        meters.enter("ann", Rates::default(), at(0));
+        meters.enter("ann", rates(), at(0));
+        assert!(limited(&mut meters));
+        // The end of one that had none leaves the other's.
+        meters.leave("ann", Rates::default(), 1);
+        assert!(limited(&mut meters));
+        meters.enter("ann", Rates::default(), at(0));
+        assert!(!limited(&mut meters));
+        meters.leave("ann", rates(), 2);
+        meters.leave("ann", Rates::default(), 3);
+        assert!(!limited(&mut meters) && meters.by_name.is_empty());
     }
 
     #[test]
@@ -217,8 +238,8 @@ mod tests {
             }
         }
         assert_eq!(order[..6], [1, 2, 1, 2, 1, 2]);
-        meters.leave("ann", 1);
-        meters.leave("ann", 2);
+        meters.leave("ann", rates(), 1);
+        meters.leave("ann", rates(), 2);
         assert_eq!(meters.poll_release(at(100_000)), None);
         assert_eq!(meters.poll_timeout(), None);
     }

@@ -353,11 +353,11 @@ impl Guard {
         if !batch.is_empty() {
             let packets = BatchReader::new(batch.message()).count() as u64;
             let session = self.workers.get_mut(key).and_then(|w| w.session.as_mut());
-            let Some(session) = session.filter(|session| session.outbox.is_some()) else {
+            let Some(Session { outbox: Some(outbox), rates, name, queued_packets, over_rate, .. }) = session
+            else {
                 self.accounts.drop_many(GuardDrop::QueueFull, packets);
                 return batch.clear();
             };
-            let Session { outbox: Some(outbox), rates, name, .. } = session else { return };
             let gate = match rates.down {
                 Some(_) => self.meters.gate(name, key),
                 None => Gate::Open,
@@ -365,7 +365,7 @@ impl Guard {
             match outbox.post(clock::now(), batch.message(), gate) {
                 Ok(posted @ (Posted::Sent | Posted::Waiting | Posted::Held)) => {
                     self.accounts.queued_packets += packets;
-                    session.queued_packets += packets;
+                    *queued_packets += packets;
                     match posted {
                         Posted::Held => self.meters.hold(name, key),
                         Posted::Waiting => self.watch_queue(key, Interest::Write),
@@ -374,7 +374,7 @@ impl Guard {
                 }
                 Ok(Posted::Late | Posted::Full) if outbox.is_held() => {
                     self.accounts.drop_many(GuardDrop::RateDown, packets);
-                    session.over_rate.0 += packets;
+                    over_rate.down += packets;
                 }
                 Ok(Posted::Late) => self.accounts.drop_many(GuardDrop::Codel, packets),
                 // Full, or a queue that broke: its worker's end is seen elsewhere.
@@ -386,7 +386,6 @@ impl Guard {
 
     /// A session's queue has room again.
     fn resume_queue(&mut self, key: u64) {
-        self.watch_queue(key, Interest::Nothing);
         self.resume(key, false);
     }
 
@@ -406,10 +405,15 @@ impl Guard {
             Some(_) => self.meters.gate(name, key),
             None => Gate::Open,
         };
-        match outbox.resume(clock::now(), gate) {
-            Ok(Resumed::Held) => self.meters.hold(name, key),
-            Ok(Resumed::Full) => self.watch_queue(key, Interest::Write),
-            Ok(Resumed::Empty) | Err(_) => {}
+        let resumed = outbox.resume(clock::now(), gate);
+        if matches!(resumed, Ok(Resumed::Held)) {
+            self.meters.hold(name, key);
+        }
+        // Whose turn it was isn't watched yet, and whose queue had room is.
+        match (resumed, turn) {
+            (Ok(Resumed::Full), true) => self.watch_queue(key, Interest::Write),
+            (Ok(Resumed::Full), false) | (_, true) => {}
+            (_, false) => self.watch_queue(key, Interest::Nothing),
         }
     }
 
@@ -446,7 +450,7 @@ impl Guard {
                 {
                     self.accounts.drop(GuardDrop::RateUp);
                     if let Some(session) = self.workers.get_mut(key).and_then(|w| w.session.as_mut()) {
-                        session.over_rate.1 += 1;
+                        session.over_rate.up += 1;
                     }
                     continue;
                 }

@@ -90,7 +90,9 @@ pub fn seat(
     match gone.or_else(oldest) {
         Some((seat, _)) => Seating::At(*seat),
         None => {
-            let ask = sessions.iter().filter(|(_, s)| may_ask(s, now)).map(|(key, _)| *key).collect();
+            // Those that are only granted are being heard just now.
+            let ask = established(workers).filter(|(_, s)| s.name == name && may_ask(s, now));
+            let ask = ask.map(|(key, _)| key).collect();
             Seating::Full { ask }
         }
     }
@@ -311,7 +313,7 @@ mod tests {
     use tunguard::resume::ResumeSecret;
     use tunguard::sys::seqpacket;
 
-    use crate::clients::{Budget, Worker};
+    use crate::clients::{Budget, OverRate, Worker};
 
     /// The sessions of one client, and where its packets go.
     #[derive(Default)]
@@ -362,7 +364,7 @@ mod tests {
                 outbox: None,
                 queued_packets: 0,
                 rates: Rates::default(),
-                over_rate: (0, 0),
+                over_rate: OverRate::default(),
                 uplink: None,
                 peer: None,
                 control: true,
@@ -637,7 +639,7 @@ mod tests {
         let mut house = House::default();
         let one = house.granted("ann");
         let full = |ask: &[u64]| Seating::Full { ask: ask.to_vec() };
-        assert_eq!(house.seat(Some(0), 1, OnTooMany::Refuse), full(&[one]), "not even registered");
+        assert_eq!(house.seat(Some(0), 1, OnTooMany::Refuse), full(&[]), "not even registered");
         assert_eq!(house.enter(one), Ok(vec![]));
         assert_eq!(house.seat(Some(0), 1, OnTooMany::Refuse), full(&[one]));
         house.session(one).control = false;

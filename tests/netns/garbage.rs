@@ -4,14 +4,16 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{setsockopt, sockopt};
+use tunguard::channel::{Broken, ControlChannel, Progress};
+use tunguard::keys::Role;
+use tunguard::tls::{self, Credentials};
 use tunguard::wire::control::Message;
 use tunguard::wire::data::{HEADER_LEN, OVERHEAD};
 
 use crate::capture::{Capture, datagrams_to_server};
 use crate::lab::{INNER_V4, Lab, PATIENCE, SERVER_V4, eventually, ip, outer};
 use crate::raw_client::{Dialler, RawClient, echo_request};
-use crate::traffic::{Conversation, Noise, transfer, udp_to};
+use crate::traffic::{Conversation, Noise, connect, transfer, udp_to};
 
 #[test]
 fn garbage_on_tcp_ends_its_own_connection_only() {
@@ -83,28 +85,37 @@ fn a_handshake_without_end_is_cut_off() {
     server.wait_for_children(0);
 }
 
+/// Both ends of a control connection are here: what a server has for a client that doesn't read is bounded.
 #[test]
-fn a_client_that_does_not_read_loses_its_connection() {
+fn what_waits_for_a_peer_that_does_not_read_is_bounded() {
     let Some(lab) = Lab::new("noread", 1) else { return };
-    let mut server = lab.start_server(&lab.server());
-    let dialler = Dialler::new(&lab, 1);
-    let tcp = dialler.tcp().expect("the port is open");
-    setsockopt(&tcp, sockopt::RcvBuf, &4_096).expect("a small buffer");
-    let control = dialler.control_over(tcp).expect("the TLS handshake");
-    let mut client = dialler.established(dialler.hello_over(control));
-    assert_eq!(client.ping(1), 1);
-    // Each is to be answered; nothing of that is read.
-    let until = Instant::now() + PATIENCE;
-    while Instant::now() < until && !server.log().contains("the peer doesn't read") {
-        for n in 0..8 {
-            let _ = client.control.send(&Message::Ping(n));
+    let credentials = |name: &str| {
+        let read = |file: String| std::fs::read(lab.path(&file)).expect("a file of the authority's");
+        Credentials {
+            ca: read("certs/ca.pem".to_owned()),
+            cert: read(format!("certs/{name}.pem")),
+            key: read(format!("certs/{name}.key")).into(),
+            crl: None,
         }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    server.wait_for_log("control connection lost: the peer doesn't read");
-    // That is all it loses, and nobody else loses anything.
-    assert_eq!(client.ping(2), 1);
-    assert_eq!(lab.session("c1").expect("its session")["control"], "lost");
+    };
+    let (near, far) = connect(&lab.c(1), &lab.srv(), ip(SERVER_V4));
+    let context = tls::client_context(&credentials("clients/c1")).expect("a context");
+    let ssl = tls::client_ssl(&context, SERVER_V4).expect("TLS");
+    let mut client = ControlChannel::new(ssl, near, Role::Client).expect("a channel");
+    let context = tls::server_context(&credentials("gate")).expect("a context");
+    let ssl = tls::server_ssl(&context).expect("TLS");
+    let mut server = ControlChannel::new(ssl, far, Role::Server).expect("a channel");
+    eventually("the TLS handshake", || {
+        let done = [&mut client, &mut server].map(|end| end.handshake().expect("it goes on"));
+        (done == [Progress::Done; 2]).then_some(())
+    });
+    let notice = Message::Notice("n".repeat(200));
+    let broken = (0..1_000_000).find_map(|_| {
+        let sent = server.send(&notice);
+        assert!(server.unsent() <= 65_536, "{} bytes", server.unsent());
+        sent.err()
+    });
+    assert_eq!(broken, Some(Broken::Lost("the peer doesn't read".to_owned())));
 }
 
 #[test]
