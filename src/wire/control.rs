@@ -198,10 +198,12 @@ pub enum Reason {
     Expired,
     /// Nothing was carried for so long that the session isn't needed.
     Idle,
+    /// What is fixed for this client has changed: a new session has it.
+    Changed,
 }
 
 impl Reason {
-    const ALL: [Reason; 13] = [
+    const ALL: [Reason; 14] = [
         Reason::Leaving,
         Reason::Shutdown,
         Reason::Replaced,
@@ -215,6 +217,7 @@ impl Reason {
         Reason::Internal,
         Reason::Expired,
         Reason::Idle,
+        Reason::Changed,
     ];
 
     /// The reason with this code.
@@ -239,6 +242,7 @@ impl fmt::Display for Reason {
             Reason::Internal => "an internal failure",
             Reason::Expired => "the certificate has expired",
             Reason::Idle => "nothing was carried for a while",
+            Reason::Changed => "what is fixed for the client has changed",
         })
     }
 }

@@ -25,6 +25,7 @@ use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::ipc::{HANDSHAKE_SECONDS, NurseryEnd, NurseryReply, Request, Setup, WorkerEnd};
 use tunguard::sys::{clock, jail, memfd, spawn};
 
+use crate::admission::NoSession;
 use crate::nursery::{Newborn, Prepared};
 
 fn main() -> ExitCode {
@@ -73,14 +74,14 @@ fn live(prepared: &Prepared, newborn: Newborn) -> ExitCode {
     let Ok(copy) = guard.try_clone() else { return Exit::System.into() };
     guard_log::install(copy);
     guard_log::set_level(prepared.setup.log_level);
-    match lock_in(&prepared.setup, uid).and_then(|()| run::serve(prepared, &guard, tcp, deadline)) {
+    let locked_in = lock_in(&prepared.setup, uid).map_err(NoSession::from);
+    match locked_in.and_then(|()| run::serve(prepared, &guard, tcp, deadline)) {
         Ok(ended) => {
             tell(&guard, ended);
             ExitCode::SUCCESS
         }
-        Err(failure) => {
-            let fault = matches!(failure.exit, Exit::System | Exit::Usage | Exit::MacLength | Exit::Version);
-            tell(&guard, Request::Ended { reason: None, fault, text: failure.text });
+        Err(NoSession { cause, failure }) => {
+            tell(&guard, Request::Ended { reason: None, cause, text: failure.text });
             failure.exit.into()
         }
     }
