@@ -1,5 +1,5 @@
-//! Workers' lives: a connection becomes a worker, a worker that has ended gives back what it held, and one that
-//! doesn't end in time is ended.
+//! Workers' lives: a connection that was let in ([`crate::entrance`]) has a worker, a worker that has ended gives back
+//! what it held, and one that doesn't end in time is ended.
 //!
 //! ```text
 //! accept -> Handshake -> Granted -> Established -> Draining -> Ending -> Over -> reaped
@@ -7,7 +7,6 @@
 //!              +--------------------------+-----------+----------+---------+--> killed -> reaped
 //! ```
 
-use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -26,50 +25,12 @@ use tunguard::tls;
 use tunguard::wire::control::Reason;
 
 use crate::clients::{Budget, Phase, Worker};
+use crate::gate::{Failed, Stage};
 use crate::run::{Guard, Source};
 
-/// When new connections are accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Accepting {
-    /// At once.
-    Yes,
-    /// Too many handshakes; again when one is over.
-    Full,
-    /// Out of descriptors or processes; again at that time.
-    Paused(Time),
-    /// The server stops.
-    No,
-}
-
 impl Guard {
-    pub(crate) fn accept_clients(&mut self) {
-        // A few at a time: traffic goes on meanwhile.
-        for _ in 0..CONNECTIONS_PER_TURN {
-            if self.workers.handshakes() >= usize::from(self.config.max_handshakes) {
-                return self.accept_later(Accepting::Full);
-            }
-            match self.listener.accept() {
-                Ok((tcp, peer)) => {
-                    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-                    match self.spawner.start(&tcp) {
-                        Ok(started) => self.take_in(started, peer),
-                        Err(failure) => {
-                            log::error!("{peer} turned away: {failure}");
-                            return self.accept_later(Accepting::Paused(clock::now() + BREATHER));
-                        }
-                    }
-                }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
-                Err(e) if matches!(e.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
-                Err(e) => {
-                    log::error!("can't accept connections for a moment: {e}");
-                    return self.accept_later(Accepting::Paused(clock::now() + BREATHER));
-                }
-            }
-        }
-    }
-
-    fn take_in(&mut self, started: crate::spawn::Started, peer: SocketAddr) {
+    /// A connection has its worker.
+    pub(crate) fn take_in(&mut self, started: crate::spawn::Started, peer: SocketAddr) {
         let now = clock::now();
         log::debug!("{peer} connected, worker {}", started.pid);
         let key = self.workers.insert(Worker {
@@ -89,6 +50,7 @@ impl Guard {
             resumes: None,
             ticketed: None,
             explained: false,
+            stage: Stage::Handshake,
         });
         self.note_deadline(now + Duration::from_secs(HANDSHAKE_SECONDS) + HANDSHAKE_GRACE);
         let Some(worker) = self.workers.get_mut(key) else { return };
@@ -100,28 +62,17 @@ impl Guard {
         }
     }
 
-    pub(crate) fn accept_later(&mut self, when: Accepting) {
-        self.accepting = when;
-        let _ = self.poller.modify(self.listener.as_fd(), Source::Listener.token(), Interest::Nothing);
-    }
-
-    /// A handshake is over: there may be room for another.
-    pub(crate) fn open_listener(&mut self) {
-        if self.accepting == Accepting::Full {
-            self.accepting = Accepting::Yes;
-            let _ = self.poller.modify(self.listener.as_fd(), Source::Listener.token(), Interest::Read);
-        }
-    }
-
     /// Collects workers that have ended, and gives back what they held.
     pub(crate) fn reap(&mut self) {
         loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, code)) => {
-                    self.worker_gone(pid, &format!("exit code {code}"), code == 0)
+                    self.worker_gone(pid, &format!("exit code {code}"), true);
                 }
                 Ok(WaitStatus::Signaled(pid, signal, _)) => {
-                    self.worker_gone(pid, &format!("signal {}", signal.as_str()), false);
+                    // Killed by somebody else, as when memory ran out: not its client's doing.
+                    let crashed = signal != Signal::SIGKILL;
+                    self.worker_gone(pid, &format!("signal {}", signal.as_str()), crashed);
                 }
                 Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
                 Ok(_) | Err(Errno::EINTR) => {}
@@ -133,7 +84,8 @@ impl Guard {
         }
     }
 
-    fn worker_gone(&mut self, pid: Pid, how: &str, well: bool) {
+    /// A process has ended; `crashed` if that was its own end, where it didn't say why.
+    fn worker_gone(&mut self, pid: Pid, how: &str, crashed: bool) {
         if self.spawner.ended(pid.as_raw()) {
             log::error!("the nursery, process {pid}, died: {how}; the next worker comes from a new one");
             return;
@@ -143,10 +95,14 @@ impl Guard {
             self.hear_last_words(key);
         }
         let Some((key, worker)) = self.workers.remove_pid(pid.as_raw()) else { return };
-        match (worker.explained, well) {
-            (true, _) => log::debug!("worker {pid} of {} is gone: {how}", worker.label()),
-            (false, _) => {
+        let (from, now) = (worker.tcp_peer.ip(), clock::now());
+        match worker.explained {
+            true => log::debug!("worker {pid} of {} is gone: {how}", worker.label()),
+            false => {
                 log::error!("worker {pid} of {} died: {how}", worker.label());
+                if crashed {
+                    self.charge(from, Failed::Crash);
+                }
                 if let Some(id) = worker.ticketed {
                     self.tickets.forget(&id);
                 }
@@ -154,6 +110,7 @@ impl Guard {
                 self.spawner.renew();
             }
         }
+        self.gate.handle_gone(from, worker.stage, now);
         let _ = self.poller.remove(worker.channel.as_fd());
         self.spawner.release(worker.uid);
         if let Some(session) = worker.session {
@@ -170,7 +127,7 @@ impl Guard {
                 self.relieve(&session.name);
             }
         }
-        self.open_listener();
+        self.serve_waiting();
     }
 
     /// Kills a worker; its end is then seen like any other.
@@ -193,7 +150,7 @@ impl Guard {
         while self.workers.len() > 0 {
             match waitpid(None, None) {
                 Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) => {
-                    self.worker_gone(pid, "the server stops", true);
+                    self.worker_gone(pid, "the server stops", false);
                 }
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(_) => return,
@@ -217,14 +174,21 @@ impl Guard {
 
     /// Kills workers whose time is over, and notes when to look again.
     pub(crate) fn kill_late(&mut self, now: Time) {
+        let mut late = Vec::new();
         for (_, worker) in self.workers.iter_mut().filter(|(_, w)| kill_time(w).is_some_and(|at| now >= at)) {
             log::warn!("worker {} of {} doesn't end in time: killed", worker.pid, worker.label());
+            if worker.phase == Phase::Handshake {
+                late.push(worker.tcp_peer.ip());
+            }
             worker.explained = true;
             worker.phase = Phase::Over;
             worker.kill_at = None;
             let _ = kill(Pid::from_raw(worker.pid), Signal::SIGKILL);
         }
         self.next_kill = self.workers.iter().filter_map(|(_, w)| kill_time(w)).min();
+        for from in late {
+            self.charge(from, Failed::Deadline);
+        }
     }
 
     /// A worker got a deadline: the earliest is kept, so that not all have to be looked through at each turn.
@@ -244,7 +208,4 @@ fn kill_time(worker: &Worker) -> Option<Time> {
     }
 }
 
-const CONNECTIONS_PER_TURN: usize = 4;
-/// Pause after the system ran out of descriptors or processes.
-const BREATHER: Duration = Duration::from_millis(200);
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(3);

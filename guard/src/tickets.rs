@@ -39,7 +39,12 @@ pub struct Holder {
 impl Tickets {
     /// None yet, for so many clients.
     pub fn new(clients: usize) -> Tickets {
-        Tickets { most: clients.max(1) * EACH * 2, by_id: HashMap::new(), of: HashMap::new() }
+        Tickets { most: most(clients), by_id: HashMap::new(), of: HashMap::new() }
+    }
+
+    /// There may be so many clients from now on.
+    pub fn set_clients(&mut self, clients: usize) {
+        self.most = most(clients);
     }
 
     /// There is nothing to watch over.
@@ -101,6 +106,10 @@ impl Tickets {
         self.by_id.clear();
         self.of.clear();
     }
+}
+
+fn most(clients: usize) -> usize {
+    clients.max(1) * EACH * 2
 }
 
 /// Tickets of one client: one for the connection under way, one for another that races it.
