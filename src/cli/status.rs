@@ -68,7 +68,7 @@ impl StatusCommand {
     fn sockets(&self) -> Outcome<Vec<PathBuf>> {
         match &self.socket {
             Some(socket) => Ok(vec![socket.clone()]),
-            None => sockets(Path::new(SOCKETS)),
+            None => usual_sockets(),
         }
     }
 
@@ -130,10 +130,21 @@ struct Status {
     uptime_s: u64,
     queue: Queue,
     handshakes: u64,
+    waiting: u64,
+    refused: BTreeMap<String, u64>,
+    failed: BTreeMap<String, u64>,
+    penalised: Vec<Penalty>,
     guard_drops: BTreeMap<String, u64>,
     events: Vec<Event>,
     sessions: Vec<Session>,
     away: Vec<Away>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Penalty {
+    source: String,
+    for_s: u64,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -182,6 +193,11 @@ struct Session {
     drops: BTreeMap<String, u64>,
 }
 
+/// The sockets where servers and clients of this host listen unless they are configured otherwise.
+pub(super) fn usual_sockets() -> Outcome<Vec<PathBuf>> {
+    sockets(Path::new(SOCKETS))
+}
+
 /// The sockets in `directory`. Where there are several, those that nobody listens on any more don't count.
 fn sockets(directory: &Path) -> Outcome<Vec<PathBuf>> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
@@ -221,6 +237,11 @@ fn show(socket: &Path, answer: &str, events: bool) -> Outcome<String> {
 }
 
 fn ask(socket: &Path) -> Outcome<String> {
+    ask_for("status", socket, ANSWER_WITHIN)
+}
+
+/// What whoever listens on `socket` answers to one line.
+pub(super) fn ask_for(question: &str, socket: &Path, within: Duration) -> Outcome<String> {
     let failed = |e: std::io::Error| {
         let hint = match e.kind() {
             std::io::ErrorKind::PermissionDenied => " (root's to ask)",
@@ -230,9 +251,9 @@ fn ask(socket: &Path) -> Outcome<String> {
         Failure::system(format!("ask by {}", socket.display()), format!("{e}{hint}"))
     };
     let mut stream = UnixStream::connect(socket).map_err(failed)?;
-    stream.set_read_timeout(Some(ANSWER_WITHIN)).map_err(failed)?;
-    stream.set_write_timeout(Some(ANSWER_WITHIN)).map_err(failed)?;
-    stream.write_all(b"status\n").map_err(failed)?;
+    stream.set_read_timeout(Some(within)).map_err(failed)?;
+    stream.set_write_timeout(Some(within)).map_err(failed)?;
+    stream.write_all(format!("{question}\n").as_bytes()).map_err(failed)?;
     let mut answer = String::new();
     stream.take(ANSWER_BYTES).read_to_string(&mut answer).map_err(failed)?;
     Ok(answer)
@@ -248,7 +269,7 @@ fn parse<T: DeserializeOwned>(socket: &Path, answer: &str) -> Outcome<T> {
 fn render(status: &Status) -> String {
     let queue = &status.queue;
     let mut text = format!(
-        "tunguard {} on {}, listening on {}, up {}\n{}, {} handshake{} under way; queues of {} x {} bytes{}\n",
+        "tunguard {} on {}, listening on {}, up {}\n{}, {} handshake{} under way{}; queues of {} x {} bytes{}\n",
         harmless(&status.version),
         harmless(&status.device),
         harmless(&status.listen),
@@ -256,12 +277,24 @@ fn render(status: &Status) -> String {
         plural(status.sessions.len() as u64, "session"),
         status.handshakes,
         if status.handshakes == 1 { "" } else { "s" },
+        if status.waiting > 0 { format!(" and {} waiting", status.waiting) } else { String::new() },
         queue.messages,
         queue.bytes,
         if queue.private { "" } else { " (shared IPC namespace)" },
     );
     if let Some(drops) = counts(&status.guard_drops) {
         text.push_str(&format!("dropped by the guard: {drops}\n"));
+    }
+    if let Some(failed) = counts(&status.failed) {
+        text.push_str(&format!("handshakes that failed: {failed}\n"));
+    }
+    if let Some(refused) = counts(&status.refused) {
+        text.push_str(&format!("connections refused: {refused}\n"));
+    }
+    if !status.penalised.is_empty() {
+        let shown = |p: &Penalty| format!("{} for {}", harmless(&p.source), age(p.for_s));
+        let list: Vec<String> = status.penalised.iter().map(shown).collect();
+        text.push_str(&format!("refused for a while: {}\n", list.join(", ")));
     }
     if !status.sessions.is_empty() {
         text.push('\n');
