@@ -177,8 +177,8 @@ impl Guard {
         match self.trust.read_again(&self.config) {
             Ok(()) => {
                 log::info!("{WHY}: certificates and revocation list are read again");
-                let _ = self.renew_nursery();
                 self.end_revoked();
+                let _ = self.renew_nursery();
             }
             Err(failure) => log::error!("{WHY}, but what was there before stays in force: {failure}"),
         }
@@ -195,7 +195,7 @@ impl Guard {
             }
         };
         log::info!("{why}: {changes}");
-        let renewed = self.renew_nursery();
+        // Before the nursery, which may take its time.
         self.end_revoked();
         self.end_outdated();
         if changes.pushed() {
@@ -203,6 +203,7 @@ impl Guard {
             let all: Vec<u64> = self.workers.iter().map(|(key, _)| key).collect();
             all.into_iter().for_each(|key| self.push_to(key));
         }
+        let renewed = self.renew_nursery();
         self.serve_waiting();
         renewed.map(|()| changes.to_string()).map_err(|failure| failure.context(RELOADED_WITHOUT_WORKERS))
     }
