@@ -450,6 +450,8 @@ mod tests {
         let answer = r#"{
             "version": "0.1.0", "device": "tg0", "listen": "[::]:55555", "uptime_s": 3725, "future": [1],
             "queue": {"messages": 10, "bytes": 8192, "private": true}, "handshakes": 1, "totals": {"a": 1},
+            "waiting": 2, "failed": {"garbage": 7, "left": 0}, "refused": {"early": 3},
+            "penalised": [{"source": "2001:db8::/64\u001b", "for_s": 61}],
             "guard_drops": {"no_route": 3, "nothing": 0},
             "sessions": [{"session": "x", "slot": 1, "name": "alice\u001b[31m", "phase": "established",
                 "addresses": ["10.9.0.2", "fd09::2"], "subnets": [], "peer": "192.0.2.7:4500",
@@ -463,8 +465,11 @@ mod tests {
         assert_eq!(
             text,
             "tunguard 0.1.0 on tg0, listening on [::]:55555, up 1h02m\n\
-             1 session, 1 handshake under way; queues of 10 x 8192 bytes\n\
+             1 session, 1 handshake under way and 2 waiting; queues of 10 x 8192 bytes\n\
              dropped by the guard: no_route 3\n\
+             handshakes that failed: garbage 7\n\
+             connections refused: early 3\n\
+             refused for a while: 2001:db8::/64\\u{1b} for 1m01s\n\
              \n\
              NAME             ADDRESSES         PEER            STATE                      AGE    HEARD   RTT     SENT    RECEIVED  SUITE        DROPS\n\
              alice\\u{1b}[31m  10.9.0.2 fd09::2  192.0.2.7:4500  established, control lost  1m01s  0s ago  0.4 ms  1.5 MB  999 B     aes-256-gcm  bad_tag 2\n\
