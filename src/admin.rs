@@ -1,5 +1,5 @@
-//! An admin socket, of a server's guard or a client's supervisor: one line asks. `status` is answered by one JSON
-//! document; `watch` by a JSON document a line, for each thing that happens.
+//! An admin socket, of a server's guard or a client's supervisor: one line asks. `status` and `reload` are answered by one
+//! JSON document; `watch` by a JSON document a line, for each thing that happens.
 //!
 //! ```text
 //!   accept --> converse --> wait_for --> due --> answer --> (hung up)
@@ -31,6 +31,15 @@ pub struct Admin {
     token: fn(u64) -> u64,
     next: u64,
     conversations: Vec<Conversation>,
+}
+
+/// What somebody wants of the socket's owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// Its status: [`Admin::wait_for`] comes next.
+    Status,
+    /// That it reads its configuration again: [`Admin::answer`] comes next.
+    Reload,
 }
 
 struct Conversation {
@@ -105,13 +114,13 @@ impl Admin {
         }
     }
 
-    /// A conversation's socket is ready. `true`: the status is asked for, and [`Admin::wait_for`] comes next.
-    pub fn converse(&mut self, key: u64, poller: &Poller) -> bool {
-        let Some(at) = self.conversations.iter().position(|c| c.key == key) else { return false };
+    /// A conversation's socket is ready. What is asked for, if it is the owner's to answer.
+    pub fn converse(&mut self, key: u64, poller: &Poller) -> Option<Question> {
+        let at = self.conversations.iter().position(|c| c.key == key)?;
         let conversation = &mut self.conversations[at];
         if !conversation.answer.is_empty() {
             self.say(at, poller);
-            return false;
+            return None;
         }
         let watchers = self.conversations.iter().filter(|c| c.watches).count();
         let conversation = &mut self.conversations[at];
@@ -120,22 +129,25 @@ impl Admin {
             // It has asked, and sends nothing more: the answer is on its way.
             Ok(0) if conversation.until.is_some() => {
                 let _ = poller.modify(conversation.stream.as_fd(), (self.token)(key), Interest::Nothing);
-                return false;
+                return None;
             }
             Ok(0) => {
                 self.hang_up(at, poller);
-                return false;
+                return None;
             }
             Ok(n) => conversation.question.extend(&bytes[..n]),
-            Err(e) if e.kind() == ErrorKind::WouldBlock => return false,
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return None,
             Err(_) => {
                 self.hang_up(at, poller);
-                return false;
+                return None;
             }
         }
         match conversation.question.iter().position(|b| *b == b'\n') {
             Some(end) if &conversation.question[..end] == b"status" && conversation.until.is_none() => {
-                return true;
+                return Some(Question::Status);
+            }
+            Some(end) if &conversation.question[..end] == b"reload" && conversation.until.is_none() => {
+                return Some(Question::Reload);
             }
             Some(end)
                 if &conversation.question[..end] == b"watch"
@@ -150,12 +162,12 @@ impl Admin {
             None if conversation.question.len() < MAX_QUESTION => {}
             _ => {
                 conversation.answer =
-                    b"{\"error\": \"unknown question: ask for status, or watch; or too many watch\"}\n"
+                    b"{\"error\": \"unknown question: ask for status, reload or watch; or too many watch\"}\n"
                         .to_vec();
                 self.say(at, poller);
             }
         }
-        false
+        None
     }
 
     /// Something happened: whoever watches is told.
@@ -325,7 +337,7 @@ mod tests {
         let mut desk = Desk::new();
         let callers = [desk.caller(b"status\n"), desk.caller(b"status\n")];
         for key in [0, 1] {
-            assert!(desk.admin.converse(key, &desk.poller));
+            assert_eq!(desk.admin.converse(key, &desk.poller), Some(Question::Status));
             desk.admin.wait_for(key, HashSet::from([7, 8 + key]), START);
         }
         assert_eq!(desk.admin.due(START, &desk.poller), None);
@@ -346,13 +358,13 @@ mod tests {
     fn a_question_may_come_in_pieces_and_another_is_answered_with_an_error() {
         let mut desk = Desk::new();
         let mut slow = desk.caller(b"sta");
-        assert!(!desk.admin.converse(0, &desk.poller));
+        assert_eq!(desk.admin.converse(0, &desk.poller), None);
         slow.write_all(b"tus\n").expect("asks");
-        assert!(desk.admin.converse(0, &desk.poller));
+        assert_eq!(desk.admin.converse(0, &desk.poller), Some(Question::Status));
         let endless = desk.caller(&[b'x'; MAX_QUESTION]);
-        assert!(!desk.admin.converse(1, &desk.poller));
+        assert_eq!(desk.admin.converse(1, &desk.poller), None);
         let other = desk.caller(b"stop\n");
-        assert!(!desk.admin.converse(2, &desk.poller));
+        assert_eq!(desk.admin.converse(2, &desk.poller), None);
         for stream in [endless, other] {
             assert!(said(stream).contains("unknown question"));
         }
@@ -363,7 +375,7 @@ mod tests {
         let mut desk = Desk::new();
         let mut watchers: Vec<UnixStream> = (0..MAX_WATCHERS + 1).map(|_| desk.caller(b"watch\n")).collect();
         for key in 0..=MAX_WATCHERS as u64 {
-            assert!(!desk.admin.converse(key, &desk.poller));
+            assert_eq!(desk.admin.converse(key, &desk.poller), None);
         }
         assert!(said(watchers.pop().expect("one too many")).contains("too many"));
         assert_eq!(desk.admin.due(START + PATIENCE * 2, &desk.poller), None);

@@ -10,7 +10,7 @@ use crate::exit::{Exit, Failure};
 use crate::keys::Role;
 use crate::path::canonical;
 use crate::sys::poller::Interest;
-use crate::tls;
+use crate::tls::{self, Stranger};
 use crate::wire::control::{self, LENGTH_LEN, MAX_MESSAGE, Message};
 
 /// The control channel.
@@ -25,6 +25,8 @@ pub struct ControlChannel {
     input: Vec<u8>,
     output: Vec<u8>,
     wants_write: bool,
+    /// What a handshake that failed says of the peer.
+    stranger: Option<Stranger>,
 }
 
 /// How far the handshake is.
@@ -55,7 +57,14 @@ impl ControlChannel {
         tcp.set_nodelay(true).map_err(setup)?;
         let capped = Capped { tcp, left: Some(HANDSHAKE_BYTES) };
         let stream = SslStream::new(ssl, capped).map_err(|e| Failure::new(Exit::Tls, e.to_string()))?;
-        Ok(ControlChannel { stream, role, input: Vec::new(), output: Vec::new(), wants_write: false })
+        Ok(ControlChannel {
+            stream,
+            role,
+            input: Vec::new(),
+            output: Vec::new(),
+            wants_write: false,
+            stranger: None,
+        })
     }
 
     /// Where the other end is, while there is a connection.
@@ -84,8 +93,16 @@ impl ControlChannel {
                 self.wants_write = true;
                 Ok(Progress::Waiting)
             }
-            Err(e) => Err(tls::failure_of_handshake(self.stream.ssl(), &e)),
+            Err(e) => {
+                self.stranger = Some(tls::stranger(&e));
+                Err(tls::failure_of_handshake(self.stream.ssl(), &e))
+            }
         }
+    }
+
+    /// What the handshake says of the peer, where it failed.
+    pub fn stranger(&self) -> Option<Stranger> {
+        self.stranger
     }
 
     /// The TLS session, for the peer's identity and the exporter.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::common::Suite;
 use crate::drops::Drops;
+use crate::exit::Exit;
 use crate::rate::Rate;
 use crate::resume::ResumeSecret;
 use crate::session::Traffic;
@@ -102,11 +103,55 @@ pub enum Request {
     Ended {
         /// Why the session is over; `None` where there never was one.
         reason: Option<Reason>,
-        /// Something on this host failed, nothing that a client did.
-        fault: bool,
+        /// Whose doing it is where there never was a session.
+        cause: Cause,
         /// A sentence for the log.
         text: String,
     },
+}
+
+/// Whose doing it is that a connection came to nothing, in its worker's word. It is the client's word in the end, or
+/// that of a worker the client took over: believed against the source of that connection only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cause {
+    /// Something on this host failed, nothing that a client did.
+    Ours,
+    /// What came is no TLS, or none that any client of ours speaks.
+    Garbage,
+    /// There was no certificate, or one that is refused.
+    Certificate,
+    /// It wasn't done in [`HANDSHAKE_SECONDS`].
+    Deadline,
+    /// The client went away, wouldn't have our certificate, or spoke out of place behind a good one of its own.
+    Left,
+    /// It was refused by the guard, which knows why.
+    Refused,
+}
+
+impl Cause {
+    /// As far as the exit code tells it.
+    pub fn of(exit: Exit) -> Cause {
+        match exit {
+            Exit::CertificateUnreadable
+            | Exit::CertificateExpired
+            | Exit::CertificateForeign
+            | Exit::CertificateRevoked => Cause::Certificate,
+            // Nonsense inside TLS has a certificate, and so a name.
+            Exit::Tls | Exit::Malformed => Cause::Left,
+            Exit::Refused => Cause::Refused,
+            Exit::System
+            | Exit::Usage
+            | Exit::MacLength
+            | Exit::KeyUnreadable
+            | Exit::KeyMismatch
+            | Exit::NoTun
+            | Exit::Privilege
+            | Exit::PortInUse
+            | Exit::DeviceInUse
+            | Exit::MissingProgram
+            | Exit::Version => Cause::Ours,
+        }
+    }
 }
 
 /// Who the client proved to be, and what it would like.
@@ -177,6 +222,8 @@ pub enum Reply {
     Query,
     /// Is the client still there? It is to be asked, and `Heard` says that it was heard.
     Ask,
+    /// What is pushed has changed: tell the client.
+    Update(Settings),
     /// The client has a newer session, which gets its packets from now on: send what is in the queue, take in what
     /// is still on its way for [`DRAIN_SECONDS`], then end.
     Drain,

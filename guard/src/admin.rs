@@ -1,11 +1,12 @@
 //! What the guard answers on its admin socket ([`tunguard::admin`]).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use tunguard::VERSION;
-use tunguard::admin;
+use tunguard::admin::{self, Question};
 use tunguard::ipc::{Reply, Report};
 use tunguard::net;
 use tunguard::sys::clock;
@@ -14,6 +15,7 @@ use tunguard::time::Time;
 use crate::accounts::GuardDrop;
 use crate::clients::{Phase, Session, Worker};
 use crate::events::Heard;
+use crate::gate::{Failed, Refusal, Source};
 use crate::leases::Away;
 use crate::run::Guard;
 
@@ -25,8 +27,10 @@ impl Guard {
 
     /// A conversation's socket is ready.
     pub fn converse(&mut self, key: u64) {
-        if self.admin.converse(key, &self.poller) {
-            self.ask_workers(key);
+        match self.admin.converse(key, &self.poller) {
+            Some(Question::Status) => self.ask_workers(key),
+            Some(Question::Reload) => self.reload_and_tell(key),
+            None => {}
         }
     }
 
@@ -92,7 +96,12 @@ impl Guard {
                 "bytes": self.queues.downlink.bytes,
                 "private": self.queues.private,
             },
-            "handshakes": self.workers.handshakes(),
+            "handshakes": self.gate.handshakes(),
+            "waiting": self.gate.waiting(),
+            "sources": self.gate.sources(),
+            "refused": Refusal::ALL.map(|why| (why.name(), self.gate.refused(why))).into_iter().collect::<HashMap<_, _>>(),
+            "failed": Failed::ALL.map(|how| (how.name(), self.gate.failed(how))).into_iter().collect::<HashMap<_, _>>(),
+            "penalised": self.gate.penalised(now).iter().map(penalty_status).collect::<Vec<_>>(),
             "workers": self.workers.len(),
             "device_packets": self.accounts.read_packets,
             "device_bytes": self.accounts.read_bytes,
@@ -105,6 +114,10 @@ impl Guard {
         });
         admin::document(&status)
     }
+}
+
+fn penalty_status((source, left): &(Source, Duration)) -> Value {
+    json!({ "source": source.to_string(), "for_s": left.as_secs_f64().ceil() as u64 })
 }
 
 fn away_status(away: &Away<'_>) -> Value {

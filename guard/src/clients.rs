@@ -15,6 +15,7 @@ use tunguard::time::Time;
 use tunguard::tls::{CertId, TicketId};
 use tunguard::wire::data::SessionId;
 
+use crate::gate::Stage;
 use crate::outbox::Outbox;
 use crate::tickets::Holder;
 
@@ -68,6 +69,8 @@ pub struct Worker {
     pub ticketed: Option<TicketId>,
     /// Its last word came, so its exit needs no line of its own.
     pub explained: bool,
+    /// What it counts as at the gate.
+    pub stage: Stage,
 }
 
 /// One session.
@@ -225,11 +228,6 @@ impl Workers {
     /// How many there are.
     pub fn len(&self) -> usize {
         self.by_key.len()
-    }
-
-    /// How many have no session yet.
-    pub fn handshakes(&self) -> usize {
-        self.by_key.values().filter(|w| w.session.is_none()).count()
     }
 }
 

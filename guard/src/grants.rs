@@ -10,7 +10,7 @@ use nix::sys::stat::fstat;
 use tunguard::config::server::{ClientEntry, TunWrite};
 use tunguard::escape::Escaped;
 use tunguard::exit::{Failure, Outcome};
-use tunguard::ipc::{Claim, Grant, MAX_LOG_LINE, Reply, Report, Request};
+use tunguard::ipc::{Cause, Claim, Grant, MAX_LOG_LINE, Reply, Report, Request};
 use tunguard::random;
 use tunguard::resume::ResumeSecret;
 use tunguard::sys::clock;
@@ -25,6 +25,7 @@ use tunguard::wire::control::Reason;
 
 use crate::clients::{OverRate, Phase, Presence, Session};
 use crate::events::Heard;
+use crate::gate::{Failed, Stage};
 use crate::leases;
 use crate::outbox::{self, Outbox};
 use crate::run::{Guard, Source};
@@ -86,8 +87,8 @@ impl Guard {
             let Ok(Incoming::Message(request, _)) = worker.channel.receive(false) else { return };
             match request {
                 Request::Log { level, text } => self.show_log_line(key, level, &text),
-                Request::Ended { reason, fault, text } if worker.phase != Phase::Over => {
-                    self.take_last_word(key, reason, fault, &text);
+                Request::Ended { reason, cause, text } if worker.phase != Phase::Over => {
+                    self.take_last_word(key, reason, cause, &text);
                 }
                 _ => {}
             }
@@ -137,7 +138,7 @@ impl Guard {
                 self.take_report(key, *report);
             }
             Request::Log { level, text } => self.show_log_line(key, level, &text),
-            Request::Ended { reason, fault, text } => self.take_last_word(key, reason, fault, &text),
+            Request::Ended { reason, cause, text } => self.take_last_word(key, reason, cause, &text),
         }
     }
 
@@ -316,7 +317,6 @@ impl Guard {
         if let Some(worker) = self.workers.get_mut(key) {
             worker.session = Some(session);
         }
-        self.open_listener();
         Ok((grant, file))
     }
 
@@ -368,16 +368,23 @@ impl Guard {
         }
         let Some(worker) = self.workers.get_mut(key) else { return };
         worker.phase = Phase::Established;
+        worker.stage = Stage::Session;
+        let (from, told) = (worker.tcp_peer.ip(), worker.started);
         let Some(session) = worker.session.as_mut() else { return };
         session.outbox = Some(outbox);
         session.uplink = uplink;
+        self.gate.handle_established(from, clock::now());
         match succession::enter(&mut self.workers, &mut self.routes, key, clock::now()) {
             Ok(orders) => {
                 self.reply(key, &Reply::Registered);
+                if told <= self.pushed_since {
+                    self.push_to(key);
+                }
                 self.carry_out(orders);
             }
             Err(reason) => self.end_worker(key, reason),
         }
+        self.serve_waiting();
     }
 
     /// Opens the queues under the names we gave, checks that they are this worker's and of the size agreed, and
@@ -417,12 +424,16 @@ impl Guard {
         log::log!(level, "[{}] {}", worker.pid, Escaped(&text));
     }
 
-    fn take_last_word(&mut self, key: u64, reason: Option<Reason>, fault: bool, text: &str) {
+    fn take_last_word(&mut self, key: u64, reason: Option<Reason>, cause: Cause, text: &str) {
         self.expect_end(key);
         let Some(worker) = self.workers.get_mut(key) else { return };
         worker.explained = true;
         worker.phase = Phase::Over;
         let label = worker.label();
+        let from = worker.tcp_peer.ip();
+        if let (None, Stage::Handshake, Some(how)) = (reason, worker.stage, Failed::of(cause)) {
+            self.charge(from, how);
+        }
         match reason {
             Some(reason) => {
                 log::info!("{label} ended: {reason}");
@@ -435,16 +446,8 @@ impl Guard {
                 }
             }
             // Something here is broken, and the next client will meet it, too.
-            None if fault => log::error!("{label}: no session: {}", Escaped(text)),
-            // A connection that came to nothing: strangers can make many, so these lines have a budget.
-            None => {
-                if let Some(suppressed) = self.strangers.spend(clock::now()) {
-                    if suppressed > 0 {
-                        log::info!("{suppressed} more connections came to nothing");
-                    }
-                    log::info!("{label}: no session: {}", Escaped(text));
-                }
-            }
+            None if cause == Cause::Ours => log::error!("{label}: no session: {}", Escaped(text)),
+            None => self.mention(format_args!("{label}: no session: {}", Escaped(text))),
         }
     }
 
@@ -484,6 +487,8 @@ impl Guard {
         }
         let _ = self.poller.remove(worker.channel.as_fd());
         let seat = worker.session.as_ref().map(|session| (session.name.clone(), session.seat));
+        let from = worker.tcp_peer.ip();
+        self.charge(from, Failed::Violation);
         self.kill(key);
         self.spawner.renew();
         if let Some((name, seat)) = seat {
@@ -538,7 +543,7 @@ mod tests {
         let ticket = Request::Ticket { id: [0; 32], session: SavedSession::from_bytes(vec![1]), until: 0 };
         let moved = Request::Moved { new: ([192, 0, 2, 1], 1).into(), after_ms: None, inside: false };
         let report = Request::Report(Box::default());
-        let ended = Request::Ended { reason: None, fault: false, text: String::new() };
+        let ended = Request::Ended { reason: None, cause: Cause::Left, text: String::new() };
         use Phase::*;
         for (request, phases) in [
             (&redeem, &[Handshake][..]),

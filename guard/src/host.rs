@@ -1,5 +1,6 @@
 //! What the guard changes on the host, and undoes when it goes.
 
+use ipnet::IpNet;
 use nix::unistd::Uid;
 
 use tunguard::config::server::{ServerConfig, TunWrite};
@@ -34,28 +35,16 @@ impl Host {
         for address in config.server_addresses() {
             netlink.add_address(index, address)?;
         }
-        let subnets: Vec<_> = config.clients.values().flat_map(|c| c.subnets.iter().copied()).collect();
-        for subnet in &subnets {
-            netlink.add_route(&Route::new(*subnet, index))?;
+        for subnet in subnets(config) {
+            netlink.add_route(&Route::new(subnet, index))?;
         }
-        let v4 = config.networks.iter().any(|n| n.addr().is_ipv4());
-        let v6 = config.networks.iter().any(|n| n.addr().is_ipv6());
-        let forwards =
-            config.nat || config.client_to_client || !config.push.routes.is_empty() || !subnets.is_empty();
-        let forwarding = match forwards {
-            true => Some(Forwarding::enable(v4, v6, &config.state_dir.join("forwarding.json"))?),
-            false => None,
-        };
+        let forwarding = if forwards(config) { Some(forward(config)?) } else { None };
         // A host may forward without our help, now or later: who reaches whom is decided here in any case.
-        let spec = TableSpec {
-            device: config.device.clone(),
-            networks: config.networks.iter().chain(&subnets).copied().collect(),
-            nat: config.nat,
-            client_to_client: config.client_to_client,
-        };
-        let table = match Table::install(&spec) {
+        let table = match Table::install(&rules(config)) {
             Ok(table) => Some(table),
-            Err(failure) if failure.exit == Exit::MissingProgram && !forwards && !host_forwards()? => {
+            Err(failure)
+                if failure.exit == Exit::MissingProgram && !forwards(config) && !host_forwards()? =>
+            {
                 log::warn!("{failure}; without it, should this host ever forward, clients reach each other");
                 None
             }
@@ -71,6 +60,57 @@ impl Host {
         Ok(Host { table, forwarding, tun, offloads })
     }
 
+    /// Goes over from what one configuration wants of the host to what another one does. An error: everything is as it
+    /// was.
+    pub fn change(&mut self, old: &ServerConfig, new: &ServerConfig) -> Outcome<()> {
+        let (before, after) = (subnets(old), subnets(new));
+        let mut netlink = Netlink::open()?;
+        let index = netlink.link_index(new.device.as_str())?;
+        let mut added: Vec<&IpNet> = Vec::new();
+        let mut changed = Ok(());
+        for subnet in after.iter().filter(|subnet| !before.contains(subnet)) {
+            changed = changed.and_then(|()| netlink.add_route(&Route::new(*subnet, index)));
+            added.extend(changed.is_ok().then_some(subnet));
+        }
+        let mut forwarding = None;
+        if forwards(new) && self.forwarding.is_none() {
+            changed = changed.and_then(|()| forward(new).map(|on| forwarding = Some(on)));
+        }
+        if rules(old) != rules(new) || forwards(old) != forwards(new) {
+            changed = changed.and_then(|()| self.install(&rules(new)));
+        }
+        if changed.is_err() {
+            let undone = added.into_iter().map(|subnet| netlink.del_route(&Route::new(*subnet, index)));
+            let forwarding = forwarding.map_or(Ok(()), Forwarding::restore);
+            for failure in undone.chain([forwarding]).filter_map(Result::err) {
+                log::error!("on undoing a change: {failure}");
+            }
+            return changed;
+        }
+        let routes = before.iter().filter(|subnet| !after.contains(subnet));
+        let gone = routes.map(|subnet| netlink.del_route(&Route::new(*subnet, index)));
+        for failure in gone.filter_map(Result::err) {
+            log::warn!("{failure}");
+        }
+        match (forwards(new), forwarding) {
+            (true, Some(on)) => self.forwarding = Some(on),
+            (true, None) => {}
+            (false, _) => {
+                if let Some(Err(failure)) = self.forwarding.take().map(Forwarding::restore) {
+                    log::error!("{failure}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn install(&mut self, rules: &TableSpec) -> Outcome<()> {
+        match &mut self.table {
+            Some(table) => table.replace(rules),
+            None => Table::install(rules).map(|table| self.table = Some(table)),
+        }
+    }
+
     /// Undoes everything, and says what could not be undone.
     pub fn restore(self) {
         let table = self.table.map_or(Ok(()), Table::remove);
@@ -78,6 +118,32 @@ impl Host {
         for failure in [table, forwarding].into_iter().filter_map(Result::err) {
             log::error!("on leaving: {failure}");
         }
+    }
+}
+
+/// Networks behind clients.
+fn subnets(config: &ServerConfig) -> Vec<IpNet> {
+    config.clients.values().flat_map(|c| c.subnets.iter().copied()).collect()
+}
+
+/// Whether the host has to forward packets.
+fn forwards(config: &ServerConfig) -> bool {
+    let others = !config.push.routes.is_empty() || !subnets(config).is_empty();
+    config.nat || config.client_to_client || others
+}
+
+fn forward(config: &ServerConfig) -> Outcome<Forwarding> {
+    let v4 = config.networks.iter().any(|n| n.addr().is_ipv4());
+    let v6 = config.networks.iter().any(|n| n.addr().is_ipv6());
+    Forwarding::enable(v4, v6, &config.state_dir.join("forwarding.json"))
+}
+
+fn rules(config: &ServerConfig) -> TableSpec {
+    TableSpec {
+        device: config.device.clone(),
+        networks: config.networks.iter().copied().chain(subnets(config)).collect(),
+        nat: config.nat,
+        client_to_client: config.client_to_client,
     }
 }
 

@@ -104,30 +104,46 @@ impl Leases {
     }
 
     fn new(config: &ServerConfig) -> Leases {
-        let fixed = config
-            .clients
-            .iter()
-            .flat_map(|(name, entry)| entry.addresses.iter().map(|a| (*a, name.clone())))
-            .collect();
-        let mut subnets = Routes::default();
-        let mut subnet_owners = Vec::new();
-        for (name, entry) in &config.clients {
-            entry.subnets.iter().for_each(|net| subnets.insert(*net, subnet_owners.len() as u64));
-            subnet_owners.push(name.clone());
-        }
-        Leases {
+        let mut leases = Leases {
             file: config.state_dir.join(format!("{}.leases", config.device)),
             networks: config.networks.clone(),
             reserve: config.lease,
-            fixed,
-            subnets,
-            subnet_owners,
+            fixed: HashMap::new(),
+            subnets: Routes::default(),
+            subnet_owners: Vec::new(),
             server: config.server_addresses().iter().map(|a| a.addr()).collect(),
             by_name: BTreeMap::new(),
             by_address: HashMap::new(),
             most: MOST,
             dirty: false,
+        };
+        leases.configure(config);
+        leases
+    }
+
+    /// Takes over what a configuration says of leases; device, networks and state directory stay as they are. What
+    /// is somebody else's now is nobody's lease any more.
+    pub fn configure(&mut self, config: &ServerConfig) {
+        self.reserve = config.lease;
+        self.fixed = config
+            .clients
+            .iter()
+            .flat_map(|(name, entry)| entry.addresses.iter().map(|a| (*a, name.clone())))
+            .collect();
+        (self.subnets, self.subnet_owners) = (Routes::default(), Vec::new());
+        for (name, entry) in &config.clients {
+            let owner = self.subnet_owners.len() as u64;
+            entry.subnets.iter().for_each(|net| self.subnets.insert(*net, owner));
+            self.subnet_owners.push(name.clone());
         }
+        let fixed = &self.fixed;
+        let is_others = |name: &str, a: &IpAddr| fixed.get(a).is_some_and(|owner| owner != name);
+        for (name, lease) in &mut self.by_name {
+            let before = lease.addresses.len();
+            lease.addresses.retain(|a| !is_others(name, a));
+            self.dirty |= lease.addresses.len() != before;
+        }
+        self.by_address.retain(|a, name| !is_others(name, a));
     }
 
     fn remember(&mut self, name: String, mut lease: Lease) {
@@ -388,6 +404,27 @@ mod tests {
         leases.save().expect("writes");
         let mut again = Leases::load(&config).expect("reads");
         assert_eq!(texts(&again.grant(&holder("ann", 2), &[]).expect("room")), ["10.9.0.3/24"]);
+    }
+
+    #[test]
+    fn an_address_that_is_fixed_later_changes_hands() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut config = config("[\"10.9.0.0/24\"]", folder.path(), "24h");
+        let mut leases = Leases::load(&config).expect("no file yet");
+        assert_eq!(texts(&leases.grant("ann", &[]).expect("room")), ["10.9.0.2/24"]);
+        let entry = tunguard::config::server::ClientEntry {
+            addresses: vec!["10.9.0.2".parse().expect("an address")],
+            ..Default::default()
+        };
+        config.clients.insert("bob".into(), entry);
+        leases.configure(&config);
+        assert_eq!(texts(&leases.grant("bob", &[]).expect("room")), ["10.9.0.2/24"]);
+        // Ann's session may last a little longer than the new one of hers that it makes room for.
+        assert_eq!(texts(&leases.grant("ann", &[]).expect("room")), ["10.9.0.3/24"]);
+        leases.release("ann");
+        assert_eq!(leases.away().count(), 0);
+        leases.release("ann");
+        assert_eq!(leases.away().map(|away| away.addresses.len()).collect::<Vec<_>>(), [1]);
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Workers' lives: a connection becomes a worker, a worker that has ended gives back what it held, and one that
-//! doesn't end in time is ended.
+//! Workers' lives: a connection that was let in ([`crate::entrance`]) has a worker, a worker that has ended gives back
+//! what it held, and one that doesn't end in time is ended.
 //!
 //! ```text
 //! accept -> Handshake -> Granted -> Established -> Draining -> Ending -> Over -> reaped
@@ -8,7 +8,6 @@
 //! ```
 
 use std::fmt;
-use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -28,51 +27,13 @@ use tunguard::tls;
 use tunguard::wire::control::Reason;
 
 use crate::clients::{Budget, Phase, Worker};
+use crate::gate::{Failed, Stage};
 use crate::leases;
 use crate::run::{Guard, Source};
 
-/// When new connections are accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Accepting {
-    /// At once.
-    Yes,
-    /// Too many handshakes; again when one is over.
-    Full,
-    /// Out of descriptors or processes; again at that time.
-    Paused(Time),
-    /// The server stops.
-    No,
-}
-
 impl Guard {
-    pub(crate) fn accept_clients(&mut self) {
-        // A few at a time: traffic goes on meanwhile.
-        for _ in 0..CONNECTIONS_PER_TURN {
-            if self.workers.handshakes() >= usize::from(self.config.max_handshakes) {
-                return self.accept_later(Accepting::Full);
-            }
-            match self.listener.accept() {
-                Ok((tcp, peer)) => {
-                    let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-                    match self.spawner.start(&tcp) {
-                        Ok(started) => self.take_in(started, peer),
-                        Err(failure) => {
-                            log::error!("{peer} turned away: {failure}");
-                            return self.accept_later(Accepting::Paused(clock::now() + BREATHER));
-                        }
-                    }
-                }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => return,
-                Err(e) if matches!(e.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
-                Err(e) => {
-                    log::error!("can't accept connections for a moment: {e}");
-                    return self.accept_later(Accepting::Paused(clock::now() + BREATHER));
-                }
-            }
-        }
-    }
-
-    fn take_in(&mut self, started: crate::spawn::Started, peer: SocketAddr) {
+    /// A connection has its worker.
+    pub(crate) fn take_in(&mut self, started: crate::spawn::Started, peer: SocketAddr) {
         let now = clock::now();
         log::debug!("{peer} connected, worker {}", started.pid);
         let key = self.workers.insert(Worker {
@@ -92,6 +53,7 @@ impl Guard {
             resumes: None,
             ticketed: None,
             explained: false,
+            stage: Stage::Handshake,
         });
         self.note_deadline(now + Duration::from_secs(HANDSHAKE_SECONDS) + HANDSHAKE_GRACE);
         let Some(worker) = self.workers.get_mut(key) else { return };
@@ -100,19 +62,6 @@ impl Guard {
         {
             log::error!("can't watch a worker: {error}");
             self.kill(key);
-        }
-    }
-
-    pub(crate) fn accept_later(&mut self, when: Accepting) {
-        self.accepting = when;
-        let _ = self.poller.modify(self.listener.as_fd(), Source::Listener.token(), Interest::Nothing);
-    }
-
-    /// A handshake is over: there may be room for another.
-    pub(crate) fn open_listener(&mut self) {
-        if self.accepting == Accepting::Full {
-            self.accepting = Accepting::Yes;
-            let _ = self.poller.modify(self.listener.as_fd(), Source::Listener.token(), Interest::Read);
         }
     }
 
@@ -132,6 +81,7 @@ impl Guard {
         }
     }
 
+    /// A process has ended.
     fn worker_gone(&mut self, pid: Pid, how: End) {
         if self.spawner.ended(pid.as_raw()) {
             log::error!("the nursery, process {pid}, died: {how}; the next worker comes from a new one");
@@ -142,6 +92,7 @@ impl Guard {
             self.hear_last_words(key);
         }
         let Some((key, worker)) = self.workers.remove_pid(pid.as_raw()) else { return };
+        let (from, now) = (worker.tcp_peer.ip(), clock::now());
         match worker.explained {
             // Whatever it said before: nothing of ours makes such a call.
             true if how != End::Signal(Signal::SIGSYS) => {
@@ -149,6 +100,9 @@ impl Guard {
             }
             _ => {
                 log::error!("worker {pid} of {} died: {how}", worker.label());
+                if how.is_crash() {
+                    self.charge(from, Failed::Crash);
+                }
                 if let Some(id) = worker.ticketed {
                     self.tickets.forget(&id);
                 }
@@ -156,6 +110,7 @@ impl Guard {
                 self.spawner.renew();
             }
         }
+        self.gate.handle_gone(from, worker.stage, now);
         let _ = self.poller.remove(worker.channel.as_fd());
         self.spawner.release(worker.uid);
         if let Some(session) = worker.session {
@@ -173,7 +128,7 @@ impl Guard {
                 self.relieve(&session.name, session.seat);
             }
         }
-        self.open_listener();
+        self.serve_waiting();
     }
 
     /// Kills a worker; its end is then seen like any other.
@@ -220,14 +175,21 @@ impl Guard {
 
     /// Kills workers whose time is over, and notes when to look again.
     pub(crate) fn kill_late(&mut self, now: Time) {
+        let mut late = Vec::new();
         for (_, worker) in self.workers.iter_mut().filter(|(_, w)| kill_time(w).is_some_and(|at| now >= at)) {
             log::warn!("worker {} of {} doesn't end in time: killed", worker.pid, worker.label());
+            if worker.phase == Phase::Handshake {
+                late.push(worker.tcp_peer.ip());
+            }
             worker.explained = true;
             worker.phase = Phase::Over;
             worker.kill_at = None;
             let _ = kill(Pid::from_raw(worker.pid), Signal::SIGKILL);
         }
         self.next_kill = self.workers.iter().filter_map(|(_, w)| kill_time(w)).min();
+        for from in late {
+            self.charge(from, Failed::Deadline);
+        }
     }
 
     /// A worker got a deadline: the earliest is kept, so that not all have to be looked through at each turn.
@@ -243,6 +205,17 @@ enum End {
     Signal(Signal),
     /// With all others.
     ServerStops,
+}
+
+impl End {
+    /// Whether that was its own doing: one killed by somebody else, as when memory runs out, did nothing.
+    fn is_crash(self) -> bool {
+        match self {
+            End::Code(_) => true,
+            End::Signal(signal) => signal != Signal::SIGKILL,
+            End::ServerStops => false,
+        }
+    }
 }
 
 impl fmt::Display for End {
@@ -267,9 +240,6 @@ fn kill_time(worker: &Worker) -> Option<Time> {
     }
 }
 
-const CONNECTIONS_PER_TURN: usize = 4;
-/// Pause after the system ran out of descriptors or processes.
-const BREATHER: Duration = Duration::from_millis(200);
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(3);
 
 #[cfg(test)]

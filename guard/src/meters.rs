@@ -10,7 +10,7 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use tunguard::rate::{Bucket, Rates};
 use tunguard::time::Time;
 
-use crate::outbox::Gate;
+use crate::outbox::Valve;
 
 /// The buckets of all identities with a limit.
 #[derive(Default)]
@@ -62,23 +62,23 @@ impl Meters {
     }
 
     /// What a batch for session `key` of `name` has to pass.
-    pub fn gate(&mut self, name: &str, key: u64) -> Gate<'_> {
-        let Some(meter) = self.by_name.get_mut(name) else { return Gate::Open };
+    pub fn valve(&mut self, name: &str, key: u64) -> Valve<'_> {
+        let Some(meter) = self.by_name.get_mut(name) else { return Valve::Open };
         match &mut meter.down {
-            None => Gate::Open,
+            None => Valve::Open,
             // Others were there first.
-            Some(_) if meter.held.iter().any(|held| *held != key) => Gate::Shut,
-            Some(bucket) => Gate::Metered(bucket),
+            Some(_) if meter.held.iter().any(|held| *held != key) => Valve::Shut,
+            Some(bucket) => Valve::Metered(bucket),
         }
     }
 
     /// The same for the session whose turn it is.
-    pub fn turn(&mut self, name: &str) -> Gate<'_> {
+    pub fn turn(&mut self, name: &str) -> Valve<'_> {
         let bucket = self.by_name.get_mut(name).and_then(|meter| meter.down.as_mut());
-        bucket.map_or(Gate::Open, Gate::Metered)
+        bucket.map_or(Valve::Open, Valve::Metered)
     }
 
-    /// Session `key` has something that its gate didn't let pass: its turn is behind those of the others.
+    /// Session `key` has something that its valve didn't let pass: its turn is behind those of the others.
     pub fn hold(&mut self, name: &str, key: u64) {
         let Some(meter) = self.by_name.get_mut(name) else { return };
         if !meter.held.contains(&key) {
@@ -159,10 +159,10 @@ mod tests {
     }
 
     fn passes(meters: &mut Meters, name: &str, key: u64, now: Time, bytes: usize) -> bool {
-        match meters.gate(name, key) {
-            Gate::Open => true,
-            Gate::Shut => false,
-            Gate::Metered(bucket) => bucket.pass(now, bytes),
+        match meters.valve(name, key) {
+            Valve::Open => true,
+            Valve::Shut => false,
+            Valve::Metered(bucket) => bucket.pass(now, bytes),
         }
     }
 
@@ -194,7 +194,7 @@ mod tests {
         let mut meters = Meters::default();
         let limited = |meters: &mut Meters| {
             meters.handle_timeout(at(1_000_000));
-            matches!(meters.gate("ann", 9), Gate::Metered(_))
+            matches!(meters.valve("ann", 9), Valve::Metered(_))
         };
         meters.enter("ann", Rates::default(), at(0));
         meters.enter("ann", rates(), at(0));
@@ -232,7 +232,7 @@ mod tests {
             while let Some(key) = meters.poll_release(now) {
                 order.push(key);
                 assert!(!passes(&mut meters, "ann", 3, now, 100), "others are held");
-                let Gate::Metered(bucket) = meters.turn("ann") else { panic!("there is a limit") };
+                let Valve::Metered(bucket) = meters.turn("ann") else { panic!("there is a limit") };
                 assert!(bucket.pass(now, 5_000));
                 meters.hold("ann", key);
             }

@@ -56,7 +56,7 @@ pub struct Outbox {
     room: usize,
     /// Batches that wait are joined up to this length.
     joined: usize,
-    /// What waits does so for its gate, not for the queue.
+    /// What waits does so for its valve, not for the queue.
     held: bool,
     /// Its memory was used since [`Outbox::rest`] was last called.
     used: bool,
@@ -72,7 +72,7 @@ struct Told {
 
 /// What leaves a session's way out has to pass.
 #[derive(Debug)]
-pub enum Gate<'a> {
+pub enum Valve<'a> {
     /// There is no limit.
     Open,
     /// So much at a time.
@@ -81,17 +81,17 @@ pub enum Gate<'a> {
     Shut,
 }
 
-impl Gate<'_> {
+impl Valve<'_> {
     fn is_open(&mut self, now: Time) -> bool {
         match self {
-            Gate::Open => true,
-            Gate::Metered(bucket) => bucket.is_ready(now),
-            Gate::Shut => false,
+            Valve::Open => true,
+            Valve::Metered(bucket) => bucket.is_ready(now),
+            Valve::Shut => false,
         }
     }
 
     fn take(&mut self, bytes: usize) {
-        if let Gate::Metered(bucket) = self {
+        if let Valve::Metered(bucket) = self {
             bucket.take(bytes);
         }
     }
@@ -104,7 +104,7 @@ pub enum Resumed {
     Empty,
     /// The queue is full: its room is to be watched.
     Full,
-    /// The gate is shut: they are to be resumed when it opens.
+    /// The valve is shut: they are to be resumed when it opens.
     Held,
 }
 
@@ -115,7 +115,7 @@ pub enum Posted {
     Sent,
     /// It waits; the queue's room is to be watched.
     Waiting,
-    /// It waits for its gate.
+    /// It waits for its valve.
     Held,
     /// There was no room for it.
     Full,
@@ -153,11 +153,11 @@ impl Outbox {
         Outbox { codel, joined, room, blocks: Blocks::new(room), ..self }
     }
 
-    /// Sends a batch, or keeps it where the queue is full or the gate shut, behind those that wait already.
-    pub fn post(&mut self, now: Time, batch: &[u8], mut gate: Gate<'_>) -> io::Result<Posted> {
-        let passes = self.waiting.is_empty() && gate.is_open(now);
+    /// Sends a batch, or keeps it where the queue is full or the valve shut, behind those that wait already.
+    pub fn post(&mut self, now: Time, batch: &[u8], mut valve: Valve<'_>) -> io::Result<Posted> {
+        let passes = self.waiting.is_empty() && valve.is_open(now);
         if passes && batch.len() <= self.message && self.send(batch)? {
-            gate.take(batch.len());
+            valve.take(batch.len());
             return Ok(Posted::Sent);
         }
         let oldest = self.take_back()?;
@@ -172,7 +172,7 @@ impl Outbox {
         self.memory.fill(at, batch);
         let place = Place { at: at as u32, len: batch.len() as u32 };
         if passes && self.tell(place, now)? {
-            gate.take(batch.len());
+            valve.take(batch.len());
             return Ok(Posted::Sent);
         }
         if self.waiting.is_empty() {
@@ -182,17 +182,17 @@ impl Outbox {
         Ok(self.waits())
     }
 
-    /// The queue has room again, or the gate opens: tells of what waits.
-    pub fn resume(&mut self, now: Time, mut gate: Gate<'_>) -> io::Result<Resumed> {
+    /// The queue has room again, or the valve opens: tells of what waits.
+    pub fn resume(&mut self, now: Time, mut valve: Valve<'_>) -> io::Result<Resumed> {
         while let Some(&(place, since)) = self.waiting.front() {
-            self.held = !gate.is_open(now);
+            self.held = !valve.is_open(now);
             if self.held {
                 return Ok(Resumed::Held);
             }
             if !self.tell(place, since)? {
                 return Ok(Resumed::Full);
             }
-            gate.take(place.len as usize);
+            valve.take(place.len as usize);
             self.waiting.pop_front();
         }
         self.held = false;
@@ -317,7 +317,7 @@ mod tests {
 
         fn post(&mut self, batch: &[u8]) -> Posted {
             self.now += 1000;
-            self.outbox.post(self.time(), batch, Gate::Open).expect("posts")
+            self.outbox.post(self.time(), batch, Valve::Open).expect("posts")
         }
 
         fn time(&self) -> Time {
@@ -325,7 +325,7 @@ mod tests {
         }
 
         fn resume(&mut self) -> Resumed {
-            self.outbox.resume(self.time(), Gate::Open).expect("resumes")
+            self.outbox.resume(self.time(), Valve::Open).expect("resumes")
         }
 
         fn take(&mut self) -> Option<Vec<u8>> {
@@ -440,7 +440,7 @@ mod tests {
         // Twice what may leave, for ten seconds.
         for n in 0..20_000u32 {
             lab.now += 500_000;
-            match lab.outbox.post(lab.time(), &batch(n, 1_000), Gate::Metered(&mut bucket)).expect("posts") {
+            match lab.outbox.post(lab.time(), &batch(n, 1_000), Valve::Metered(&mut bucket)).expect("posts") {
                 Posted::Sent | Posted::Held => {}
                 Posted::Late | Posted::Full => {
                     assert!(lab.outbox.is_held());
@@ -449,7 +449,7 @@ mod tests {
                 Posted::Waiting => panic!("the queue is read"),
             }
             assert!(lab.outbox.blocks.used() <= 300_000, "no more than 300 ms");
-            let resumed = lab.outbox.resume(lab.time(), Gate::Metered(&mut bucket)).expect("resumes");
+            let resumed = lab.outbox.resume(lab.time(), Valve::Metered(&mut bucket)).expect("resumes");
             assert_ne!(resumed, Resumed::Full);
             while let Some(bytes) = lab.take() {
                 taken += bytes.len() as u64;
@@ -462,7 +462,7 @@ mod tests {
         assert!(refused > 5_000, "{refused}");
         // While others go first nothing leaves.
         lab.now += 10_000_000_000;
-        assert_eq!(lab.outbox.resume(lab.time(), Gate::Shut).expect("resumes"), Resumed::Held);
+        assert_eq!(lab.outbox.resume(lab.time(), Valve::Shut).expect("resumes"), Resumed::Held);
         assert_eq!(lab.take(), None);
         while lab.resume() != Resumed::Empty {
             while lab.take().is_some() {}

@@ -3,8 +3,8 @@
 //! 1. `tun_to_worker`: reads the device until it is empty, sorts packets by inner destination into batches, one
 //!    per session, and posts each batch to its session's queue
 //! 2. `worker_to_tun`: with `tun_write = "guard"`, takes workers' packets, checks their source, writes them
-//! 3. connections become workers, workers' ends are cleaned up ([`crate::lives`]), workers' requests are answered
-//!    ([`crate::grants`])
+//! 3. connections are let in ([`crate::entrance`]) and become workers, workers' ends are cleaned up ([`crate::lives`]),
+//!    workers' requests are answered ([`crate::grants`]); the configuration is read again ([`crate::reload`])
 //! 4. on SIGINT or SIGTERM every session gets a goodbye, and the host is put back as it was
 
 use std::io::IoSlice;
@@ -28,12 +28,13 @@ use tunguard::wire::vnet::{VNET_LEN, VnetHeader};
 use crate::accounts::{Accounts, GuardDrop};
 use crate::away::{self, News};
 use crate::clients::{Budget, Session, Workers};
+use crate::entrance::{Accepting, Tries, Waiting};
 use crate::events::Events;
+use crate::gate::{Gate, Limits};
 use crate::host::{Host, Queues};
 use crate::leases::Leases;
-use crate::lives::Accepting;
 use crate::meters::Meters;
-use crate::outbox::{FULL_AT, Gate, Outbox, Pool, Posted, Resumed};
+use crate::outbox::{FULL_AT, Outbox, Pool, Posted, Resumed, Valve};
 use crate::routes::Routes;
 use crate::slots::Slots;
 use crate::spawn::Spawner;
@@ -65,6 +66,12 @@ pub struct Guard {
     uplink: Vec<u8>,
     /// New connections are accepted; otherwise from then on again.
     pub(crate) accepting: Accepting,
+    /// Limits who is let in.
+    pub(crate) gate: Gate,
+    /// Accepted, without a worker yet.
+    pub(crate) waiting: Waiting,
+    /// To start workers.
+    pub(crate) starts: Tries,
     leases_written: Time,
     pub(crate) next_kill: Option<Time>,
     /// When a session has waited long enough for its client's first datagram.
@@ -80,6 +87,10 @@ pub struct Guard {
     pub(crate) tickets: Tickets,
     /// Since when the present certificates and lists decide whom to trust.
     pub(crate) trusted_since: Time,
+    /// Since when clients are pushed what they are.
+    pub(crate) pushed_since: Time,
+    /// `max_clients` when slots and queues were made.
+    pub(crate) room_for: u16,
     stopping: Option<Time>,
 }
 
@@ -173,6 +184,10 @@ impl Guard {
             open: Vec::new(),
             pool: Pool::default(),
             uplink: vec![0; queues.uplink.map_or(0, |size| size.bytes)],
+            gate: Gate::new(Limits::of(&config)),
+            waiting: Waiting::new(),
+            starts: Tries::default(),
+            room_for: config.max_clients,
             config,
             trust,
             spawner,
@@ -200,6 +215,7 @@ impl Guard {
             events: Events::default(),
             tickets,
             trusted_since: now,
+            pushed_since: now,
             stopping: None,
         })
     }
@@ -234,10 +250,7 @@ impl Guard {
                     Some(Source::Signal) => self.take_signals(),
                     Some(Source::Admin) => self.accept_admin(),
                     Some(Source::Conversation(key)) => self.converse(key),
-                    Some(Source::Trust) if self.trust.list_changed() => {
-                        self.reload("the revocation list changed");
-                    }
-                    Some(Source::Trust) => {}
+                    Some(Source::Trust) => self.reload_list(),
                     None => {}
                 }
             }
@@ -358,11 +371,11 @@ impl Guard {
                 self.accounts.drop_many(GuardDrop::QueueFull, packets);
                 return batch.clear();
             };
-            let gate = match rates.down {
-                Some(_) => self.meters.gate(name, key),
-                None => Gate::Open,
+            let valve = match rates.down {
+                Some(_) => self.meters.valve(name, key),
+                None => Valve::Open,
             };
-            match outbox.post(clock::now(), batch.message(), gate) {
+            match outbox.post(clock::now(), batch.message(), valve) {
                 Ok(posted @ (Posted::Sent | Posted::Waiting | Posted::Held)) => {
                     self.accounts.queued_packets += packets;
                     *queued_packets += packets;
@@ -400,12 +413,12 @@ impl Guard {
     fn resume(&mut self, key: u64, turn: bool) {
         let Some(session) = self.workers.get_mut(key).and_then(|w| w.session.as_mut()) else { return };
         let Session { outbox: Some(outbox), rates, name, .. } = session else { return };
-        let gate = match rates.down {
+        let valve = match rates.down {
             Some(_) if turn => self.meters.turn(name),
-            Some(_) => self.meters.gate(name, key),
-            None => Gate::Open,
+            Some(_) => self.meters.valve(name, key),
+            None => Valve::Open,
         };
-        let resumed = outbox.resume(clock::now(), gate);
+        let resumed = outbox.resume(clock::now(), valve);
         if matches!(resumed, Ok(Resumed::Held)) {
             self.meters.hold(name, key);
         }
@@ -468,34 +481,10 @@ impl Guard {
             self.reap();
         }
         if arrived.reload {
-            self.reload("SIGHUP");
+            self.reload_by_signal();
         }
         if arrived.stop {
             self.stop();
-        }
-    }
-
-    fn reload(&mut self, why: &str) {
-        match self.trust.reload() {
-            Ok(()) => log::info!("{why}: certificates and revocation list are read again"),
-            Err(failure) => {
-                log::error!("{why}, but what was there before stays in force: {failure}");
-                return;
-            }
-        }
-        self.tickets.clear();
-        self.trusted_since = clock::now();
-        if let Err(failure) = self.spawner.prepare(&self.config, &self.trust, self.host.offloads.uso) {
-            log::error!("{failure}");
-        }
-        let revoked: Vec<u64> = self
-            .workers
-            .iter()
-            .filter(|(_, w)| w.session.as_ref().is_some_and(|s| self.trust.is_revoked(&s.cert)))
-            .map(|(key, _)| key)
-            .collect();
-        for key in revoked {
-            self.end_worker(key, Reason::Revoked);
         }
     }
 
@@ -529,6 +518,7 @@ impl Guard {
             self.next_kill,
             self.next_switch,
             self.meters.poll_timeout(),
+            self.gate.poll_timeout(),
             expiry,
             resume,
             save,
@@ -549,8 +539,10 @@ impl Guard {
             self.switch_late(now);
         }
         if matches!(self.accepting, Accepting::Paused(until) if now >= until) {
-            self.accepting = Accepting::Full;
             self.open_listener();
+        }
+        if self.gate.poll_timeout().is_some_and(|at| now >= at) {
+            self.close_waiting();
         }
         if self.leases.is_dirty() && now >= self.leases_written + LEASES_EVERY {
             self.leases_written = now;

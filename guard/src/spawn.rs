@@ -63,19 +63,18 @@ impl Spawner {
         })
     }
 
-    /// Writes down what workers started from now on are told.
+    /// Writes down what workers started from now on are told. Where that fails, there are none.
     pub fn prepare(&mut self, config: &ServerConfig, trust: &Trust, uso: bool) -> Outcome<()> {
+        // Before anything can fail: what was told before doesn't hold any more.
+        self.setup = None;
+        self.renew();
         let setup = Setup {
             guard: getpid().as_raw(),
             credentials: trust.credentials.clone(),
             root: self.root.clone(),
             suites: config.data.suites.clone(),
             mtu: config.mtu,
-            settings: Settings {
-                routes: config.push.routes.clone(),
-                dns: config.push.dns.clone(),
-                idle: config.idle.map(|idle| u32::try_from(idle.as_secs()).unwrap_or(u32::MAX)),
-            },
+            settings: settings(config),
             rekey_ms: config.data.rekey.as_millis() as u64,
             rekey_packets: config.data.rekey_packets,
             linger_ms: config.linger.as_millis() as u64,
@@ -85,7 +84,6 @@ impl Spawner {
         };
         let bytes = memfd::sealed("tunguard-setup", &setup.encode());
         self.setup = Some(bytes.map_err(|e| Failure::system("write down the workers' setup", e))?);
-        self.renew();
         self.nursery().map(drop)
     }
 
@@ -205,6 +203,15 @@ impl Nursery {
             // An interruption (a worker that ended) is only another look.
             let _ = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
         }
+    }
+}
+
+/// What clients are pushed.
+pub fn settings(config: &ServerConfig) -> Settings {
+    Settings {
+        routes: config.push.routes.clone(),
+        dns: config.push.dns.clone(),
+        idle: config.idle.map(|idle| u32::try_from(idle.as_secs()).unwrap_or(u32::MAX)),
     }
 }
 

@@ -349,6 +349,7 @@ mod tests {
                 resumes: None,
                 ticketed: None,
                 explained: false,
+                stage: crate::gate::Stage::Session,
             });
             self.workers.get_mut(key).expect("just inserted").session = Some(Session {
                 id: SessionId::new(key as u16, [7; 6]),

@@ -41,12 +41,13 @@ pub struct Holder {
 impl Tickets {
     /// None yet, for so many sessions, of which so many are one client's.
     pub fn new(sessions: usize, of_one: usize) -> Tickets {
-        Tickets {
-            most: sessions.max(1) * EACH * 2,
-            each: EACH * of_one.max(1),
-            by_id: HashMap::new(),
-            of: HashMap::new(),
-        }
+        let (by_id, of) = (HashMap::new(), HashMap::new());
+        Tickets { most: most(sessions), each: each(of_one), by_id, of }
+    }
+
+    /// There may be so many from now on.
+    pub fn set_sessions(&mut self, sessions: usize, of_one: usize) {
+        (self.most, self.each) = (most(sessions), each(of_one));
     }
 
     /// There is nothing to watch over.
@@ -108,6 +109,14 @@ impl Tickets {
         self.by_id.clear();
         self.of.clear();
     }
+}
+
+fn most(sessions: usize) -> usize {
+    sessions.max(1) * EACH * 2
+}
+
+fn each(of_one: usize) -> usize {
+    of_one.max(1) * EACH
 }
 
 /// Tickets of one session: one for the connection under way, one for another that races it.

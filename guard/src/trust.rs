@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
@@ -12,7 +13,8 @@ use tunguard::tls::{CertId, Credentials, Revoked, time};
 
 /// What decides who is let in.
 pub struct Trust {
-    files: ServerTls,
+    /// What is watched.
+    list: Option<PathBuf>,
     /// For the workers.
     pub credentials: Credentials,
     revoked: Revoked,
@@ -24,12 +26,12 @@ impl Trust {
     pub fn load(config: &ServerConfig) -> Outcome<Trust> {
         let credentials = Credentials::read_server(&config.tls)?;
         let revoked = revoked(&credentials)?;
-        Ok(Trust { files: config.tls.clone(), credentials, revoked, watch: watch(&config.tls)? })
+        Ok(Trust { list: config.tls.crl.clone(), credentials, revoked, watch: watch(&config.tls)? })
     }
 
     /// Reads everything again. Where something is wrong with it, what we have stays.
-    pub fn reload(&mut self) -> Outcome<()> {
-        let credentials = Credentials::read_server(&self.files)?;
+    pub fn read_again(&mut self, config: &ServerConfig) -> Outcome<()> {
+        let credentials = Credentials::read_server(&config.tls)?;
         self.revoked = revoked(&credentials)?;
         self.credentials = credentials;
         Ok(())
@@ -47,7 +49,7 @@ impl Trust {
 
     /// Whether the watch has seen the list change.
     pub fn list_changed(&self) -> bool {
-        let name = self.files.crl.as_ref().and_then(|path| path.file_name());
+        let name = self.list.as_ref().and_then(|path| path.file_name());
         let events = self.watch.as_ref().and_then(|w| w.read_events().ok()).unwrap_or_default();
         events.iter().any(|e| e.name.as_deref() == name.map(OsStr::new))
     }

@@ -4,6 +4,7 @@ pub mod client;
 mod client_status;
 pub mod logging;
 pub mod pki;
+pub mod reload;
 pub mod server;
 pub mod status;
 
@@ -51,6 +52,8 @@ pub enum Command {
     Client(client::ClientCommand),
     /// Show a running server's sessions
     Status(status::StatusCommand),
+    /// Have a running server read its configuration again
+    Reload(reload::ReloadCommand),
 }
 
 /// Runs the command that the arguments name. Errors go to standard error, a sentence each.
@@ -62,6 +65,7 @@ pub fn main() -> ExitCode {
         Command::Server(command) => command.run(),
         Command::Client(command) => command.run(),
         Command::Status(command) => command.run(),
+        Command::Reload(command) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -11,7 +11,7 @@ use crate::exit::{Exit, Failure, Outcome};
 
 /// Run a server in the foreground
 ///
-/// Logs to standard error. SIGHUP reads certificates and revocations again; Ctrl-C or SIGTERM ends all sessions and
+/// Logs to standard error. SIGHUP reads configuration, certificates and revocations again, as `tunguard reload` does; Ctrl-C or SIGTERM ends all sessions and
 /// puts the host back as it was.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]

@@ -70,7 +70,7 @@ impl StatusCommand {
     fn sockets(&self) -> Outcome<Vec<PathBuf>> {
         match &self.socket {
             Some(socket) => Ok(vec![socket.clone()]),
-            None => sockets(Path::new(SOCKETS)),
+            None => usual_sockets(),
         }
     }
 
@@ -133,10 +133,21 @@ struct Status {
     sandbox: Option<Means>,
     queue: Queue,
     handshakes: u64,
+    waiting: u64,
+    refused: BTreeMap<String, u64>,
+    failed: BTreeMap<String, u64>,
+    penalised: Vec<Penalty>,
     guard_drops: BTreeMap<String, u64>,
     events: Vec<Event>,
     sessions: Vec<Session>,
     away: Vec<Away>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Penalty {
+    source: String,
+    for_s: u64,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -197,6 +208,11 @@ impl Session {
     }
 }
 
+/// The sockets where servers and clients of this host listen unless they are configured otherwise.
+pub(super) fn usual_sockets() -> Outcome<Vec<PathBuf>> {
+    sockets(Path::new(SOCKETS))
+}
+
 /// The sockets in `directory`. Where there are several, those that nobody listens on any more don't count.
 fn sockets(directory: &Path) -> Outcome<Vec<PathBuf>> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
@@ -236,6 +252,11 @@ fn show(socket: &Path, answer: &str, events: bool) -> Outcome<String> {
 }
 
 fn ask(socket: &Path) -> Outcome<String> {
+    ask_for("status", socket, ANSWER_WITHIN)
+}
+
+/// What whoever listens on `socket` answers to one line.
+pub(super) fn ask_for(question: &str, socket: &Path, within: Duration) -> Outcome<String> {
     let failed = |e: std::io::Error| {
         let hint = match e.kind() {
             std::io::ErrorKind::PermissionDenied => " (root's to ask)",
@@ -245,9 +266,9 @@ fn ask(socket: &Path) -> Outcome<String> {
         Failure::system(format!("ask by {}", socket.display()), format!("{e}{hint}"))
     };
     let mut stream = UnixStream::connect(socket).map_err(failed)?;
-    stream.set_read_timeout(Some(ANSWER_WITHIN)).map_err(failed)?;
-    stream.set_write_timeout(Some(ANSWER_WITHIN)).map_err(failed)?;
-    stream.write_all(b"status\n").map_err(failed)?;
+    stream.set_read_timeout(Some(within)).map_err(failed)?;
+    stream.set_write_timeout(Some(within)).map_err(failed)?;
+    stream.write_all(format!("{question}\n").as_bytes()).map_err(failed)?;
     let mut answer = String::new();
     stream.take(ANSWER_BYTES).read_to_string(&mut answer).map_err(failed)?;
     Ok(answer)
@@ -263,7 +284,7 @@ fn parse<T: DeserializeOwned>(socket: &Path, answer: &str) -> Outcome<T> {
 fn render(status: &Status) -> String {
     let queue = &status.queue;
     let mut text = format!(
-        "tunguard {} on {}, listening on {}, up {}\n{}, {} handshake{} under way; queues of {} x {} bytes{}\n",
+        "tunguard {} on {}, listening on {}, up {}\n{}, {} handshake{} under way{}; queues of {} x {} bytes{}\n",
         harmless(&status.version),
         harmless(&status.device),
         harmless(&status.listen),
@@ -271,6 +292,7 @@ fn render(status: &Status) -> String {
         plural(status.sessions.len() as u64, "session"),
         status.handshakes,
         if status.handshakes == 1 { "" } else { "s" },
+        if status.waiting > 0 { format!(" and {} waiting", status.waiting) } else { String::new() },
         queue.messages,
         queue.bytes,
         if queue.private { "" } else { " (shared IPC namespace)" },
@@ -280,6 +302,17 @@ fn render(status: &Status) -> String {
     }
     if let Some(drops) = counts(&status.guard_drops) {
         text.push_str(&format!("dropped by the guard: {drops}\n"));
+    }
+    if let Some(failed) = counts(&status.failed) {
+        text.push_str(&format!("handshakes that failed: {failed}\n"));
+    }
+    if let Some(refused) = counts(&status.refused) {
+        text.push_str(&format!("connections refused: {refused}\n"));
+    }
+    if !status.penalised.is_empty() {
+        let shown = |p: &Penalty| format!("{} for {}", harmless(&p.source), age(p.for_s));
+        let list: Vec<String> = status.penalised.iter().map(shown).collect();
+        text.push_str(&format!("refused for a while: {}\n", list.join(", ")));
     }
     if !status.sessions.is_empty() {
         text.push('\n');
@@ -458,6 +491,8 @@ mod tests {
         let answer = r#"{
             "version": "0.1.0", "device": "tg0", "listen": "[::]:55555", "uptime_s": 3725, "future": [1],
             "queue": {"messages": 10, "bytes": 8192, "private": true}, "handshakes": 1, "sandbox": {"seccomp": true, "landlock_abi": 7}, "totals": {"a": 1},
+            "waiting": 2, "failed": {"garbage": 7, "left": 0}, "refused": {"early": 3},
+            "penalised": [{"source": "2001:db8::/64\u001b", "for_s": 61}],
             "guard_drops": {"no_route": 3, "nothing": 0},
             "sessions": [{"session": "x", "slot": 1, "name": "alice\u001b[31m", "phase": "established",
                 "addresses": ["10.9.0.2", "fd09::2"], "subnets": [], "peer": "192.0.2.7:4500",
@@ -471,9 +506,12 @@ mod tests {
         assert_eq!(
             text,
             "tunguard 0.1.0 on tg0, listening on [::]:55555, up 1h02m\n\
-             1 session, 1 handshake under way; queues of 10 x 8192 bytes\n\
+             1 session, 1 handshake under way and 2 waiting; queues of 10 x 8192 bytes\n\
              workers are locked in by seccomp, Landlock ABI 7\n\
              dropped by the guard: no_route 3\n\
+             handshakes that failed: garbage 7\n\
+             connections refused: early 3\n\
+             refused for a while: 2001:db8::/64\\u{1b} for 1m01s\n\
              \n\
              NAME             ADDRESSES         PEER            STATE                      AGE    HEARD   RTT     SENT    RECEIVED  SUITE        DROPS\n\
              alice\\u{1b}[31m  10.9.0.2 fd09::2  192.0.2.7:4500  established, control lost  1m01s  0s ago  0.4 ms  1.5 MB  999 B     aes-256-gcm  bad_tag 2\n\

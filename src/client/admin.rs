@@ -10,7 +10,7 @@ use super::ipc::{PathReport, Report, SessionReport};
 use super::moves::Connection;
 use super::starts::Starts;
 use crate::VERSION;
-use crate::admin::{Admin, document};
+use crate::admin::{Admin, Question, document};
 use crate::config::client::{ClientConfig, Remote};
 use crate::net;
 use crate::sandbox::Means;
@@ -57,7 +57,14 @@ impl Desk {
             return None;
         }
         let key = token - FIRST_CONVERSATION;
-        socket.converse(key, poller).then_some(key)
+        match socket.converse(key, poller)? {
+            Question::Status => Some(key),
+            Question::Reload => {
+                let text = "a client reads its configuration only when it starts";
+                socket.answer(key, document(&json!({ "error": text })), poller);
+                None
+            }
+        }
     }
 
     /// Whether to ask the tunnel process once more: not one that doesn't answer.

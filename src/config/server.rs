@@ -124,6 +124,13 @@ pub struct ServerConfig {
     pub single_uid: Option<u32>,
     /// Handshakes in progress at once; `max_handshakes`, default 64, 1 to 4,096.
     pub max_handshakes: u16,
+    /// Of these, from one source, an IPv4 address or an IPv6 /64; `max_handshakes_per_source`, default 8, 1 to
+    /// `max_handshakes`.
+    pub max_handshakes_per_source: u16,
+    /// How long at most a source is refused for failed handshakes; `penalty`, "off" or at least 1 s, default 10 min.
+    pub penalty: Option<Duration>,
+    /// Sources that are never refused nor limited for what they did: `exempt_sources`, default none.
+    pub exempt_sources: Vec<IpNet>,
     /// Where the clients' files are; `clients_dir`, default `clients.d` beside the file.
     pub clients_dir: PathBuf,
     /// From `clients_dir`, default `clients.d` beside the file (which may be missing): identity -> entry.
@@ -207,7 +214,11 @@ impl ServerConfig {
         let socket = root.value("socket").and_then(|v| read_socket(&v));
         let state_dir = root.value("state_dir").and_then(|v| v.path());
         let worker_uids = root.value("worker_uids").and_then(|v| read_worker_uids(&v, max_clients));
-        let max_handshakes = root.value("max_handshakes").and_then(|v| v.integer(1..=4_096));
+        let max_handshakes = root.value("max_handshakes").and_then(|v| v.integer(1..=4_096)).unwrap_or(64);
+        let per_source = root.value("max_handshakes_per_source").and_then(|v| v.integer(1..=max_handshakes));
+        let penalty = root.value("penalty").and_then(|v| read_penalty(&v));
+        let exempt_sources =
+            root.value("exempt_sources").map(|v| without_place(v.words())).unwrap_or_default();
         let clients_dir = root.value("clients_dir").and_then(|v| v.path());
 
         let mut section = root.section("push");
@@ -264,7 +275,10 @@ impl ServerConfig {
             state_dir: state_dir.unwrap_or_else(|| PathBuf::from("/var/lib/tunguard")),
             worker_uids: worker_uids.unwrap_or(DEFAULT_WORKER_UIDS),
             single_uid: single_uid.flatten(),
-            max_handshakes: max_handshakes.unwrap_or(64),
+            max_handshakes,
+            max_handshakes_per_source: per_source.unwrap_or(HANDSHAKES_PER_SOURCE.min(max_handshakes)),
+            penalty: penalty.unwrap_or(Some(PENALTY)),
+            exempt_sources,
             clients_dir: clients_dir.unwrap_or_else(|| directory.join(DEFAULT_CLIENTS_DIR)),
             clients: BTreeMap::new(),
             device,
@@ -321,12 +335,22 @@ fn read_networks(value: &Value<'_>) -> Vec<IpNet> {
 
 /// `idle`: a duration, or none.
 fn read_idle(value: &Value<'_>) -> Option<Option<Duration>> {
-    let why = match value.text(IDLE_WANTED)? {
+    read_limit(value, IDLE_LEAST)
+}
+
+/// `penalty`: a duration, or none.
+fn read_penalty(value: &Value<'_>) -> Option<Option<Duration>> {
+    read_limit(value, Duration::from_secs(1))
+}
+
+/// A duration, or "off".
+fn read_limit(value: &Value<'_>, least: Duration) -> Option<Option<Duration>> {
+    let why = match value.text(LIMIT_WANTED)? {
         "off" => return Some(None),
         text => match parse_duration(text) {
-            Ok(limit) if limit >= IDLE_LEAST => return Some(Some(limit)),
-            Ok(_) => format!("is too short: at least {}s, or \"off\"", IDLE_LEAST.as_secs()),
-            Err(_) => format!("is not accepted: {IDLE_WANTED}"),
+            Ok(limit) if limit >= least => return Some(Some(limit)),
+            Ok(_) => format!("is too short: at least {}s, or \"off\"", least.as_secs()),
+            Err(_) => format!("is not accepted: {LIMIT_WANTED}"),
         },
     };
     value.fault(why);
@@ -403,8 +427,12 @@ const DEFAULT_WORKER_UIDS: (u32, u32) = (65_536, 99_999);
 const SPARE_WORKER_UIDS: u64 = 64;
 /// What `sandbox.single_uid` may be.
 const SINGLE_UID_WANTED: &str = r#""off", or a user ID other than 0"#;
-/// What `idle` may be.
-const IDLE_WANTED: &str = r#""off", or a duration, as in "10m""#;
+/// Handshakes at once from one source, unless `max_handshakes` allows fewer at all.
+const HANDSHAKES_PER_SOURCE: u16 = 8;
+/// The longest refusal of a source.
+const PENALTY: Duration = Duration::from_secs(10 * 60);
+/// What `idle` and `penalty` may be.
+const LIMIT_WANTED: &str = r#""off", or a duration, as in "10m""#;
 /// A shorter limit would end sessions that wait for an answer.
 const IDLE_LEAST: Duration = Duration::from_secs(IDLE_SECONDS_LEAST as u64);
 
@@ -462,6 +490,9 @@ mod tests {
             worker_uids: (65_536, 99_999),
             single_uid: None,
             max_handshakes: 64,
+            max_handshakes_per_source: 8,
+            penalty: Some(Duration::from_secs(600)),
+            exempt_sources: vec![],
             clients_dir: "/etc/tunguard/clients.d".into(),
             clients: BTreeMap::new(),
         };
@@ -487,6 +518,9 @@ mod tests {
             state_dir = "../state"
             worker_uids = [100_000, 116_063]
             max_handshakes = 0x1000
+            max_handshakes_per_source = 4096
+            penalty = "off"
+            exempt_sources = ["192.0.2.0/24", "2001:db8::/32"]
             clients_dir = "/srv/clients"
             push.routes = ["0.0.0.0/0", "::/0"]
             push.dns = ["10.0.0.1", "fd09:1::1"]
@@ -516,6 +550,8 @@ mod tests {
         assert_eq!((config.max_sessions_per_identity, config.on_too_many), (100, OnTooMany::Refuse));
         let rates = config.limits;
         assert_eq!((rates.down, rates.up), (Rate::from_bits(20_000_000), Rate::from_bits(64_000)));
+        assert_eq!((config.max_handshakes_per_source, config.penalty), (4_096, None));
+        assert_eq!(config.exempt_sources, [net("192.0.2.0/24"), net("2001:db8::/32")]);
         assert!(config.nat && config.client_to_client);
         assert_eq!(config.single_uid, Some(900));
         assert_eq!((config.linger, config.lease), (Duration::from_secs(1), Duration::ZERO));
@@ -629,6 +665,13 @@ mod tests {
             ("limits.rate = 'off'", r#"unknown key "limits.rate" (known here: rate_down, rate_up)"#),
             ("max_handshakes = 0", "max_handshakes = 0 is out of range: 1 to 4096"),
             ("max_handshakes = 4097", "max_handshakes = 4097 is out of range: 1 to 4096"),
+            ("max_handshakes_per_source = 65", "max_handshakes_per_source = 65 is out of range: 1 to 64"),
+            ("max_handshakes_per_source = 0", "max_handshakes_per_source = 0 is out of range: 1 to 64"),
+            ("penalty = '999ms'", r#"penalty = "999ms" is too short: at least 1s, or "off""#),
+            (
+                "exempt_sources = ['10.0.0.1/8']",
+                r#"exempt_sources[0] = "10.0.0.1/8" has host bits set: "10.0.0.0/8" was probably meant"#,
+            ),
             ("nat = 'yes'", r#"nat = "yes" is a string, not true or false"#),
             ("client_to_client = 1", "client_to_client = 1 is an integer, not true or false"),
             (

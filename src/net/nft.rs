@@ -98,6 +98,14 @@ impl Table {
         Ok(Table { name: Some(spec.table()) })
     }
 
+    /// Puts other rules in its place, in one transaction: no packet meets half of them.
+    pub fn replace(&mut self, spec: &TableSpec) -> Outcome<()> {
+        nft(&spec.script())
+            .map_err(|e| e.context(format!("replacing nftables table inet {}", spec.table())))?;
+        self.name = Some(spec.table());
+        Ok(())
+    }
+
     /// Removes it. That it is gone already (`nft flush ruleset`) is fine.
     pub fn remove(mut self) -> Outcome<()> {
         self.take_away()

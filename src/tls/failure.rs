@@ -36,6 +36,33 @@ pub fn failure_of_handshake(ssl: &SslRef, error: &ssl::Error) -> Failure {
     }
 }
 
+/// What a failed handshake says of a client, beyond what its failure's exit code does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stranger {
+    /// It doesn't speak TLS 1.3 with our protocol in it.
+    Garbage,
+    /// It showed no certificate.
+    NoCertificate,
+    /// It went away, or wouldn't have ours.
+    Left,
+}
+
+/// The same for whoever limits clients by what they do.
+pub fn stranger(error: &ssl::Error) -> Stranger {
+    if let Some(io) = error.io_error() {
+        // Not the system's: the cap on what a stranger may send.
+        return if io.kind() == io::ErrorKind::Other { Stranger::Garbage } else { Stranger::Left };
+    }
+    let Some(errors) = error.ssl_error() else { return Stranger::Left };
+    let first = errors.errors().iter().find(|e| e.library_code() == LIBRARY_SSL).map(|e| e.reason_code());
+    match first {
+        Some(NO_PEER_CERTIFICATE) => Stranger::NoCertificate,
+        Some(UNEXPECTED_EOF) => Stranger::Left,
+        Some(alert) if u8::try_from(alert - ALERTS).is_ok() => Stranger::Left,
+        _ => Stranger::Garbage,
+    }
+}
+
 /// The failure behind what [`ssl::Ssl::connect`] or [`ssl::Ssl::accept`] gave back.
 pub fn failure_of_connect<S>(error: HandshakeError<S>) -> Failure {
     match error {

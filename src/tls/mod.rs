@@ -22,7 +22,7 @@ pub use context::{
     client_context, client_ssl, offer_session, server_context, server_ssl, server_ssl_with, warm_up,
 };
 pub use credentials::Credentials;
-pub use failure::{failure_of_connect, failure_of_handshake, failure_of_io};
+pub use failure::{Stranger, failure_of_connect, failure_of_handshake, failure_of_io, stranger};
 pub use identity::{CertId, Identity, confirm_peer, peer_identity};
 pub use revoked::Revoked;
 pub use tickets::{SavedSession, TicketId, close_desk, take_ticket, trusted_until};

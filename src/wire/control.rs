@@ -200,10 +200,12 @@ pub enum Reason {
     Idle,
     /// The identity has as many sessions as it may.
     TooMany,
+    /// What is fixed for this client has changed: a new session has it.
+    Changed,
 }
 
 impl Reason {
-    const ALL: [Reason; 14] = [
+    const ALL: [Reason; 15] = [
         Reason::Leaving,
         Reason::Shutdown,
         Reason::Replaced,
@@ -218,6 +220,7 @@ impl Reason {
         Reason::Expired,
         Reason::Idle,
         Reason::TooMany,
+        Reason::Changed,
     ];
 
     /// The reason with this code.
@@ -243,6 +246,7 @@ impl fmt::Display for Reason {
             Reason::Expired => "the certificate has expired",
             Reason::Idle => "nothing was carried for a while",
             Reason::TooMany => "the identity has as many sessions as it may",
+            Reason::Changed => "what is fixed for the client has changed",
         })
     }
 }

@@ -43,7 +43,7 @@ fn garbage_on_tcp_ends_its_own_connection_only() {
 #[test]
 fn silence_on_tcp_is_ended_at_the_deadline() {
     let Some(lab) = Lab::new("silence", 1) else { return };
-    let server = lab.start_server(&lab.server().set("max_handshakes", 3));
+    let server = lab.start_server(&lab.server().set("max_handshakes_per_source", 3));
     let dialler = Dialler::new(&lab, 1);
     let begun = Instant::now();
     let mut silent = dialler.tcp().expect("the port is open");

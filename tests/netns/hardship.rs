@@ -197,16 +197,19 @@ fn a_worker_that_does_not_read_holds_up_nobody() {
 #[test]
 fn silent_connections_keep_others_out_for_a_while_at_most() {
     let Some(lab) = Lab::new("slots", 2) else { return };
-    let server = lab.start_server(&lab.server().set("max_handshakes", 8));
+    // Whose source has no share can take all places there are.
+    let config = lab.server().set("max_handshakes", 8).set("exempt_sources", "['198.18.1.0/24']");
+    let server = lab.start_server(&config);
     let dialler = Dialler::new(&lab, 1);
     let silent: Vec<TcpStream> = (0..40).map(|_| dialler.tcp().expect("the port is open")).collect();
     server.wait_for_children(8);
+    eventually("the rest waits", || (lab.status()["waiting"] == 32).then_some(()));
     assert_eq!(lab.status()["handshakes"], 8);
     let mut busy = cpu_ticks(server.pid());
     thread::sleep(Duration::from_secs(1));
     busy = cpu_ticks(server.pid()) - busy;
     assert!(busy < 50, "the guard spins while it is full: {busy} ticks in a second");
-    // Those who wait in the kernel's queue are gone when their turn comes.
+    // Those who wait are gone when their turn comes.
     drop(silent);
     let mut client = lab.try_client(2, &lab.client(2));
     lab.wait_for_tunnel(2, &mut client);
@@ -287,32 +290,6 @@ fn keys_with_a_short_life_in_packets_are_renewed_in_time() {
     transfer(&lab.c(1), &lab.srv(), ip(INNER_V4), 16 << 20);
     let epoch = lab.session("c1").expect("a session")["epoch"].as_u64();
     assert!(epoch > Some(3), "{epoch:?}");
-}
-
-#[test]
-fn a_reload_with_broken_files_changes_nothing_and_a_good_one_does() {
-    let Some(lab) = Lab::new("reload", 2) else { return };
-    let mut server = lab.start_server(&lab.server());
-    let _one = lab.start_client(1, &lab.client(1));
-    let good = fs::read(lab.path("certs/gate.pem")).expect("the certificate");
-    lab.write("certs/gate.pem", "-----BEGIN CERTIFICATE-----\nhalf");
-    server.signal(Signal::SIGHUP);
-    server.wait_for_log("stays in force");
-    let mut two = lab.start_client(2, &lab.client(2));
-    assert!(lab.c(1).pings(INNER_V4, 56, 3));
-    two.stop();
-    // Another certificate for the server: new connections see it, old ones go on.
-    lab.write("certs/gate.pem", good);
-    lab.tunguard(&["pki", "server", "other", "--san", "other.test"]);
-    fs::copy(lab.path("certs/other.pem"), lab.path("certs/gate.pem")).expect("copied");
-    fs::copy(lab.path("certs/other.key"), lab.path("certs/gate.key")).expect("copied");
-    server.signal(Signal::SIGHUP);
-    server.wait_for_log("are read again");
-    let mut refused = lab.try_client(2, &lab.client(2));
-    assert_eq!(refused.exit(), Exit::CertificateForeign as i32, "{}", refused.log());
-    let _two = lab.start_client(2, &lab.client(2).set("tls.server_name", "'other.test'"));
-    assert!(lab.c(1).pings(INNER_V4, 56, 3));
-    assert_eq!(server.try_exit(), None);
 }
 
 #[test]
@@ -415,7 +392,7 @@ fn lose(lab: &Lab, percent: u32) {
 }
 
 /// CPU time of a process, in hundredths of a second.
-fn cpu_ticks(pid: i32) -> u64 {
+pub fn cpu_ticks(pid: i32) -> u64 {
     // One that has ended meanwhile doesn't run.
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // After the command's name, which may hold anything: utime and stime are fields 14 and 15.

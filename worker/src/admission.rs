@@ -14,7 +14,7 @@ use tunguard::config::common::Suite;
 use tunguard::epochs::Limits;
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::hardware;
-use tunguard::ipc::{Claim, Grant, Reply, Request, Resumption, Setup, WorkerEnd};
+use tunguard::ipc::{Cause, Claim, Grant, Reply, Request, Resumption, Setup, WorkerEnd};
 use tunguard::keys::{Role, Secret};
 use tunguard::rate::Rate;
 use tunguard::session::{Session, Start};
@@ -27,7 +27,7 @@ use tunguard::sys::tcp;
 use tunguard::sys::tun::Tun;
 use tunguard::sys::udp::Carrier;
 use tunguard::time::Time;
-use tunguard::tls::{self, Revoked};
+use tunguard::tls::{self, Revoked, Stranger};
 use tunguard::wire::control::{
     self, FEATURE_AES_HARDWARE, FEATURE_ON_DEMAND, Hello, Message, Reason, Resume, Welcome,
 };
@@ -65,13 +65,40 @@ pub enum TunExit {
     Guard(Uplink),
 }
 
+/// Why there is no session, and whose doing it is.
+pub struct NoSession {
+    /// Whose doing.
+    pub cause: Cause,
+    /// Why.
+    pub failure: Failure,
+}
+
+impl From<Failure> for NoSession {
+    fn from(failure: Failure) -> NoSession {
+        NoSession { cause: Cause::of(failure.exit), failure }
+    }
+}
+
 /// Makes the session, or says why there is none. A client that got as far as a TLS session is told, too.
 pub fn admit(
     prepared: &Prepared,
     guard: &'static WorkerEnd,
     tcp: TcpStream,
     deadline: Time,
-) -> Outcome<Admitted> {
+) -> Result<Admitted, NoSession> {
+    let admitted = try_admit(prepared, guard, tcp, deadline);
+    admitted.map_err(|none| match none.cause {
+        Cause::Left if clock::now() >= deadline => NoSession { cause: Cause::Deadline, ..none },
+        _ => none,
+    })
+}
+
+fn try_admit(
+    prepared: &Prepared,
+    guard: &'static WorkerEnd,
+    tcp: TcpStream,
+    deadline: Time,
+) -> Result<Admitted, NoSession> {
     // A client that vanished while idle: its session is given up after `linger`, as one whose connection broke.
     tcp::notice_silence(&tcp, Duration::from_millis(prepared.setup.linger_ms))
         .map_err(|e| Failure::system("prepare the control connection", e))?;
@@ -90,7 +117,7 @@ pub fn admit(
         Err(Refusal { reason, failure }) => {
             let _ = admission.control.send(&Message::Bye(reason));
             admission.control.close();
-            Err(failure)
+            Err(failure.into())
         }
     }
 }
@@ -143,11 +170,17 @@ impl Made {
 }
 
 impl Admission<'_> {
-    fn handshake(&mut self, ordered: &OnceLock<Reason>) -> Outcome<()> {
+    fn handshake(&mut self, ordered: &OnceLock<Reason>) -> Result<(), NoSession> {
         loop {
-            let progress = self.control.handshake()?;
+            let progress = self.control.handshake().map_err(|failure| match self.control.stranger() {
+                Some(Stranger::Garbage) if failure.exit == Exit::Tls => {
+                    NoSession { cause: Cause::Garbage, failure }
+                }
+                Some(Stranger::NoCertificate) => NoSession { cause: Cause::Certificate, failure },
+                _ => failure.into(),
+            })?;
             if let Some(reason) = ordered.get() {
-                return Err(ordered_to_end(*reason).failure);
+                return Err(ordered_to_end(*reason).failure.into());
             }
             if progress == Progress::Done {
                 break;

@@ -30,6 +30,7 @@ use tunguard::sys::seccomp::{self, Filter};
 use tunguard::sys::{clock, memfd, signals, spawn};
 use tunguard::{VERSION, rigged};
 
+use crate::admission::NoSession;
 use crate::nursery::Prepared;
 
 fn main() -> ExitCode {
@@ -81,16 +82,15 @@ fn live(prepared: &Prepared, newborn: nursery::Newborn) -> ExitCode {
     let guard = guard_log::install(guard);
     guard_log::set_level(prepared.setup.log_level);
     let held = Newborn { guard: guard.as_fd(), tcp: tcp.as_fd() };
-    let locked_in = lock_in(&prepared.setup, uid, held);
+    let locked_in = lock_in(&prepared.setup, uid, held).map_err(NoSession::from);
     rigged::point("worker.locked-in");
     match locked_in.and_then(|()| run::serve(prepared, guard, tcp, deadline)) {
         Ok(ended) => {
             tell(guard, ended);
             ExitCode::SUCCESS
         }
-        Err(failure) => {
-            let fault = matches!(failure.exit, Exit::System | Exit::Usage | Exit::MacLength | Exit::Version);
-            tell(guard, Request::Ended { reason: None, fault, text: failure.text });
+        Err(NoSession { cause, failure }) => {
+            tell(guard, Request::Ended { reason: None, cause, text: failure.text });
             failure.exit.into()
         }
     }

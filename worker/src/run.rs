@@ -19,7 +19,7 @@ use tunguard::egress::{self, Egress};
 use tunguard::exit::{Failure, Outcome};
 use tunguard::ingress::Ingress;
 use tunguard::inside::{self, WithInside};
-use tunguard::ipc::{DRAIN_SECONDS, Reply, Report, Request, Setup, WorkerEnd};
+use tunguard::ipc::{Cause, DRAIN_SECONDS, Reply, Report, Request, Setup, WorkerEnd};
 use tunguard::keys::Role;
 use tunguard::path::INSIDE;
 use tunguard::paths::PathEvent;
@@ -32,10 +32,10 @@ use tunguard::sys::seccomp::{Filter, worker as seccomp};
 use tunguard::sys::seqpacket::Incoming;
 use tunguard::sys::udp::{Carrier, RECEIVE_BUFFERS, ReceiveBuffers, Received};
 use tunguard::time::Time;
-use tunguard::wire::control::{Message, Reason};
+use tunguard::wire::control::{Message, Reason, Settings};
 use tunguard::wire::vnet::VnetHeader;
 
-use crate::admission::{Admitted, TunExit, admit};
+use crate::admission::{Admitted, NoSession, TunExit, admit};
 use crate::downlink::Downlink;
 use crate::nursery::Prepared;
 
@@ -46,11 +46,11 @@ pub fn serve(
     guard: &'static WorkerEnd,
     tcp: TcpStream,
     deadline: Time,
-) -> Outcome<Request> {
+) -> Result<Request, NoSession> {
     let admitted = admit(prepared, guard, tcp, deadline)?;
     let carrying = Carrying::new(&prepared.setup, guard, admitted)?;
     carrying.lock_in_further(prepared.setup.landlock)?;
-    carrying.carry()
+    Ok(carrying.carry()?)
 }
 
 /// An established session with everything it moves packets between.
@@ -65,6 +65,8 @@ struct Carrying<'a> {
     egress: Egress,
     ingress: Ingress,
     uso: bool,
+    /// The client comes and goes by itself, as its tunnel is used.
+    on_demand: bool,
     /// Packets that came with the client's Hello.
     early: Early,
     /// A newer session of the client took over: until when this one still takes in what is on its way.
@@ -115,6 +117,7 @@ impl<'a> Carrying<'a> {
             egress: Egress::default(),
             ingress: Ingress::limited(admitted.rate_up, clock::now()),
             uso: setup.uso,
+            on_demand: admitted.on_demand,
             early: Early::default(),
             drain_until: None,
             asked: None,
@@ -365,6 +368,7 @@ impl<'a> Carrying<'a> {
                     let _ = self.guard.send(&Request::Report(Box::new(self.report())), &[]);
                 }
                 Ok(Incoming::Message(Reply::Ask, _)) => self.ask_client(),
+                Ok(Incoming::Message(Reply::Update(settings), _)) => self.update(settings),
                 Ok(Incoming::Message(Reply::Drain, _)) => self.drain(),
                 Ok(Incoming::Message(Reply::End(reason), _)) => {
                     self.finish(reason);
@@ -456,6 +460,17 @@ impl<'a> Carrying<'a> {
         self.session.ask(now);
     }
 
+    /// What is pushed has changed. A client whose control connection is lost learns of it by its next session.
+    fn update(&mut self, settings: Settings) {
+        if self.on_demand {
+            self.session.set_idle(settings.idle_limit().map(patience));
+        }
+        let sent = self.control.as_mut().map_or(Ok(()), |control| control.send(&Message::Update(settings)));
+        if let Err(broken) = sent {
+            self.control_broken(broken);
+        }
+    }
+
     /// The client has a newer session. Its packets are on their way from both ends in this one.
     fn drain(&mut self) {
         log::debug!("{}: a newer session took over", self.data.name);
@@ -477,7 +492,7 @@ impl<'a> Carrying<'a> {
         }
         log::info!("{}: {}; dropped: {}", self.data.name, self.session.traffic(), self.session.drops);
         let reason = self.ended.unwrap_or(Reason::Internal);
-        Request::Ended { reason: Some(reason), fault: false, text: reason.to_string() }
+        Request::Ended { reason: Some(reason), cause: Cause::Left, text: reason.to_string() }
     }
 
     fn report(&self) -> Report {
