@@ -48,10 +48,14 @@ impl Guard {
             if self.workers.handshakes() >= usize::from(self.config.max_handshakes) {
                 return self.accept_later(Accepting::Full);
             }
+            // Nobody could show whom he talks to: connections wait where they are.
+            if let Some(at) = self.trust.holder.rests_until(clock::now()) {
+                return self.accept_later(Accepting::Paused(at));
+            }
             match self.listener.accept() {
                 Ok((tcp, peer)) => {
                     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-                    match self.spawner.start(&tcp) {
+                    match self.spawner.start(&tcp, &mut self.trust.holder) {
                         Ok(started) => self.take_in(started, peer),
                         Err(failure) => {
                             log::error!("{peer} turned away: {failure}");
@@ -76,6 +80,7 @@ impl Guard {
             pid: started.pid,
             uid: started.uid,
             channel: started.channel,
+            signing: started.signing,
             tcp_peer: peer,
             phase: Phase::Handshake,
             started: now,
@@ -136,6 +141,9 @@ impl Guard {
     fn worker_gone(&mut self, pid: Pid, how: &str, well: bool) {
         if self.spawner.ended(pid.as_raw()) {
             log::error!("the nursery, process {pid}, died: {how}; the next worker comes from a new one");
+            return;
+        }
+        if self.trust.holder.ended(pid.as_raw(), how) {
             return;
         }
         // Its last words may still be in the channel.

@@ -12,6 +12,7 @@ mod clients;
 mod codel;
 mod events;
 mod grants;
+mod holder;
 mod host;
 mod leases;
 mod lives;
@@ -68,8 +69,8 @@ fn start(log: StderrLog) -> Outcome<run::Guard> {
         .target(env_logger::Target::Pipe(Box::new(log)))
         .init();
     host::require_root()?;
-    let config = ServerConfig::load(&file)?;
-    let trust = trust::Trust::load(&config)?;
+    let mut config = ServerConfig::load(&file)?;
+    let trust = trust::Trust::load(&mut config)?;
     // 2. The binaries beside us.
     let spawner = spawn::Spawner::new(&config)?;
     // 3. Ports: a second server on them ends here, before it disturbs the first.

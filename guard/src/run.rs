@@ -101,6 +101,8 @@ pub enum Source {
     Uplink(u64),
     /// Somebody on the admin socket.
     Conversation(u64),
+    /// The key holder, about misuse.
+    KeyHolder,
 }
 
 impl Source {
@@ -116,6 +118,7 @@ impl Source {
             Source::Queue(key) => 6 | key << 4,
             Source::Uplink(key) => 7 | key << 4,
             Source::Conversation(key) => 8 | key << 4,
+            Source::KeyHolder => 9,
         }
     }
 
@@ -131,6 +134,7 @@ impl Source {
             6 => Source::Queue(key),
             7 => Source::Uplink(key),
             8 => Source::Conversation(key),
+            9 => Source::KeyHolder,
             _ => return None,
         })
     }
@@ -141,7 +145,7 @@ impl Guard {
     #[expect(clippy::too_many_arguments, reason = "the parts of the start-up function, once each")]
     pub fn new(
         config: ServerConfig,
-        trust: Trust,
+        mut trust: Trust,
         mut spawner: Spawner,
         listener: TcpListener,
         slots: Slots,
@@ -152,7 +156,7 @@ impl Guard {
     ) -> Outcome<Guard> {
         let failed = |e| Failure::system("prepare to wait for events", e);
         let signals = Signals::install().map_err(failed)?;
-        spawner.prepare(&config, &trust, host.offloads.uso)?;
+        spawner.prepare(&config, &mut trust, host.offloads.uso)?;
         let poller = Poller::new(EVENTS).map_err(failed)?;
         poller.add(host.tun.as_fd(), Source::Tun.token(), Interest::Read).map_err(failed)?;
         poller.add(listener.as_fd(), Source::Listener.token(), Interest::Read).map_err(failed)?;
@@ -163,6 +167,7 @@ impl Guard {
         if let Some(watch) = trust.watch() {
             poller.add(watch, Source::Trust.token(), Interest::Read).map_err(failed)?;
         }
+        poller.add(trust.holder.misuse_fd(), Source::KeyHolder.token(), Interest::Read).map_err(failed)?;
         let listen = listener.local_addr().map_err(failed)?;
         let now = clock::now();
         let tickets = Tickets::new(config.max_clients.into());
@@ -234,6 +239,7 @@ impl Guard {
                         self.reload("the revocation list changed");
                     }
                     Some(Source::Trust) => {}
+                    Some(Source::KeyHolder) => self.punish_misuse(),
                     None => {}
                 }
             }
@@ -435,7 +441,7 @@ impl Guard {
         }
         self.tickets.clear();
         self.trusted_since = clock::now();
-        if let Err(failure) = self.spawner.prepare(&self.config, &self.trust, self.host.offloads.uso) {
+        if let Err(failure) = self.spawner.prepare(&self.config, &mut self.trust, self.host.offloads.uso) {
             log::error!("{failure}");
         }
         let revoked: Vec<u64> = self
@@ -475,7 +481,8 @@ impl Guard {
         // Only while somebody is there: an idle server sleeps.
         let expiry = (self.workers.len() > 0 || !self.tickets.is_empty())
             .then(|| self.certificates_checked + CERTIFICATES_EVERY);
-        [self.next_kill, self.next_switch, expiry, resume, save, self.admin.deadline(), self.stopping]
+        let holder = self.trust.holder.deadline();
+        [self.next_kill, self.next_switch, expiry, resume, save, self.admin.deadline(), self.stopping, holder]
             .into_iter()
             .flatten()
             .min()
@@ -488,6 +495,7 @@ impl Guard {
         if self.next_switch.is_some_and(|at| now >= at) {
             self.switch_late(now);
         }
+        self.trust.holder.handle_timeout(now);
         if matches!(self.accepting, Accepting::Paused(until) if now >= until) {
             self.accepting = Accepting::Full;
             self.open_listener();
@@ -536,6 +544,7 @@ mod tests {
             Source::Queue(0),
             Source::Uplink(1 << 40),
             Source::Conversation(3),
+            Source::KeyHolder,
         ] {
             assert_eq!(Source::from_token(source.token()), Some(source));
         }

@@ -1,5 +1,5 @@
-//! Certificates, the server's key and the revocation list, as they are now; and the watch that notices when
-//! the list changes.
+//! Certificates and the revocation list, as they are now, and the key holder with the key that goes with them; and the
+//! watch that notices when the list changes.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -8,30 +8,37 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use tunguard::config::server::{ServerConfig, ServerTls};
 use tunguard::exit::{Failure, Outcome};
-use tunguard::tls::{CertId, Credentials, Revoked, time};
+use tunguard::tls::{CertId, Certificates, Revoked, time};
+
+use crate::holder::KeyHolder;
 
 /// What decides who is let in.
 pub struct Trust {
     files: ServerTls,
     /// For the workers.
-    pub credentials: Credentials,
+    pub certificates: Certificates,
+    /// It has the server's key.
+    pub holder: KeyHolder,
     revoked: Revoked,
     watch: Option<Inotify>,
 }
 
 impl Trust {
     /// Reads and checks everything, and starts to watch the revocation list.
-    pub fn load(config: &ServerConfig) -> Outcome<Trust> {
-        let credentials = Credentials::read_server(&config.tls)?;
-        let revoked = revoked(&credentials)?;
-        Ok(Trust { files: config.tls.clone(), credentials, revoked, watch: watch(&config.tls)? })
+    pub fn load(config: &mut ServerConfig) -> Outcome<Trust> {
+        let certificates = Certificates::read_server(&config.tls)?;
+        let revoked = revoked(&certificates)?;
+        let holder = KeyHolder::start(config, &certificates)?;
+        Ok(Trust { files: config.tls.clone(), certificates, holder, revoked, watch: watch(&config.tls)? })
     }
 
     /// Reads everything again. Where something is wrong with it, what we have stays.
     pub fn reload(&mut self) -> Outcome<()> {
-        let credentials = Credentials::read_server(&self.files)?;
-        self.revoked = revoked(&credentials)?;
-        self.credentials = credentials;
+        let certificates = Certificates::read_server(&self.files)?;
+        let revoked = revoked(&certificates)?;
+        self.holder.replace(&self.files.key, &self.files.cert, &certificates)?;
+        self.revoked = revoked;
+        self.certificates = certificates;
         Ok(())
     }
 
@@ -53,9 +60,9 @@ impl Trust {
     }
 }
 
-fn revoked(credentials: &Credentials) -> Outcome<Revoked> {
-    let Some(crl) = &credentials.crl else { return Ok(Revoked::default()) };
-    let revoked = Revoked::parse(crl, &credentials.ca)?;
+fn revoked(certificates: &Certificates) -> Outcome<Revoked> {
+    let Some(crl) = &certificates.crl else { return Ok(Revoked::default()) };
+    let revoked = Revoked::parse(crl, &certificates.ca)?;
     if let Some(end) = revoked.next_update().filter(|end| *end < time::wall_clock() + 7 * time::DAY) {
         log::warn!("the revocation list expires on {}: nobody gets in after that", time::date(end));
     }

@@ -33,6 +33,7 @@ use tunguard::wire::control::{
 
 use crate::downlink::Downlink;
 use crate::nursery::Prepared;
+use crate::signer;
 use crate::tickets::Tickets;
 use crate::uplink::Uplink;
 
@@ -63,12 +64,18 @@ pub enum TunExit {
 }
 
 /// Makes the session, or says why there is none. A client that got as far as a TLS session is told, too.
-pub fn admit(prepared: &Prepared, guard: &WorkerEnd, tcp: TcpStream, deadline: Time) -> Outcome<Admitted> {
+pub fn admit(
+    prepared: &Prepared,
+    guard: &WorkerEnd,
+    tcp: TcpStream,
+    signing: OwnedFd,
+    deadline: Time,
+) -> Outcome<Admitted> {
     // A client that vanished while idle: its session is given up after `linger`, as one whose connection broke.
     tcp::notice_silence(&tcp, Duration::from_millis(prepared.setup.linger_ms))
         .map_err(|e| Failure::system("prepare the control connection", e))?;
     let tickets = Tickets::new(guard, deadline)?;
-    let ssl = tls::server_ssl_with(&prepared.context, tickets.look_up)?;
+    let ssl = tls::server_ssl_with(&prepared.context, signer::asking(signing, deadline), tickets.look_up)?;
     let mut admission = Admission {
         prepared,
         setup: &prepared.setup,
@@ -145,6 +152,7 @@ impl Admission<'_> {
             self.wait_for_client("the TLS handshake").map_err(|refusal| refusal.failure)?;
         }
         tls::close_desk(self.control.ssl());
+        tls::close_signing(self.control.ssl());
         log::debug!("{}", tls::summary(self.control.ssl()));
         Ok(())
     }

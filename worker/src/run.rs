@@ -7,7 +7,7 @@
 
 use std::io::IoSlice;
 use std::net::TcpStream;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use tunguard::batch::BatchReader;
@@ -37,8 +37,14 @@ use crate::nursery::Prepared;
 
 /// Serves one client from its accepted connection to the end of its session; the result is the last word to
 /// the guard.
-pub fn serve(prepared: &Prepared, guard: &WorkerEnd, tcp: TcpStream, deadline: Time) -> Outcome<Request> {
-    let admitted = admit(prepared, guard, tcp, deadline)?;
+pub fn serve(
+    prepared: &Prepared,
+    guard: &WorkerEnd,
+    tcp: TcpStream,
+    signing: OwnedFd,
+    deadline: Time,
+) -> Outcome<Request> {
+    let admitted = admit(prepared, guard, tcp, signing, deadline)?;
     Carrying::new(&prepared.setup, guard, admitted)?.carry()
 }
 
