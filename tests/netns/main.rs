@@ -45,6 +45,7 @@ mod early;
 mod garbage;
 mod hardship;
 mod identity;
+mod key_holder;
 mod kill;
 mod many;
 mod matrix;
