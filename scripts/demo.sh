@@ -227,8 +227,8 @@ pass "both tunnels are up, $SECONDS s after the start"
 heading "Processes: guard, nursery and supervisors as root, a worker per client and the tunnel processes without"
 ps -o pid,ppid,uid,comm,args --forest --sort pid -p "$server,$alice_pid,$bob_pid" --ppid "$server,$alice_pid,$bob_pid" |
     sed "s|$bin/||g; s|$work/||g" | cut -c 1-100 | sed 's/^/   /'
-# The server's children but the nursery, which forks the workers and is there as long as the server.
-worker_uids() { ps -o comm=,uid= --ppid "$server" | awk '$1 != "tg-nursery" { print $2 }'; }
+# The server's children but key holder and nursery, which are there as long as the server.
+worker_uids() { ps -o comm=,uid= --ppid "$server" | awk '$1 !~ /^tg-/ { print $2 }'; }
 expect "two workers, each with a user ID of its own" [ "$(worker_uids | sort -u | wc -l)" = 2 ]
 expect "no worker is root" [ "$(worker_uids | grep -cx 0)" = 0 ]
 tunnel_uids() { ps -o uid= --ppid "$alice_pid,$bob_pid"; }

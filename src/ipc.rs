@@ -15,7 +15,7 @@ use crate::resume::ResumeSecret;
 use crate::session::Traffic;
 use crate::sys::mq::QueueSize;
 use crate::sys::seqpacket::Channel;
-use crate::tls::{CertId, Credentials, SavedSession, TicketId};
+use crate::tls::{CertId, Certificates, SavedSession, TicketId};
 use crate::wire::control::{Reason, Settings};
 use crate::wire::data::SessionId;
 
@@ -32,7 +32,8 @@ pub type NurseryGuardEnd = Channel<NurseryRequest, NurseryReply>;
 /// What the guard orders of the nursery.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NurseryRequest {
-    /// Make a worker; with it come its end of a channel to the guard, and its client's TCP connection.
+    /// Make a worker; with it come its end of a channel to the guard, its client's TCP connection, and its end of a
+    /// channel to the key holder.
     Start {
         /// The worker's user.
         uid: u32,
@@ -257,8 +258,8 @@ pub struct Grant {
 pub struct Setup {
     /// The guard's process ID: when it goes, the worker goes.
     pub guard: i32,
-    /// Certificates and the server's key.
-    pub credentials: Credentials,
+    /// Certificates and lists. The server's key is the key holder's.
+    pub certificates: Certificates,
     /// An empty directory to be locked into.
     pub root: PathBuf,
     /// Suites in the server's order.

@@ -21,6 +21,7 @@ pub mod idle;
 pub mod ingress;
 pub mod inside;
 pub mod ipc;
+pub mod key_ipc;
 pub mod keys;
 pub mod net;
 pub mod path;

@@ -10,7 +10,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use common::{Stream, meet};
+use common::{Stream, meet, read_key};
 use openssl::nid::Nid;
 use openssl::x509::{X509, X509ExtendedKeyUsage, X509KeyUsage};
 use tempfile::TempDir;
@@ -21,7 +21,9 @@ use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::pki::{AltName, Authority, CLIENT_DAYS, Files, Name, RemoteHost, SERVER_DAYS, State};
 use tunguard::tls::time::{DAY, unix, wall_clock};
 use tunguard::tls::verify::Side;
-use tunguard::tls::{Credentials, client_context, client_ssl, peer_identity, server_context, server_ssl};
+use tunguard::tls::{
+    Certificates, Credentials, client_context, client_ssl, peer_identity, server_context, server_ssl,
+};
 
 /// An authority with the server `gate` and the client `alice`, at the present time.
 struct Lab {
@@ -67,7 +69,7 @@ impl Lab {
     /// Both ends of a handshake made from the files, as a server and a client would read them now.
     fn handshake(&self, who: &str) -> (Outcome<Stream>, Outcome<Stream>) {
         let file = |name: &str| Pem::File(self.dir().join(name));
-        let server = Credentials::read_server(&ServerTls {
+        let server = Certificates::read_server(&ServerTls {
             ca: file("ca.pem"),
             cert: file("gate.pem"),
             key: file("gate.key"),
@@ -79,7 +81,10 @@ impl Lab {
             key: file(&format!("clients/{who}.key")),
             server_name: None,
         });
-        let server = server_ssl(&server_context(&server.unwrap()).unwrap()).unwrap();
+        let server = server.unwrap();
+        let key = read_key(file("gate.key"), &server.cert).unwrap();
+        let signer = Box::new(move |wanted: &_| Ok(key.sign(wanted)?.unwrap()));
+        let server = server_ssl(&server_context(&server).unwrap(), signer).unwrap();
         let client = client_ssl(&client_context(&client.unwrap()).unwrap(), "vpn.example.org").unwrap();
         meet(server, client)
     }

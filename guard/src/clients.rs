@@ -45,6 +45,8 @@ pub struct Worker {
     pub uid: u32,
     /// The channel to it.
     pub channel: GuardEnd,
+    /// The number of its channel to the key holder.
+    pub signing: u64,
     /// Where its TCP connection comes from.
     pub tcp_peer: SocketAddr,
     /// How far it is.

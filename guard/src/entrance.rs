@@ -38,6 +38,10 @@ impl Guard {
     pub(crate) fn accept_clients(&mut self) {
         // A few at a time: traffic goes on meanwhile.
         for _ in 0..CONNECTIONS_PER_TURN {
+            // Nobody could show whom he talks to: connections wait where they are.
+            if let Some(at) = self.trust.holder.rests_until(clock::now()) {
+                return self.accept_later(Accepting::Paused(at));
+            }
             match self.listener.accept() {
                 Ok((tcp, peer)) => {
                     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
@@ -68,7 +72,7 @@ impl Guard {
 
     /// Makes a worker for a connection that holds a place.
     fn serve_client(&mut self, tcp: &TcpStream, peer: SocketAddr) {
-        match self.spawner.start(tcp) {
+        match self.spawner.start(tcp, &mut self.trust.holder) {
             Ok(started) => {
                 if self.starts.worked() {
                     log::info!("workers can be started again");

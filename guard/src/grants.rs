@@ -476,6 +476,22 @@ impl Guard {
         self.reply(key, &Reply::End(reason));
     }
 
+    /// Ends workers that asked the key holder for what they may not have.
+    pub(crate) fn punish_misuse(&mut self) {
+        while let Some(misuse) = self.trust.holder.misused() {
+            let worker = self.workers.iter().find(|(_, w)| w.signing == misuse.channel).map(|(key, _)| key);
+            match worker {
+                Some(key) => self.punish(key, &format!("to the key holder: {}", misuse.what)),
+                // It has ended, or was none: all the same, whoever comes next comes from another nursery.
+                None => {
+                    let what = Escaped(&misuse.what);
+                    log::error!("somebody who is gone broke the rules with the key holder: {what}");
+                    self.spawner.renew();
+                }
+            }
+        }
+    }
+
     /// Ends a worker that broke the rules, at once.
     fn punish(&mut self, key: u64, what: &str) {
         let Some(worker) = self.workers.get_mut(key) else { return };

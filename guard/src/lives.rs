@@ -40,6 +40,7 @@ impl Guard {
             pid: started.pid,
             uid: started.uid,
             channel: started.channel,
+            signing: started.signing,
             tcp_peer: peer,
             phase: Phase::Handshake,
             started: now,
@@ -85,6 +86,9 @@ impl Guard {
     fn worker_gone(&mut self, pid: Pid, how: End) {
         if self.spawner.ended(pid.as_raw()) {
             log::error!("the nursery, process {pid}, died: {how}; the next worker comes from a new one");
+            return;
+        }
+        if self.trust.holder.ended(pid.as_raw(), &how.to_string()) {
             return;
         }
         // Its last words may still be in the channel.

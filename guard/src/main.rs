@@ -14,6 +14,7 @@ mod entrance;
 mod events;
 mod gate;
 mod grants;
+mod holder;
 mod host;
 mod leases;
 mod lives;
@@ -78,10 +79,10 @@ fn start(log: StderrLog) -> Outcome<run::Guard> {
         .init();
     host::require_root()?;
     capabilities::keep(privileges::START)?;
-    let config = ServerConfig::load(&file)?;
-    let trust = trust::Trust::load(&config)?;
-    // 2. The binaries beside us, and what this kernel can lock workers in with.
+    let mut config = ServerConfig::load(&file)?;
+    // 2. What this kernel can lock processes in with, and the binaries beside us.
     let sandbox = Means::find(config.sandbox)?;
+    let trust = trust::Trust::load(&mut config, sandbox)?;
     let spawner = spawn::Spawner::new(&config, sandbox)?;
     // 3. Ports: a second server on them ends here, before it disturbs the first.
     let (listener, slots) = slots::bind(&config)?;

@@ -25,7 +25,6 @@ use crate::clients::{Phase, Session};
 use crate::gate::Limits;
 use crate::run::{Guard, Source};
 use crate::spawn;
-use crate::trust::Trust;
 
 /// What is different in a new configuration, by key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -188,7 +187,7 @@ impl Guard {
             return;
         }
         const WHY: &str = "the revocation list changed";
-        match self.trust.read_again(&self.config) {
+        match self.trust.read_again(&mut self.config) {
             Ok(()) => {
                 log::info!("{WHY}: certificates and revocation list are read again");
                 self.end_revoked();
@@ -224,7 +223,7 @@ impl Guard {
 
     /// Puts a new configuration in force, or says why not and has changed nothing.
     fn take_over(&mut self) -> Outcome<Changes> {
-        let new = ServerConfig::load(&self.config.file)?;
+        let mut new = ServerConfig::load(&self.config.file)?;
         let changes = Changes::between(&self.config, &new);
         if !changes.fixed.is_empty() {
             let (keys, it) = (changes.fixed.join(", "), if changes.fixed.len() > 1 { "them" } else { "it" });
@@ -241,14 +240,14 @@ impl Guard {
                 self.room_for
             )));
         }
-        let trust = Trust::load(&new)?;
-        if let Some(watch) = trust.watch() {
+        let next = self.trust.prepare(&mut new)?;
+        if let Some(watch) = next.watch() {
             let added = self.poller.add(watch, Source::Trust.token(), Interest::Read);
             added.map_err(|e| Failure::system("watch for a new revocation list", e))?;
         }
         // The last that can fail.
         self.host.change(&self.config, &new)?;
-        self.trust = trust;
+        self.trust.follow(next);
         self.config = new;
         self.gate.set_limits(Limits::of(&self.config));
         let ServerConfig { max_clients, max_sessions_per_identity, .. } = self.config;
@@ -261,7 +260,7 @@ impl Guard {
     fn renew_nursery(&mut self) -> Outcome<()> {
         self.tickets.clear();
         self.trusted_since = clock::now();
-        let prepared = self.spawner.prepare(&self.config, &self.trust, self.host.offloads.uso);
+        let prepared = self.spawner.prepare(&self.config, &mut self.trust, self.host.offloads.uso);
         if let Err(failure) = &prepared {
             self.pause(&failure.text);
         }

@@ -115,6 +115,8 @@ pub enum Source {
     Uplink(u64),
     /// Somebody on the admin socket.
     Conversation(u64),
+    /// The key holder, about misuse.
+    KeyHolder,
 }
 
 impl Source {
@@ -130,6 +132,7 @@ impl Source {
             Source::Queue(key) => 6 | key << 4,
             Source::Uplink(key) => 7 | key << 4,
             Source::Conversation(key) => 8 | key << 4,
+            Source::KeyHolder => 9,
         }
     }
 
@@ -145,6 +148,7 @@ impl Source {
             6 => Source::Queue(key),
             7 => Source::Uplink(key),
             8 => Source::Conversation(key),
+            9 => Source::KeyHolder,
             _ => return None,
         })
     }
@@ -155,7 +159,7 @@ impl Guard {
     #[expect(clippy::too_many_arguments, reason = "the parts of the start-up function, once each")]
     pub fn new(
         config: ServerConfig,
-        trust: Trust,
+        mut trust: Trust,
         mut spawner: Spawner,
         listener: TcpListener,
         slots: Slots,
@@ -166,7 +170,7 @@ impl Guard {
     ) -> Outcome<Guard> {
         let failed = |e| Failure::system("prepare to wait for events", e);
         let signals = Signals::install().map_err(failed)?;
-        spawner.prepare(&config, &trust, host.offloads.uso)?;
+        spawner.prepare(&config, &mut trust, host.offloads.uso)?;
         let poller = Poller::new(EVENTS).map_err(failed)?;
         poller.add(host.tun.as_fd(), Source::Tun.token(), Interest::Read).map_err(failed)?;
         poller.add(listener.as_fd(), Source::Listener.token(), Interest::Read).map_err(failed)?;
@@ -177,6 +181,7 @@ impl Guard {
         if let Some(watch) = trust.watch() {
             poller.add(watch, Source::Trust.token(), Interest::Read).map_err(failed)?;
         }
+        poller.add(trust.holder.misuse_fd(), Source::KeyHolder.token(), Interest::Read).map_err(failed)?;
         let listen = listener.local_addr().map_err(failed)?;
         let now = clock::now();
         let tickets = Tickets::new(config.max_clients.into(), config.max_sessions_per_identity.into());
@@ -251,6 +256,7 @@ impl Guard {
                     Some(Source::Admin) => self.accept_admin(),
                     Some(Source::Conversation(key)) => self.converse(key),
                     Some(Source::Trust) => self.reload_list(),
+                    Some(Source::KeyHolder) => self.punish_misuse(),
                     None => {}
                 }
             }
@@ -519,6 +525,7 @@ impl Guard {
             self.next_switch,
             self.meters.poll_timeout(),
             self.gate.poll_timeout(),
+            self.trust.holder.deadline(),
             expiry,
             resume,
             save,
@@ -538,6 +545,7 @@ impl Guard {
         if self.next_switch.is_some_and(|at| now >= at) {
             self.switch_late(now);
         }
+        self.trust.holder.handle_timeout(now);
         if matches!(self.accepting, Accepting::Paused(until) if now >= until) {
             self.open_listener();
         }
@@ -589,6 +597,7 @@ mod tests {
             Source::Queue(0),
             Source::Uplink(1 << 40),
             Source::Conversation(3),
+            Source::KeyHolder,
         ] {
             assert_eq!(Source::from_token(source.token()), Some(source));
         }

@@ -5,21 +5,25 @@ use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Child;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpid};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use tunguard::VERSION;
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::ipc::{GuardEnd, NurseryGuardEnd, NurseryReply, NurseryRequest, Setup};
 use tunguard::sandbox::Means;
-use tunguard::sys::seqpacket::Incoming;
+use tunguard::sys::seqpacket::{Channel, Incoming};
 use tunguard::sys::{clock, memfd, seqpacket, spawn};
 use tunguard::wire::control::Settings;
 
+use crate::holder::KeyHolder;
 use crate::trust::Trust;
 use crate::uids::Uids;
 
@@ -48,6 +52,8 @@ pub struct Started {
     pub channel: GuardEnd,
     /// Its user.
     pub uid: u32,
+    /// The number of its channel to the key holder.
+    pub signing: u64,
 }
 
 impl Spawner {
@@ -64,13 +70,13 @@ impl Spawner {
     }
 
     /// Writes down what workers started from now on are told. Where that fails, there are none.
-    pub fn prepare(&mut self, config: &ServerConfig, trust: &Trust, uso: bool) -> Outcome<()> {
+    pub fn prepare(&mut self, config: &ServerConfig, trust: &mut Trust, uso: bool) -> Outcome<()> {
         // Before anything can fail: what was told before doesn't hold any more.
         self.setup = None;
         self.renew();
         let setup = Setup {
             guard: getpid().as_raw(),
-            credentials: trust.credentials.clone(),
+            certificates: trust.certificates.clone(),
             root: self.root.clone(),
             suites: config.data.suites.clone(),
             mtu: config.mtu,
@@ -84,7 +90,7 @@ impl Spawner {
         };
         let bytes = memfd::sealed("tunguard-setup", &setup.encode());
         self.setup = Some(bytes.map_err(|e| Failure::system("write down the workers' setup", e))?);
-        self.nursery().map(drop)
+        self.nursery(&mut trust.holder).map(drop)
     }
 
     /// Gives the nursery up: the next worker comes from a new one, with the newest setup, and with code and data at
@@ -103,27 +109,31 @@ impl Spawner {
         ours
     }
 
-    fn nursery(&mut self) -> Outcome<&Nursery> {
+    fn nursery(&mut self, holder: &mut KeyHolder) -> Outcome<&Nursery> {
         if self.nursery.is_none() {
-            self.nursery = Some(self.start_nursery()?);
+            self.nursery = Some(self.start_nursery(holder)?);
         }
         self.nursery.as_ref().ok_or_else(|| Failure::system("start a worker", "there is no nursery"))
     }
 
-    fn start_nursery(&self) -> Outcome<Nursery> {
+    fn start_nursery(&self, holder: &mut KeyHolder) -> Outcome<Nursery> {
         let setup = self.setup.as_ref().ok_or_else(|| Failure::system("start a worker", "no setup yet"))?;
         let failed = |e| Failure::system(format!("start {}", self.program.display()), e);
         let (channel, theirs) = seqpacket::pair().map_err(failed)?;
-        let fds = [theirs.as_fd(), setup.as_fd()];
+        let signing = holder.channel()?;
+        let fds = [theirs.as_fd(), setup.as_fd(), signing.worker.as_fd()];
         let mut child = spawn::spawn(&self.program, &[VERSION], &fds).map_err(failed)?;
         drop(theirs);
         let nursery = Nursery { pid: child.id() as i32, channel };
+        drop(signing);
         match nursery.answer(READY_WAIT) {
             Ok(NurseryReply::Ready) => Ok(nursery),
             answer => {
-                let _ = child.kill();
-                let code = child.wait().ok().and_then(|s| s.code()).and_then(|c| u8::try_from(c).ok());
-                let exit = code.and_then(Exit::from_code).unwrap_or(Exit::System);
+                // One that says why it fails ends by itself, with the exit code that fits.
+                if !matches!(answer, Ok(NurseryReply::Failed { .. })) {
+                    let _ = child.kill();
+                }
+                let exit = exit_of(&mut child);
                 let text = match answer {
                     Ok(NurseryReply::Failed { text }) => text,
                     Ok(other) => format!("it answered {other:?}"),
@@ -134,8 +144,8 @@ impl Spawner {
         }
     }
 
-    /// Starts a worker for a connection.
-    pub fn start(&mut self, tcp: &TcpStream) -> Outcome<Started> {
+    /// Starts a worker for a connection, with a channel to `holder`.
+    pub fn start(&mut self, tcp: &TcpStream, holder: &mut KeyHolder) -> Outcome<Started> {
         // Whoever cleans up below /run may have taken it away.
         if !self.root.is_dir() {
             empty_root()?;
@@ -144,26 +154,28 @@ impl Spawner {
             .uids
             .take()
             .ok_or_else(|| Failure::system("start a worker", "every user ID of worker_uids is in use"))?;
-        let started = self.order(tcp, uid);
+        let started = self.order(tcp, uid, holder);
         if started.is_err() {
             self.uids.release(uid);
         }
         started
     }
 
-    fn order(&mut self, tcp: &TcpStream, uid: u32) -> Outcome<Started> {
+    fn order(&mut self, tcp: &TcpStream, uid: u32, holder: &mut KeyHolder) -> Outcome<Started> {
         let failed = |e| Failure::system("start a worker", e);
         let (channel, theirs) = seqpacket::pair().map_err(failed)?;
-        let nursery = self.nursery()?;
+        let nursery = self.nursery(holder)?;
+        let signing = holder.channel()?;
         let order = NurseryRequest::Start { uid };
-        let sent = nursery.channel.send(&order, &[theirs.as_fd(), tcp.as_fd()]);
+        let fds = [theirs.as_fd(), tcp.as_fd(), signing.worker.as_fd()];
+        let sent = nursery.channel.send(&order, &fds);
         let answer = match sent {
             Ok(true) => nursery.answer(FORK_WAIT),
             Ok(false) => Err(Failure::system("start a worker", "the nursery doesn't read")),
             Err(error) => Err(failed(error)),
         };
         match answer {
-            Ok(NurseryReply::Started { pid }) => Ok(Started { pid, channel, uid }),
+            Ok(NurseryReply::Started { pid }) => Ok(Started { pid, channel, uid, signing: signing.channel }),
             Ok(NurseryReply::Failed { text }) => Err(Failure::system("start a worker", text)),
             Ok(NurseryReply::Ready) | Err(_) => {
                 // Stuck or gone: the next worker comes from a new one.
@@ -184,26 +196,41 @@ impl Spawner {
 }
 
 impl Nursery {
-    /// What the nursery says, within `patience`. It is our own code on our own host, and has nothing else to do: the
-    /// guard waits for it as it would for a fork of its own.
     fn answer(&self, patience: Duration) -> Outcome<NurseryReply> {
-        let until = clock::now() + patience;
-        loop {
-            match self.channel.receive(false) {
-                Ok(Incoming::Message(reply, _)) => return Ok(reply),
-                Ok(Incoming::Nothing) => {}
-                Ok(Incoming::Closed) => return Err(Failure::system("start a worker", "the nursery is gone")),
-                Err(violation) => return Err(Failure::system("start a worker", violation)),
-            }
-            let left = until.since(clock::now());
-            if left.is_zero() {
-                return Err(Failure::system("start a worker", "the nursery doesn't answer"));
-            }
-            let mut fds = [PollFd::new(self.channel.as_fd(), PollFlags::POLLIN)];
-            // An interruption (a worker that ended) is only another look.
-            let _ = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
-        }
+        answer(&self.channel, "the nursery", patience)
     }
+}
+
+/// What a process of ours says, within `patience`. It is our own code on our own host, and has nothing else to do: the
+/// guard waits for it as it would for a fork of its own.
+pub fn answer<Tx: Serialize, Rx: DeserializeOwned>(
+    channel: &Channel<Tx, Rx>,
+    who: &str,
+    patience: Duration,
+) -> Outcome<Rx> {
+    let until = clock::now() + patience;
+    let failed = |why: &str| Failure::system(format!("wait for {who}"), why);
+    loop {
+        match channel.receive(false) {
+            Ok(Incoming::Message(reply, _)) => return Ok(reply),
+            Ok(Incoming::Nothing) => {}
+            Ok(Incoming::Closed) => return Err(failed("it is gone")),
+            Err(violation) => return Err(failed(&format!("it sent {violation}"))),
+        }
+        let left = until.since(clock::now());
+        if left.is_zero() {
+            return Err(failed("it doesn't answer"));
+        }
+        let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
+        // An interruption (a worker that ended) is only another look.
+        let _ = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+    }
+}
+
+/// What a process of ours that is ending had to say by its exit code.
+pub fn exit_of(child: &mut Child) -> Exit {
+    let code = child.wait().ok().and_then(|status| status.code()).and_then(|code| u8::try_from(code).ok());
+    code.and_then(Exit::from_code).unwrap_or(Exit::System)
 }
 
 /// What clients are pushed.
@@ -215,7 +242,8 @@ pub fn settings(config: &ServerConfig) -> Settings {
     }
 }
 
-fn worker_program() -> Outcome<PathBuf> {
+/// The program that is nursery, worker and key holder.
+pub fn worker_program() -> Outcome<PathBuf> {
     let here = fs::read_link("/proc/self/exe").map_err(|e| Failure::system("find our own program", e))?;
     let program = here.with_file_name("tunguard-worker");
     if program.is_file() {
@@ -226,7 +254,7 @@ fn worker_program() -> Outcome<PathBuf> {
 }
 
 /// An empty directory that nobody but root can put anything into.
-fn empty_root() -> Outcome<PathBuf> {
+pub fn empty_root() -> Outcome<PathBuf> {
     let root = Path::new(EMPTY_ROOT);
     let failed = |e| Failure::system(format!("prepare the workers' empty root {EMPTY_ROOT}"), e);
     fs::create_dir_all(root).map_err(failed)?;

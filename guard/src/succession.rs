@@ -337,6 +337,7 @@ mod tests {
                 pid,
                 uid: 0,
                 channel: seqpacket::pair().expect("a channel").0,
+                signing: 0,
                 tcp_peer: ([192, 0, 2, 1], 1).into(),
                 phase: Phase::Granted,
                 started: now,

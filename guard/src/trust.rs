@@ -1,5 +1,5 @@
-//! Certificates, the server's key and the revocation list, as they are now; and the watch that notices when
-//! the list changes.
+//! Certificates and the revocation list, as they are now, and the key holder with the key that goes with them; and the
+//! watch that notices when the list changes.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,31 +9,71 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use tunguard::config::server::{ServerConfig, ServerTls};
 use tunguard::exit::{Failure, Outcome};
-use tunguard::tls::{CertId, Credentials, Revoked, time};
+use tunguard::sandbox::Means;
+use tunguard::tls::{CertId, Certificates, Revoked, time};
+
+use crate::holder::{Heir, KeyHolder};
 
 /// What decides who is let in.
 pub struct Trust {
     /// What is watched.
     list: Option<PathBuf>,
     /// For the workers.
-    pub credentials: Credentials,
+    pub certificates: Certificates,
+    /// It has the server's key.
+    pub holder: KeyHolder,
     revoked: Revoked,
     watch: Option<Inotify>,
 }
 
+/// What another configuration decides by.
+pub struct Next {
+    list: Option<PathBuf>,
+    certificates: Certificates,
+    revoked: Revoked,
+    watch: Option<Inotify>,
+    heir: Heir,
+}
+
+impl Next {
+    /// The watch, where there is a list.
+    pub fn watch(&self) -> Option<BorrowedFd<'_>> {
+        self.watch.as_ref().map(|w| w.as_fd())
+    }
+}
+
 impl Trust {
     /// Reads and checks everything, and starts to watch the revocation list.
-    pub fn load(config: &ServerConfig) -> Outcome<Trust> {
-        let credentials = Credentials::read_server(&config.tls)?;
-        let revoked = revoked(&credentials)?;
-        Ok(Trust { list: config.tls.crl.clone(), credentials, revoked, watch: watch(&config.tls)? })
+    pub fn load(config: &mut ServerConfig, sandbox: Means) -> Outcome<Trust> {
+        let certificates = Certificates::read_server(&config.tls)?;
+        let revoked = revoked(&certificates)?;
+        let holder = KeyHolder::start(config, &certificates, sandbox)?;
+        Ok(Trust { list: config.tls.crl.clone(), certificates, holder, revoked, watch: watch(&config.tls)? })
+    }
+
+    /// Reads and checks what another configuration names. Nothing of it is in force before [`Trust::follow`].
+    pub fn prepare(&self, config: &mut ServerConfig) -> Outcome<Next> {
+        let certificates = Certificates::read_server(&config.tls)?;
+        let revoked = revoked(&certificates)?;
+        let watch = watch(&config.tls)?;
+        let heir = self.holder.heir(config, &certificates)?;
+        Ok(Next { list: config.tls.crl.clone(), certificates, revoked, watch, heir })
+    }
+
+    /// Puts it in force.
+    pub fn follow(&mut self, next: Next) {
+        let Next { list, certificates, revoked, watch, heir } = next;
+        self.holder.follow(heir);
+        (self.list, self.certificates, self.revoked, self.watch) = (list, certificates, revoked, watch);
     }
 
     /// Reads everything again. Where something is wrong with it, what we have stays.
-    pub fn read_again(&mut self, config: &ServerConfig) -> Outcome<()> {
-        let credentials = Credentials::read_server(&config.tls)?;
-        self.revoked = revoked(&credentials)?;
-        self.credentials = credentials;
+    pub fn read_again(&mut self, config: &mut ServerConfig) -> Outcome<()> {
+        let certificates = Certificates::read_server(&config.tls)?;
+        let revoked = revoked(&certificates)?;
+        let heir = self.holder.heir(config, &certificates)?;
+        self.holder.follow(heir);
+        (self.certificates, self.revoked) = (certificates, revoked);
         Ok(())
     }
 
@@ -55,9 +95,9 @@ impl Trust {
     }
 }
 
-fn revoked(credentials: &Credentials) -> Outcome<Revoked> {
-    let Some(crl) = &credentials.crl else { return Ok(Revoked::default()) };
-    let revoked = Revoked::parse(crl, &credentials.ca)?;
+fn revoked(certificates: &Certificates) -> Outcome<Revoked> {
+    let Some(crl) = &certificates.crl else { return Ok(Revoked::default()) };
+    let revoked = Revoked::parse(crl, &certificates.ca)?;
     if let Some(end) = revoked.next_update().filter(|end| *end < time::wall_clock() + 7 * time::DAY) {
         log::warn!("the revocation list expires on {}: nobody gets in after that", time::date(end));
     }

@@ -35,7 +35,7 @@ impl Uids {
         ids::groups_can_be_left()
             .map_err(|e| Failure::system("drop the workers' supplementary groups", e))?;
         let Some(uid) = config.single_uid else {
-            return Ok(Uids::range(config.worker_uids, random::bytes()?));
+            return Ok(Uids::range(workers_of(config.worker_uids), random::bytes()?));
         };
         log::warn!(
             "weaker mode, sandbox.single_uid: all workers are user {uid}, with one allowance for their queues, and \
@@ -80,6 +80,11 @@ impl Range {
     }
 }
 
+/// The last user of the range is the key holder's.
+fn workers_of((first, last): (u32, u32)) -> (u32, u32) {
+    (first, last - 1)
+}
+
 /// Refuses users that don't exist in our user namespace: no worker could become one of them.
 fn must_be_mapped(config: &ServerConfig, users: &IdMap, groups: &IdMap) -> Outcome<()> {
     let (key, first, last) = match config.single_uid {
@@ -116,7 +121,8 @@ mod tests {
 
     #[test]
     fn user_ids_rest_before_they_are_used_again() {
-        let mut uids = Uids::range((70_000, 70_002), [0; 4]);
+        // The fourth is the key holder's.
+        let mut uids = Uids::range(workers_of((70_000, 70_003)), [0; 4]);
         assert_eq!([uids.take(), uids.take()], [Some(70_000), Some(70_001)]);
         uids.release(70_000);
         assert_eq!([uids.take(), uids.take(), uids.take()], [Some(70_002), Some(70_000), None]);

@@ -156,6 +156,16 @@ pub enum Pem {
     },
 }
 
+impl Pem {
+    /// How errors call it: a file's path, or the configuration key that holds the text.
+    pub fn name(&self) -> String {
+        match self {
+            Pem::File(path) => path.display().to_string(),
+            Pem::Inline { key, .. } => format!("in {key}"),
+        }
+    }
+}
+
 impl fmt::Debug for Pem {
     // A private key may be in it: never print the text.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

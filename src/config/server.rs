@@ -116,8 +116,9 @@ pub struct ServerConfig {
     pub socket: PathBuf,
     /// Leases and the like; `state_dir`, default `/var/lib/tunguard`.
     pub state_dir: PathBuf,
-    /// User IDs of workers, one per session: `worker_uids = [first, last]`, default 65536 to 99999, at least
-    /// `max_clients` + 64 of them, never 0 or below 1,000, and never 65534 (nobody), 65535 or 4294967295.
+    /// User IDs of workers, one per session, the last one the key holder's: `worker_uids = [first, last]`, default 65536 to
+    /// 99999, at least `max_clients` + 64 of them, never 0 or below 1,000, and never 65534 (nobody), 65535 or
+    /// 4294967295.
     pub worker_uids: (u32, u32),
     /// One user ID for all workers, in place of `worker_uids`: `[sandbox] single_uid`, "off" (the default) or a number,
     /// never 0, 65534 (nobody), 65535 or 4294967295.

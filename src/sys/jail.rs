@@ -146,6 +146,18 @@ fn give_up_root(uid: u32, gid: u32, parent: i32) -> Outcome<()> {
     put_on(Layer::OwnUser, || confirm(uid))
 }
 
+/// For a process that is going to hold a secret, while it is root: no dump of it, no tracing, and nothing of it in swap
+/// space, where the limit can be raised to `bytes`, the most memory it may have. (Where not, in containers, locking all
+/// would be worse: a stack that is locked doesn't grow beyond the limit.)
+pub fn keep_memory_private(bytes: u64) -> Outcome<()> {
+    step("forbid dumps and tracing", prctl::set_dumpable(false))?;
+    if setrlimit(Resource::RLIMIT_MEMLOCK, bytes, bytes).is_ok() {
+        // SAFETY: takes numbers only. Pages are locked as they are touched, so that this takes no memory of its own.
+        unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) };
+    }
+    Ok(())
+}
+
 /// Ties our life to our parent's, for a process that keeps its privileges.
 pub fn die_with_parent() -> Outcome<()> {
     let parent = getppid();

@@ -16,6 +16,7 @@ pub mod signals;
 pub mod spawn;
 pub mod steer;
 pub mod tcp;
+pub mod tls_key;
 pub mod tls_session;
 pub mod tun;
 pub mod udp;

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 
 use openssl::error::ErrorStack;
+use openssl::pkey::{PKeyRef, Private};
 use openssl::ssl::{
     AlpnError, Ssl, SslContext, SslContextBuilder, SslMethod, SslMode, SslOptions, SslStream, SslVerifyMode,
     SslVersion, select_next_proto,
@@ -11,33 +12,38 @@ use openssl::ssl::{
 use openssl::x509::X509PurposeId;
 use openssl::x509::verify::{X509CheckFlags, X509VerifyFlags};
 
-use super::credentials::{Credentials, Loaded};
+use super::credentials::{Certificates, Credentials, Loaded};
+use super::signing::{Signer, Signing, signing_failure};
 use super::tickets::{Desk, LookUp, SavedSession, set_tickets};
 use super::verify::{Judge, Notes, Side, notes_index};
 use super::{ALPN, clear_errors, library};
 use crate::exit::{Exit, Failure, Outcome};
-use crate::sys::tls_session;
+use crate::sys::{tls_key, tls_session};
 
-/// What a server's workers accept clients with.
-pub fn server_context(credentials: &Credentials) -> Outcome<SslContext> {
-    context(Side::Server, credentials)
+/// What a server's workers accept clients with. It has no key: each connection brings its [`Signer`].
+pub fn server_context(certificates: &Certificates) -> Outcome<SslContext> {
+    let loaded = certificates.load()?;
+    clear_errors();
+    build(Side::Server, loaded, None).map_err(|e| library("setting up the server's TLS", &e))
 }
 
 /// What a client dials with.
 pub fn client_context(credentials: &Credentials) -> Outcome<SslContext> {
-    context(Side::Client, credentials)
+    let (loaded, key) = credentials.load()?;
+    clear_errors();
+    build(Side::Client, loaded, Some(&key)).map_err(|e| library("setting up the client's TLS", &e))
 }
 
 /// One connection on the server, ready for `accept`; tickets are not taken.
-pub fn server_ssl(context: &SslContext) -> Outcome<Ssl> {
+pub fn server_ssl(context: &SslContext, signer: Signer) -> Outcome<Ssl> {
     clear_errors();
-    accepting(context, Desk::default()).map_err(|e| library("preparing a TLS connection", &e))
+    accepting(context, signer, Desk::default()).map_err(|e| library("preparing a TLS connection", &e))
 }
 
 /// The same, where `look_up` knows the sessions behind tickets.
-pub fn server_ssl_with(context: &SslContext, look_up: LookUp) -> Outcome<Ssl> {
+pub fn server_ssl_with(context: &SslContext, signer: Signer, look_up: LookUp) -> Outcome<Ssl> {
     clear_errors();
-    accepting(context, Desk::asking(look_up)).map_err(|e| library("preparing a TLS connection", &e))
+    accepting(context, signer, Desk::asking(look_up)).map_err(|e| library("preparing a TLS connection", &e))
 }
 
 /// One connection on the client, ready for `connect`. The server's certificate must carry `expected_name`, a DNS
@@ -57,7 +63,7 @@ pub fn offer_session(ssl: &mut Ssl, session: &SavedSession) -> Outcome<()> {
 
 /// Shakes hands with itself, as far as a client without a certificate gets: the library looks up and builds much at
 /// its first handshake, which processes forked after this one have then.
-pub fn warm_up(server: &SslContext) -> Outcome<()> {
+pub fn warm_up(server: &SslContext, signer: Signer) -> Outcome<()> {
     clear_errors();
     let failed = |e: ErrorStack| library("trying out TLS", &e);
     let mut client = SslContext::builder(SslMethod::tls_client()).map_err(failed)?;
@@ -67,13 +73,18 @@ pub fn warm_up(server: &SslContext) -> Outcome<()> {
     for end in [&ours, &theirs] {
         end.set_nonblocking(true).map_err(|e| Failure::system("try out TLS", e))?;
     }
-    let mut server = SslStream::new(server_ssl(server)?, ours).map_err(failed)?;
+    let mut server = SslStream::new(server_ssl(server, signer)?, ours).map_err(failed)?;
     let client = Ssl::new(&client.build()).map_err(failed)?;
     let mut client = SslStream::new(client, theirs).map_err(failed)?;
     // Hello, the server's flight, the client's, the server's refusal: each turn brings both a step on.
     for _ in 0..WARM_UP_TURNS {
         let _ = client.connect();
-        let _ = server.accept();
+        if let Err(error) = server.accept()
+            && let Some(failure) = signing_failure(server.ssl())
+        {
+            log::debug!("{error}");
+            return Err(failure);
+        }
     }
     clear_errors();
     if server.ssl().version2() == Some(SslVersion::TLS1_3) {
@@ -82,13 +93,7 @@ pub fn warm_up(server: &SslContext) -> Outcome<()> {
     Err(Failure::new(Exit::Tls, "the TLS library doesn't get through a handshake of its own"))
 }
 
-fn context(side: Side, credentials: &Credentials) -> Outcome<SslContext> {
-    let loaded = credentials.load()?;
-    clear_errors();
-    build(side, loaded).map_err(|e| library(&format!("setting up the {side}'s TLS"), &e))
-}
-
-fn build(side: Side, loaded: Loaded) -> Result<SslContext, ErrorStack> {
+fn build(side: Side, loaded: Loaded, key: Option<&PKeyRef<Private>>) -> Result<SslContext, ErrorStack> {
     let (method, peer, purpose) = match side {
         Side::Server => (SslMethod::tls_server(), Side::Client, X509PurposeId::SSL_CLIENT),
         Side::Client => (SslMethod::tls_client(), Side::Server, X509PurposeId::SSL_SERVER),
@@ -115,8 +120,13 @@ fn build(side: Side, loaded: Loaded) -> Result<SslContext, ErrorStack> {
     for cert in loaded.chain {
         context.add_extra_chain_cert(cert)?;
     }
-    context.set_private_key(&loaded.key)?;
-    context.check_private_key()?;
+    match key {
+        Some(key) => {
+            context.set_private_key(key)?;
+            context.check_private_key()?;
+        }
+        None => tls_key::hear_messages(&mut context),
+    }
 
     // The peer: a certificate, always, that leads to one of tls.ca within three steps.
     context.set_cert_store(loaded.trust);
@@ -154,9 +164,14 @@ fn set_alpn(context: &mut SslContextBuilder, side: Side) -> Result<(), ErrorStac
     }
 }
 
-fn accepting(context: &SslContext, desk: Desk) -> Result<Ssl, ErrorStack> {
+fn accepting(context: &SslContext, signer: Signer, desk: Desk) -> Result<Ssl, ErrorStack> {
     let mut ssl = Ssl::new(context)?;
-    ssl.set_ex_data(notes_index()?, Notes { desk, ..Notes::default() });
+    let public = match ssl.certificate() {
+        Some(cert) => cert.public_key()?,
+        None => return Err(ErrorStack::get()),
+    };
+    let signing = Some(Signing::prepare(&mut ssl, &public, signer)?);
+    ssl.set_ex_data(notes_index()?, Notes { desk, signing, ..Notes::default() });
     ssl.set_accept_state();
     Ok(ssl)
 }

@@ -1,4 +1,6 @@
 //! Our own certificate, key, CA and revocation list: read, checked, and carried to where TLS is done.
+//!
+//! A client's key is among them. A server's is not: see [`super::server_key`].
 
 use std::fmt;
 use std::fs::File;
@@ -12,7 +14,7 @@ use openssl::pkey::{Id, PKey, PKeyRef, Private};
 use openssl::stack::Stack;
 use openssl::x509::store::{X509Store, X509StoreBuilder};
 use openssl::x509::verify::{X509VerifyFlags, X509VerifyParam};
-use openssl::x509::{X509, X509PurposeId, X509StoreContext, X509VerifyResult};
+use openssl::x509::{X509, X509PurposeId, X509Ref, X509StoreContext, X509VerifyResult};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -25,7 +27,7 @@ use crate::config::common::Pem;
 use crate::config::server::ServerTls;
 use crate::exit::{Exit, Failure, Outcome};
 
-/// PEM texts that have been checked against each other. They are sent to a worker as they are.
+/// A client's PEM texts that have been checked against each other. They are sent to its tunnel process as they are.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Credentials {
     /// The CAs whose certificates we accept.
@@ -34,11 +36,20 @@ pub struct Credentials {
     pub cert: Vec<u8>,
     /// Its private key, unencrypted.
     pub key: Zeroizing<Vec<u8>>,
+}
+
+/// A server's, nothing of which is secret. They are sent to its workers as they are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificates {
+    /// The CAs whose certificates we accept.
+    pub ca: Vec<u8>,
+    /// Our certificate, then intermediates if there are any.
+    pub cert: Vec<u8>,
     /// Revocation lists of the CAs.
     pub crl: Option<Vec<u8>>,
 }
 
-/// The same, parsed.
+/// What both sides show and go by, parsed.
 pub(crate) struct Loaded {
     /// The CAs.
     pub trust: X509Store,
@@ -48,82 +59,108 @@ pub(crate) struct Loaded {
     pub cert: X509,
     /// The intermediates we show with it.
     pub chain: Vec<X509>,
-    /// Our key.
-    pub key: PKey<Private>,
     /// What the CAs took back.
     pub revoked: Option<Revoked>,
 }
 
 impl Credentials {
-    /// Reads and checks `[tls]` of a server.
-    pub fn read_server(tls: &ServerTls) -> Outcome<Credentials> {
-        let crl = tls.crl.as_ref().map(|path| Pem::File(path.clone()));
-        Credentials::read(Side::Server, &tls.ca, &tls.cert, &tls.key, crl.as_ref())
-    }
-
-    /// Reads and checks `[tls]` of a client.
+    /// Reads and checks `[tls]` of a client, in the order in which an error is most useful: each text by itself, the
+    /// key against the certificate, the certificate's dates and use, its signature.
     pub fn read_client(tls: &ClientTls) -> Outcome<Credentials> {
-        Credentials::read(Side::Client, &tls.ca, &tls.cert, &tls.key, None)
+        let credentials = Credentials {
+            ca: read_certificate(&tls.ca, "CA certificate")?,
+            cert: read_certificate(&tls.cert, "certificate")?,
+            key: read_key(&tls.key)
+                .map_err(|e| unreadable(Exit::KeyUnreadable, "private key", &tls.key, e))?,
+        };
+        let sources = Sources { ca: tls.ca.name(), cert: tls.cert.name(), key: tls.key.name(), crl: None };
+        let (loaded, _) = credentials.load_from(&sources)?;
+        check_own(Side::Client, &loaded, &sources)?;
+        Ok(credentials)
     }
 
-    /// Reads everything, then checks it in the order in which an error is most useful: each text by itself, the
-    /// key against the certificate, the certificate's dates and use, its signature, the revocation list.
-    fn read(side: Side, ca: &Pem, cert: &Pem, key: &Pem, crl: Option<&Pem>) -> Outcome<Credentials> {
-        let credentials = Credentials {
-            ca: read_pem(ca)
-                .map_err(|e| unreadable(Exit::CertificateUnreadable, "CA certificate", ca, e))?
-                .to_vec(),
-            cert: read_pem(cert)
-                .map_err(|e| unreadable(Exit::CertificateUnreadable, "certificate", cert, e))?
-                .to_vec(),
-            key: read_key(key).map_err(|e| unreadable(Exit::KeyUnreadable, "private key", key, e))?,
-            crl: match crl {
+    /// Parses the texts again, in the process that uses them.
+    pub(crate) fn load(&self) -> Outcome<(Loaded, PKey<Private>)> {
+        self.load_from(&Sources::of_configuration())
+    }
+
+    fn load_from(&self, sources: &Sources) -> Outcome<(Loaded, PKey<Private>)> {
+        clear_errors();
+        let loaded = load(&self.ca, &self.cert, None, sources)?;
+        let key = private_key(Side::Client, &self.key, &sources.key)?;
+        match_key(&loaded.cert, &key, &sources.key, &sources.cert)?;
+        Ok((loaded, key))
+    }
+}
+
+impl Certificates {
+    /// Reads and checks `[tls]` of a server, all but its key: each text by itself, the certificate's dates and use, its
+    /// signature, the revocation list.
+    pub fn read_server(tls: &ServerTls) -> Outcome<Certificates> {
+        let crl = tls.crl.as_ref().map(|path| Pem::File(path.clone()));
+        let certificates = Certificates {
+            ca: read_certificate(&tls.ca, "CA certificate")?,
+            cert: read_certificate(&tls.cert, "certificate")?,
+            crl: match &crl {
                 Some(crl) => Some(
                     read_pem(crl).map_err(|e| unreadable(Exit::Usage, "revocation list", crl, e))?.to_vec(),
                 ),
                 None => None,
             },
         };
-        let sources = Sources { ca: named(ca), cert: named(cert), key: named(key), crl: crl.map(named) };
-        let loaded = credentials.load_from(&sources)?;
-        check_own(side, &loaded, &sources)?;
-        Ok(credentials)
+        let sources = Sources {
+            ca: tls.ca.name(),
+            cert: tls.cert.name(),
+            key: tls.key.name(),
+            crl: crl.as_ref().map(Pem::name),
+        };
+        let loaded = certificates.load_from(&sources)?;
+        check_own(Side::Server, &loaded, &sources)?;
+        Ok(certificates)
     }
 
     /// Parses the texts again, in the process that uses them.
     pub(crate) fn load(&self) -> Outcome<Loaded> {
-        self.load_from(&Sources {
-            ca: "tls.ca".to_owned(),
-            cert: "tls.cert".to_owned(),
-            key: "tls.key".to_owned(),
-            crl: Some("tls.crl".to_owned()),
-        })
+        self.load_from(&Sources::of_configuration())
     }
 
     fn load_from(&self, sources: &Sources) -> Outcome<Loaded> {
         clear_errors();
-        let cas = certificates(&self.ca, "CA certificate", &sources.ca)?;
-        let mut own = certificates(&self.cert, "certificate", &sources.cert)?;
-        let key = private_key(&self.key, &sources.key)?;
-        let cert = own.remove(0);
-        if !cert.public_key().is_ok_and(|public| public.public_eq(&key)) {
-            clear_errors();
-            return Err(Failure::new(
-                Exit::KeyMismatch,
-                format!("the private key {} doesn't belong to the certificate {}", sources.key, sources.cert),
-            ));
-        }
-        let revoked = match &self.crl {
-            Some(crl) => Some(
-                Revoked::parse(crl, &self.ca)
-                    .map_err(|f| f.context(sources.crl.as_deref().unwrap_or("tls.crl")))?,
-            ),
-            None => None,
-        };
-        let ca_name = shown_name(&cas[0]);
-        let trust = store(cas, None).map_err(|e| library("setting up the trusted CAs", &e))?;
-        Ok(Loaded { trust, ca_name, cert, chain: own, key, revoked })
+        load(&self.ca, &self.cert, self.crl.as_deref(), sources)
     }
+}
+
+fn load(ca: &[u8], cert: &[u8], crl: Option<&[u8]>, sources: &Sources) -> Outcome<Loaded> {
+    let cas = certificates(ca, "CA certificate", &sources.ca)?;
+    let mut own = certificates(cert, "certificate", &sources.cert)?;
+    let cert = own.remove(0);
+    let revoked = match crl {
+        Some(crl) => Some(
+            Revoked::parse(crl, ca).map_err(|f| f.context(sources.crl.as_deref().unwrap_or("tls.crl")))?,
+        ),
+        None => None,
+    };
+    let ca_name = shown_name(&cas[0]);
+    let trust = store(cas, None).map_err(|e| library("setting up the trusted CAs", &e))?;
+    Ok(Loaded { trust, ca_name, cert, chain: own, revoked })
+}
+
+/// Refuses a key that isn't the certificate's.
+pub(super) fn match_key(
+    cert: &X509Ref,
+    key: &PKeyRef<Private>,
+    key_source: &str,
+    cert_source: &str,
+) -> Outcome<()> {
+    let theirs = cert.public_key().is_ok_and(|public| public.public_eq(key));
+    clear_errors();
+    if theirs {
+        return Ok(());
+    }
+    Err(Failure::new(
+        Exit::KeyMismatch,
+        format!("the private key {key_source} doesn't belong to the certificate {cert_source}"),
+    ))
 }
 
 impl fmt::Debug for Credentials {
@@ -133,7 +170,6 @@ impl fmt::Debug for Credentials {
             .field("ca", &format_args!("{} bytes", self.ca.len()))
             .field("cert", &format_args!("{} bytes", self.cert.len()))
             .field("key", &format_args!("hidden"))
-            .field("crl", &self.crl.as_ref().map(Vec::len))
             .finish()
     }
 }
@@ -144,6 +180,18 @@ struct Sources {
     cert: String,
     key: String,
     crl: Option<String>,
+}
+
+impl Sources {
+    /// Where the texts came from is not known any more.
+    fn of_configuration() -> Sources {
+        Sources {
+            ca: "tls.ca".to_owned(),
+            cert: "tls.cert".to_owned(),
+            key: "tls.key".to_owned(),
+            crl: Some("tls.crl".to_owned()),
+        }
+    }
 }
 
 /// Everything that would make each peer refuse us, found before anyone is asked.
@@ -252,7 +300,7 @@ fn store(
     Ok(store.build())
 }
 
-fn certificates(pem: &[u8], what: &str, source: &str) -> Outcome<Vec<X509>> {
+pub(super) fn certificates(pem: &[u8], what: &str, source: &str) -> Outcome<Vec<X509>> {
     let fail = |why: &str| {
         Failure::new(Exit::CertificateUnreadable, format!("the {what} {source} can't be read: {why}"))
     };
@@ -263,7 +311,7 @@ fn certificates(pem: &[u8], what: &str, source: &str) -> Outcome<Vec<X509>> {
     Ok(certs)
 }
 
-fn private_key(pem: &[u8], source: &str) -> Outcome<PKey<Private>> {
+pub(super) fn private_key(side: Side, pem: &[u8], source: &str) -> Outcome<PKey<Private>> {
     let fail = |why: &str| {
         Failure::new(Exit::KeyUnreadable, format!("the private key {source} can't be used: {why}"))
     };
@@ -281,15 +329,21 @@ fn private_key(pem: &[u8], source: &str) -> Outcome<PKey<Private>> {
             fail("there is no PEM private key in it")
         }
     })?;
-    if !suitable(&key) {
-        return Err(fail("it must be P-256, P-384, P-521, Ed25519, or RSA with 2,048 to 4,096 bits"));
+    if suitable(side, &key) {
+        return Ok(key);
     }
-    Ok(key)
+    Err(fail(match side {
+        Side::Client => "it must be P-256, P-384, P-521, Ed25519, or RSA with 2,048 to 4,096 bits",
+        Side::Server => {
+            "a server's must be P-256, P-384, P-521, or RSA with 2,048 to 4,096 bits, and not Ed25519, with which \
+             the key holder can't sign: issue the server another certificate (`tunguard pki server` does)"
+        }
+    }))
 }
 
-fn suitable(key: &PKeyRef<Private>) -> bool {
+fn suitable(side: Side, key: &PKeyRef<Private>) -> bool {
     match key.id() {
-        Id::ED25519 => true,
+        Id::ED25519 => side == Side::Client,
         Id::RSA => (2048..=4096).contains(&key.bits()),
         Id::EC => key.ec_key().is_ok_and(|ec| {
             let curve = ec.group().curve_name();
@@ -306,6 +360,11 @@ fn read_pem(pem: &Pem) -> io::Result<Zeroizing<Vec<u8>>> {
     }
 }
 
+fn read_certificate(pem: &Pem, what: &str) -> Outcome<Vec<u8>> {
+    let read = read_pem(pem).map_err(|e| unreadable(Exit::CertificateUnreadable, what, pem, e))?;
+    Ok(read.to_vec())
+}
+
 fn read_key(pem: &Pem) -> io::Result<Zeroizing<Vec<u8>>> {
     let Pem::File(path) = pem else {
         return read_pem(pem);
@@ -315,7 +374,7 @@ fn read_key(pem: &Pem) -> io::Result<Zeroizing<Vec<u8>>> {
     read_all(&mut file)
 }
 
-fn warn_if_exposed(file: &File, path: &Path) -> io::Result<()> {
+pub(super) fn warn_if_exposed(file: &File, path: &Path) -> io::Result<()> {
     let metadata = file.metadata()?;
     let mode = metadata.permissions().mode() & 0o777;
     if metadata.is_file() && mode & 0o077 != 0 {
@@ -324,7 +383,7 @@ fn warn_if_exposed(file: &File, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn read_all(file: &mut File) -> io::Result<Zeroizing<Vec<u8>>> {
+pub(super) fn read_all(file: &mut File) -> io::Result<Zeroizing<Vec<u8>>> {
     // Sized ahead: a vector that grows leaves copies of a key behind.
     let size = usize::try_from(file.metadata()?.len()).unwrap_or(0).min(LARGEST);
     let mut bytes = Zeroizing::new(Vec::with_capacity(size + 1));
@@ -335,16 +394,8 @@ fn read_all(file: &mut File) -> io::Result<Zeroizing<Vec<u8>>> {
     Ok(bytes)
 }
 
-fn unreadable(exit: Exit, what: &str, pem: &Pem, error: io::Error) -> Failure {
-    Failure::new(exit, format!("the {what} {} can't be read: {error}", named(pem)))
-}
-
-/// A file's path, or the configuration key that holds the text.
-fn named(pem: &Pem) -> String {
-    match pem {
-        Pem::File(path) => path.display().to_string(),
-        Pem::Inline { key, .. } => format!("in {key}"),
-    }
+pub(super) fn unreadable(exit: Exit, what: &str, pem: &Pem, error: io::Error) -> Failure {
+    Failure::new(exit, format!("the {what} {} can't be read: {error}", pem.name()))
 }
 
 /// More than any list of ours; less than a mistake like /dev/zero.

@@ -11,6 +11,7 @@ use openssl::error::ErrorStack;
 use openssl::ssl::{self, ErrorCode, HandshakeError, SslRef};
 use openssl::x509::X509VerifyResult;
 
+use super::signing::signing_failure;
 use super::verify::{Side, notes};
 use super::{library, reason};
 use crate::exit::{Exit, Failure};
@@ -20,6 +21,9 @@ pub fn failure_of_handshake(ssl: &SslRef, error: &ssl::Error) -> Failure {
     let peer = Side::peer_of(ssl);
     if let Some(refusal) = notes(ssl).and_then(|n| n.refusal.get()) {
         return refusal.clone();
+    }
+    if let Some(failure) = signing_failure(ssl) {
+        return failure;
     }
     if let Some(errors) = error.ssl_error() {
         return of_stack(ssl, peer, errors);

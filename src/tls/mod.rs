@@ -2,6 +2,7 @@
 //!
 //! In the order a connection meets them:
 //! 1. [`credentials`]: reads and checks our own files before anything is listening or dialled.
+//!    A server's key is read elsewhere ([`server_key`]), by the process that signs ([`signing`]).
 //! 2. [`context`]: TLS 1.3 with certificates on both sides, and nothing that can be switched off.
 //! 3. [`verify`]: judges the peer's certificate inside the handshake, so that it is told why by an alert.
 //! 4. [`failure`]: turns a failed handshake or a late alert into a sentence a user can act on.
@@ -14,6 +15,8 @@ pub mod credentials;
 pub mod failure;
 pub mod identity;
 pub mod revoked;
+pub mod server_key;
+pub mod signing;
 pub mod tickets;
 pub mod time;
 pub mod verify;
@@ -21,10 +24,12 @@ pub mod verify;
 pub use context::{
     client_context, client_ssl, offer_session, server_context, server_ssl, server_ssl_with, warm_up,
 };
-pub use credentials::Credentials;
+pub use credentials::{Certificates, Credentials};
 pub use failure::{Stranger, failure_of_connect, failure_of_handshake, failure_of_io, stranger};
 pub use identity::{CertId, Identity, confirm_peer, peer_identity};
 pub use revoked::Revoked;
+pub use server_key::{KeySource, SigningKey};
+pub use signing::{Signer, ToSign, close_signing};
 pub use tickets::{SavedSession, TicketId, close_desk, take_ticket, trusted_until};
 pub use verify::Side;
 

@@ -6,7 +6,7 @@
 //! user is kept with the connection (`Notes`), because OpenSSL forgets a certificate it refused.
 
 use std::fmt;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use openssl::error::ErrorStack;
 use openssl::ex_data::Index;
@@ -15,6 +15,7 @@ use openssl::x509::{X509ExtendedKeyUsage, X509Ref, X509StoreContext, X509StoreCo
 
 use super::identity::{CertId, common_name, escaped, no_protocol, shown_name};
 use super::revoked::Revoked;
+use super::signing::Signing;
 use super::tickets::Desk;
 use super::{ALPN, time};
 use crate::exit::{Exit, Failure};
@@ -49,6 +50,8 @@ pub(crate) struct Notes {
     pub refusal: OnceLock<Failure>,
     /// Its tickets.
     pub desk: Desk,
+    /// Its signature, on the server.
+    pub signing: Option<Arc<Signing>>,
 }
 
 impl Judge {

@@ -17,9 +17,13 @@ use openssl::x509::extension::{
     SubjectKeyIdentifier,
 };
 use openssl::x509::{X509, X509Builder, X509CrlBuilder, X509Extension, X509Name, X509RevokedBuilder};
+use tunguard::config::common::Pem;
 use tunguard::exit::{Failure, Outcome};
+use tunguard::tls::server_key::KeyNames;
 use tunguard::tls::time::wall_clock;
-use tunguard::tls::{Credentials, failure_of_connect, failure_of_io};
+use tunguard::tls::{
+    Certificates, Credentials, KeySource, Signer, SigningKey, failure_of_connect, failure_of_io,
+};
 use zeroize::Zeroizing;
 
 /// A certificate with its key.
@@ -226,7 +230,33 @@ pub fn key_pem(pair: &Pair) -> Zeroizing<Vec<u8>> {
 
 /// What [`Credentials`] would read, without the checks that would refuse what a test is about.
 pub fn credentials(ca: &Pair, own: &Pair) -> Credentials {
-    Credentials { ca: pem(ca), cert: pem(own), key: key_pem(own), crl: None }
+    Credentials { ca: pem(ca), cert: pem(own), key: key_pem(own) }
+}
+
+/// The same of a server.
+pub fn certificates(ca: &Pair, own: &Pair) -> Certificates {
+    Certificates { ca: pem(ca), cert: pem(own), crl: None }
+}
+
+/// A key, as the key holder reads it.
+pub fn signing_key(own: &Pair) -> SigningKey {
+    let text = String::from_utf8(key_pem(own).to_vec()).expect("PEM is text");
+    read_key(Pem::Inline { key: "tls.key", text }, &pem(own)).expect("a key that signs")
+}
+
+/// The way of a server's key from the configuration to where it signs.
+pub fn read_key(mut key: Pem, cert: &[u8]) -> Outcome<SigningKey> {
+    let source = KeySource::open(&mut key)?;
+    let names = KeyNames { key: source.name().to_owned(), cert: "own.pem".to_owned() };
+    SigningKey::read(source.into(), cert, &names)
+}
+
+/// A key holder in this process, for one handshake.
+pub fn signer(own: &Pair) -> Signer {
+    let key = signing_key(own);
+    Box::new(move |wanted| {
+        key.sign(wanted)?.ok_or_else(|| Failure::system("sign", "the key isn't for this kind of signature"))
+    })
 }
 
 /// Both ends of a finished or failed handshake. The client reads a byte, since only that tells it whether the

@@ -4,13 +4,16 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use openssl::pkey::PKey;
+use openssl::x509::X509;
 use tunguard::channel::{Broken, ControlChannel, Progress};
 use tunguard::keys::Role;
-use tunguard::tls::{self, Credentials};
+use tunguard::tls::{self, Certificates, Credentials};
 use tunguard::wire::control::Message;
 use tunguard::wire::data::{HEADER_LEN, OVERHEAD};
 
 use crate::capture::{Capture, datagrams_to_server};
+use crate::certificates;
 use crate::lab::{INNER_V4, Lab, PATIENCE, SERVER_V4, eventually, ip, outer};
 use crate::raw_client::{Dialler, RawClient, echo_request};
 use crate::traffic::{Conversation, Noise, connect, transfer, udp_to};
@@ -89,21 +92,23 @@ fn a_handshake_without_end_is_cut_off() {
 #[test]
 fn what_waits_for_a_peer_that_does_not_read_is_bounded() {
     let Some(lab) = Lab::new("noread", 1) else { return };
-    let credentials = |name: &str| {
-        let read = |file: String| std::fs::read(lab.path(&file)).expect("a file of the authority's");
-        Credentials {
-            ca: read("certs/ca.pem".to_owned()),
-            cert: read(format!("certs/{name}.pem")),
-            key: read(format!("certs/{name}.key")).into(),
-            crl: None,
-        }
-    };
+    let read = |file: &str| std::fs::read(lab.path(file)).expect("a file of the authority's");
     let (near, far) = connect(&lab.c(1), &lab.srv(), ip(SERVER_V4));
-    let context = tls::client_context(&credentials("clients/c1")).expect("a context");
+    let own = Credentials {
+        ca: read("certs/ca.pem"),
+        cert: read("certs/clients/c1.pem"),
+        key: read("certs/clients/c1.key").into(),
+    };
+    let context = tls::client_context(&own).expect("a context");
     let ssl = tls::client_ssl(&context, SERVER_V4).expect("TLS");
     let mut client = ControlChannel::new(ssl, near, Role::Client).expect("a channel");
-    let context = tls::server_context(&credentials("gate")).expect("a context");
-    let ssl = tls::server_ssl(&context).expect("TLS");
+    let shown = Certificates { ca: read("certs/ca.pem"), cert: read("certs/gate.pem"), crl: None };
+    let gate = certificates::Pair {
+        cert: X509::from_pem(&shown.cert).expect("a certificate"),
+        key: PKey::private_key_from_pem(&read("certs/gate.key")).expect("a key"),
+    };
+    let context = tls::server_context(&shown).expect("a context");
+    let ssl = tls::server_ssl(&context, certificates::signer(&gate)).expect("TLS");
     let mut server = ControlChannel::new(ssl, far, Role::Server).expect("a channel");
     eventually("the TLS handshake", || {
         let done = [&mut client, &mut server].map(|end| end.handshake().expect("it goes on"));

@@ -48,6 +48,7 @@ mod garbage;
 mod gate;
 mod hardship;
 mod identity;
+mod key_holder;
 mod kill;
 mod many;
 mod matrix;

@@ -48,7 +48,6 @@ impl Dialler {
             ca: read("certs/ca.pem"),
             cert: read(&format!("certs/clients/c{n}.pem")),
             key: read(&format!("certs/clients/c{n}.key")).into(),
-            crl: None,
         };
         Dialler::with(lab, n, &credentials)
     }

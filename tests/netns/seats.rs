@@ -176,7 +176,6 @@ fn with_certificate_of_c1(lab: &Lab, n: usize) -> Dialler {
         ca: read("certs/ca.pem"),
         cert: read("certs/clients/c1.pem"),
         key: read("certs/clients/c1.key").into(),
-        crl: None,
     };
     Dialler::with(lab, n, &credentials)
 }

@@ -4,6 +4,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod signing;
 mod tickets;
 
 use std::fs;
@@ -12,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use common::{
-    HOUR, MakeKey, Pair, Stream, Wish, ca, client as client_wish, credentials, crl, crl_with, ec, ed25519,
-    key_pem, make, meet, p384, pem, rsa4096, server_wish,
+    HOUR, MakeKey, Pair, Stream, Wish, ca, certificates, client as client_wish, credentials, crl, crl_with,
+    ec, ed25519, key_pem, make, meet, p384, pem, read_key, rsa4096, server_wish, signer,
 };
 use openssl::asn1::{Asn1Object, Asn1OctetString};
 use openssl::nid::Nid;
@@ -25,8 +26,8 @@ use tunguard::config::common::Pem;
 use tunguard::config::server::ServerTls;
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::tls::{
-    Credentials, Identity, Revoked, client_context, client_ssl, confirm_peer, export_binding, export_secret,
-    peer_identity, server_context, server_ssl, summary,
+    Certificates, Credentials, Identity, Revoked, client_context, client_ssl, confirm_peer, export_binding,
+    export_secret, peer_identity, server_context, server_ssl, summary,
 };
 
 /// One CA, one server and one client that get along; each test spoils one thing.
@@ -58,12 +59,12 @@ impl Lab {
         lab
     }
 
-    fn server_credentials(&self) -> Credentials {
-        Credentials { crl: self.crl.clone(), ..credentials(&self.ca, &self.server) }
+    fn server_certificates(&self) -> Certificates {
+        Certificates { crl: self.crl.clone(), ..certificates(&self.ca, &self.server) }
     }
 
     fn server_end(&self) -> Ssl {
-        server_ssl(&server_context(&self.server_credentials()).unwrap()).unwrap()
+        server_ssl(&server_context(&self.server_certificates()).unwrap(), signer(&self.server)).unwrap()
     }
 
     fn client_end(&self) -> Ssl {
@@ -111,10 +112,14 @@ fn certificates_of_one_ca_get_along() {
 
 #[test]
 fn every_kind_of_key_is_served() {
-    let kinds: [(&str, MakeKey); 3] = [("P-384", p384), ("Ed25519", ed25519), ("RSA-4096", rsa4096)];
+    let kinds: [(&str, MakeKey); 4] =
+        [("P-384", p384), ("P-521", || ec(Nid::SECP521R1)), ("Ed25519", ed25519), ("RSA-4096", rsa4096)];
     for (kind, key) in kinds {
         let mut lab = Lab::new();
-        lab.server = make(&Wish { key, ..server_wish() }, Some(&lab.ca));
+        // What a key holder can't sign with is a client's only.
+        if kind != "Ed25519" {
+            lab.server = make(&Wish { key, ..server_wish() }, Some(&lab.ca));
+        }
         lab.client = make(&Wish { key, ..client_wish() }, Some(&lab.ca));
         assert_eq!(lab.passes().name, "alice", "{kind}");
     }
@@ -300,9 +305,12 @@ fn an_intermediate_can_be_revoked_and_needs_a_list() {
     // Lists are believed when their CA is in tls.ca.
     let ca = [pem(&lab.ca), pem(&between)].concat();
     let run = |cas: &[u8], lists: &[Vec<u8>]| {
-        let credentials =
-            Credentials { ca: cas.to_vec(), crl: Some(lists.concat()), ..credentials(&lab.ca, &lab.server) };
-        let server = server_ssl(&server_context(&credentials).unwrap()).unwrap();
+        let ours = Certificates {
+            ca: cas.to_vec(),
+            crl: Some(lists.concat()),
+            ..certificates(&lab.ca, &lab.server)
+        };
+        let server = server_ssl(&server_context(&ours).unwrap(), signer(&lab.server)).unwrap();
         meet(server, client_ssl(&client, lab.expected).unwrap())
     };
     let empty = |issuer: &Pair| crl(issuer, &[], (-HOUR, HOUR));
@@ -330,10 +338,10 @@ fn a_ca_below_another_is_trusted_for_itself_alone() {
     let lab = Lab::new();
     let between =
         make(&Wish { names: &["Office CA"], ca: true, client: false, ..client_wish() }, Some(&lab.ca));
-    let server = server_context(&Credentials { ca: pem(&between), ..lab.server_credentials() }).unwrap();
+    let server = server_context(&Certificates { ca: pem(&between), ..lab.server_certificates() }).unwrap();
     let run = |pair: &Pair| {
         let client = client_context(&credentials(&lab.ca, pair)).unwrap();
-        meet(server_ssl(&server).unwrap(), client_ssl(&client, lab.expected).unwrap())
+        meet(server_ssl(&server, signer(&lab.server)).unwrap(), client_ssl(&client, lab.expected).unwrap())
     };
     let (server, client) = run(&make(&client_wish(), Some(&between)));
     client.unwrap();
@@ -568,10 +576,11 @@ impl Files {
         Pem::File(self.path(name))
     }
 
-    fn server(&self, crl: Option<&str>) -> Outcome<Credentials> {
+    fn server(&self, crl: Option<&str>) -> Outcome<Certificates> {
         let crl = crl.map(|name| self.path(name));
         let (ca, cert, key) = (self.file("ca.pem"), self.file("own.pem"), self.file("own.key"));
-        Credentials::read_server(&ServerTls { ca, cert, key, crl })
+        let certificates = Certificates::read_server(&ServerTls { ca, cert, key: key.clone(), crl })?;
+        read_key(key, &certificates.cert).map(|_| certificates)
     }
 
     fn client(&self) -> Outcome<Credentials> {
@@ -588,10 +597,17 @@ fn credentials_are_read_and_travel() {
     let read = files.server(Some("crl.pem")).unwrap();
     let config = bincode::config::standard();
     let bytes = bincode::serde::encode_to_vec(&read, config).unwrap();
-    let (sent, _): (Credentials, usize) = bincode::serde::decode_from_slice(&bytes, config).unwrap();
+    let (sent, _): (Certificates, usize) = bincode::serde::decode_from_slice(&bytes, config).unwrap();
     assert_eq!(read, sent);
     server_context(&sent).unwrap();
+    assert!(!bytes.windows(7).any(|w| w == b"PRIVATE"), "the key travels with the certificates");
 
+    files.own(&lab.client);
+    let read = files.client().unwrap();
+    let bytes = bincode::serde::encode_to_vec(&read, config).unwrap();
+    let (sent, _): (Credentials, usize) = bincode::serde::decode_from_slice(&bytes, config).unwrap();
+    assert_eq!(read, sent);
+    client_context(&sent).unwrap();
     let shown = format!("{read:?}");
     assert!(shown.contains("hidden") && !shown.contains("PRIVATE"), "{shown}");
 }
@@ -661,8 +677,8 @@ fn a_key_of_another_certificate_is_a_mismatch() {
     let files = Files::new(&lab);
     files.put("own.key", &key_pem(&lab.client));
     says(&files.server(None).unwrap_err(), Exit::KeyMismatch, &["own.key", "own.pem"]);
-    let mixed = Credentials { key: key_pem(&lab.client), ..credentials(&lab.ca, &lab.server) };
-    says(&server_context(&mixed).unwrap_err(), Exit::KeyMismatch, &["tls.key"]);
+    let mixed = Credentials { key: key_pem(&lab.server), ..credentials(&lab.ca, &lab.client) };
+    says(&client_context(&mixed).unwrap_err(), Exit::KeyMismatch, &["tls.key"]);
 }
 
 #[test]
@@ -687,8 +703,9 @@ fn an_encrypted_key_is_refused_without_a_question() {
 
 #[test]
 fn keys_of_other_kinds_are_refused() {
-    let kinds: [MakeKey; 2] = [
+    let kinds: [MakeKey; 3] = [
         || ec(Nid::SECP256K1),
+        ed25519,
         || openssl::rsa::Rsa::generate(1024).and_then(openssl::pkey::PKey::from_rsa).unwrap(),
     ];
     for key in kinds {

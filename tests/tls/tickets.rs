@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex};
 
 use super::plain_ssl;
-use crate::common::{HOUR, Pair, Stream, Wish, ca, client, credentials, crl, make, meet, server_wish};
+use crate::common::{
+    HOUR, Pair, Stream, Wish, ca, certificates, client, credentials, crl, make, meet, server_wish, signer,
+};
 use openssl::ssl::{Ssl, SslContext, SslMethod, SslRef};
 use tunguard::exit::{Exit, Outcome};
 use tunguard::tls::{
@@ -14,6 +16,7 @@ use tunguard::tls::{
 struct Lab {
     ca: Pair,
     alice: Pair,
+    gate: Pair,
     server: SslContext,
     client: SslContext,
 }
@@ -24,15 +27,17 @@ impl Lab {
     fn new() -> Lab {
         let ca = ca("Lab CA");
         let (server, alice) = (make(&server_wish(), Some(&ca)), make(&client(), Some(&ca)));
-        let server = server_context(&credentials(&ca, &server)).unwrap();
+        let context = server_context(&certificates(&ca, &server)).unwrap();
         let client = client_context(&credentials(&ca, &alice)).unwrap();
-        Lab { ca, alice, server, client }
+        Lab { ca, alice, gate: server, server: context, client }
     }
 
     /// A first connection: what the server keeps under which number, and what the client keeps.
     fn first(&self) -> (([u8; 32], SavedSession), SavedSession) {
-        let (server, client) =
-            meet(server_ssl(&self.server).unwrap(), client_ssl(&self.client, NAME).unwrap());
+        let (server, client) = meet(
+            server_ssl(&self.server, signer(&self.gate)).unwrap(),
+            client_ssl(&self.client, NAME).unwrap(),
+        );
         let (server, client) = (server.unwrap(), client.unwrap());
         assert!(!reused(&server) && !reused(&client));
         let kept = take_ticket(server.ssl()).unwrap();
@@ -63,7 +68,7 @@ impl Lab {
             *note.lock().unwrap() = true;
             held.filter(|(held, _)| *held == id).map(|(_, session)| session)
         };
-        let server = server_ssl_with(&self.server, Box::new(look_up)).unwrap();
+        let server = server_ssl_with(&self.server, signer(&self.gate), Box::new(look_up)).unwrap();
         offer_session(&mut client, ticket).unwrap();
         let (server, client) = meet(server, client);
         let asked = *asked.lock().unwrap();
@@ -115,7 +120,7 @@ fn a_ticket_nobody_knows_leads_to_a_full_handshake() {
         assert_eq!(peer_identity(server.ssl(), None).unwrap().name, "alice");
     }
     // And one whose desk is closed is not even asked.
-    let server = server_ssl_with(&lab.server, Box::new(|_| panic!("asked"))).unwrap();
+    let server = server_ssl_with(&lab.server, signer(&lab.gate), Box::new(|_| panic!("asked"))).unwrap();
     close_desk(&server);
     let mut client = client_ssl(&lab.client, NAME).unwrap();
     offer_session(&mut client, &ticket).unwrap();
@@ -170,7 +175,8 @@ fn a_certificate_too_large_to_keep_gets_no_ticket_and_gets_in() {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     lab.alice = make(&Wish { dns: &names, ..client() }, Some(&lab.ca));
     lab.client = client_context(&credentials(&lab.ca, &lab.alice)).unwrap();
-    let (server, client) = meet(server_ssl(&lab.server).unwrap(), client_ssl(&lab.client, NAME).unwrap());
+    let (server, client) =
+        meet(server_ssl(&lab.server, signer(&lab.gate)).unwrap(), client_ssl(&lab.client, NAME).unwrap());
     let server = server.unwrap();
     assert!(take_ticket(server.ssl()).is_none());
     assert_eq!(peer_identity(server.ssl(), None).unwrap().name, "alice");
@@ -183,7 +189,8 @@ fn a_certificate_too_large_to_keep_gets_no_ticket_and_gets_in() {
 #[test]
 fn a_chain_of_tickets_ends_within_a_day_and_with_the_first_certificate() {
     let lab = Lab::new();
-    let (server, client) = meet(server_ssl(&lab.server).unwrap(), client_ssl(&lab.client, NAME).unwrap());
+    let (server, client) =
+        meet(server_ssl(&lab.server, signer(&lab.gate)).unwrap(), client_ssl(&lab.client, NAME).unwrap());
     let now = tunguard::tls::time::wall_clock();
     // The lab's certificates are good for an hour.
     for stream in [server.unwrap(), client.unwrap()] {

@@ -34,6 +34,7 @@ use tunguard::wire::control::{
 
 use crate::downlink::Downlink;
 use crate::nursery::Prepared;
+use crate::signer;
 use crate::tickets::Tickets;
 use crate::uplink::Uplink;
 
@@ -84,9 +85,10 @@ pub fn admit(
     prepared: &Prepared,
     guard: &'static WorkerEnd,
     tcp: TcpStream,
+    signing: OwnedFd,
     deadline: Time,
 ) -> Result<Admitted, NoSession> {
-    let admitted = try_admit(prepared, guard, tcp, deadline);
+    let admitted = try_admit(prepared, guard, tcp, signing, deadline);
     admitted.map_err(|none| match none.cause {
         Cause::Left if clock::now() >= deadline => NoSession { cause: Cause::Deadline, ..none },
         _ => none,
@@ -97,13 +99,14 @@ fn try_admit(
     prepared: &Prepared,
     guard: &'static WorkerEnd,
     tcp: TcpStream,
+    signing: OwnedFd,
     deadline: Time,
 ) -> Result<Admitted, NoSession> {
     // A client that vanished while idle: its session is given up after `linger`, as one whose connection broke.
     tcp::notice_silence(&tcp, Duration::from_millis(prepared.setup.linger_ms))
         .map_err(|e| Failure::system("prepare the control connection", e))?;
     let tickets = Tickets::new(guard, deadline);
-    let ssl = tls::server_ssl_with(&prepared.context, tickets.look_up)?;
+    let ssl = tls::server_ssl_with(&prepared.context, signer::asking(signing, deadline), tickets.look_up)?;
     let mut admission = Admission {
         prepared,
         setup: &prepared.setup,
@@ -188,6 +191,7 @@ impl Admission<'_> {
             self.wait_for_client("the TLS handshake").map_err(|refusal| refusal.failure)?;
         }
         tls::close_desk(self.control.ssl());
+        tls::close_signing(self.control.ssl());
         log::debug!("{}", tls::summary(self.control.ssl()));
         Ok(())
     }

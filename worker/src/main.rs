@@ -1,14 +1,16 @@
 //! `tunguard-worker`: the process of one client's session. The guard starts this program once, as the
-//! [`nursery`], with descriptor 3 its channel to the guard and 4 a sealed memory file with the [`Setup`]; the nursery
-//! forks a worker for each connection.
+//! [`nursery`], with descriptor 3 its channel to the guard, 4 a sealed memory file with the [`Setup`] and 5 a channel to
+//! the key holder; the nursery forks a worker for each connection. The key holder is this program as well ([`holder`]).
 
 #![forbid(unsafe_code)]
 
 mod admission;
 mod downlink;
 mod guard_log;
+mod holder;
 mod nursery;
 mod run;
+mod signer;
 mod tickets;
 mod uplink;
 
@@ -22,6 +24,7 @@ use nix::sys::signal::{SigSet, Signal};
 
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::ipc::{HANDSHAKE_SECONDS, NurseryEnd, NurseryReply, Request, Setup, WorkerEnd};
+use tunguard::key_ipc::KEY_HOLDER;
 use tunguard::sys::capabilities::{self, Capability, Kept};
 use tunguard::sys::jail::{self, Layer};
 use tunguard::sys::landlock::{self, GiveUp};
@@ -34,12 +37,15 @@ use crate::admission::NoSession;
 use crate::nursery::Prepared;
 
 fn main() -> ExitCode {
-    let Ok([channel, setup]) = spawn::inherited::<2>() else {
-        eprintln!("tunguard-worker is started by tunguard-guard, not by hand: see tunguard server --help");
+    if std::env::args().nth(2).as_deref() == Some(KEY_HOLDER) {
+        return holder::main();
+    }
+    let Ok([channel, setup, signing]) = spawn::inherited::<3>() else {
+        eprintln!("{NOT_BY_HAND}");
         return Exit::Usage.into();
     };
     let guard = NurseryEnd::from_fd(channel);
-    let prepared = match prepare(setup) {
+    let prepared = match prepare(setup, signing) {
         Ok(prepared) => prepared,
         Err(failure) => {
             let _ = guard.send(&NurseryReply::Failed { text: failure.text }, &[]);
@@ -54,7 +60,7 @@ fn main() -> ExitCode {
 }
 
 /// The nursery's start, before anything can be forked.
-fn prepare(setup: OwnedFd) -> Outcome<Prepared> {
+fn prepare(setup: OwnedFd, signing: OwnedFd) -> Outcome<Prepared> {
     // 1. Only this version's guard starts us.
     check_version()?;
     rigged::read_orders();
@@ -62,8 +68,7 @@ fn prepare(setup: OwnedFd) -> Outcome<Prepared> {
     capabilities::keep(PRIVILEGES)?;
     // 3. Ctrl-C reaches the whole terminal, and a service's stop its whole group: the guard hears it, and tells
     //    workers to say goodbye.
-    let stops = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter();
-    SigSet::from_iter(stops).thread_block().map_err(|e| Failure::system("block signals", e))?;
+    block_stops()?;
     // 4. We end with the guard, and can be told from the workers.
     let _ = prctl::set_name(NURSERY_NAME);
     jail::die_with_parent()?;
@@ -71,20 +76,20 @@ fn prepare(setup: OwnedFd) -> Outcome<Prepared> {
     let bytes = memfd::read(setup).map_err(|e| Failure::system("read the worker's setup", e))?;
     let setup = Setup::decode(&bytes)
         .ok_or_else(|| Failure::new(Exit::Malformed, "the worker's setup doesn't decode"))?;
-    Prepared::new(setup)
+    Prepared::new(setup, signing)
 }
 
 /// A worker's life.
 fn live(prepared: &Prepared, newborn: nursery::Newborn) -> ExitCode {
     let deadline = clock::now() + Duration::from_secs(HANDSHAKE_SECONDS);
-    let nursery::Newborn { uid, guard, tcp } = newborn;
+    let nursery::Newborn { uid, guard, tcp, signing } = newborn;
     let _ = prctl::set_name(WORKER_NAME);
     let guard = guard_log::install(guard);
     guard_log::set_level(prepared.setup.log_level);
-    let held = Newborn { guard: guard.as_fd(), tcp: tcp.as_fd() };
+    let held = Newborn { guard: guard.as_fd(), tcp: tcp.as_fd(), signing: signing.as_fd() };
     let locked_in = lock_in(&prepared.setup, uid, held).map_err(NoSession::from);
     rigged::point("worker.locked-in");
-    match locked_in.and_then(|()| run::serve(prepared, guard, tcp, deadline)) {
+    match locked_in.and_then(|()| run::serve(prepared, guard, tcp, signing, deadline)) {
         Ok(ended) => {
             tell(guard, ended);
             ExitCode::SUCCESS
@@ -132,6 +137,12 @@ fn check_version() -> Outcome<()> {
     Err(Failure::new(Exit::Version, text))
 }
 
+/// Signals that are meant for the guard.
+fn block_stops() -> Outcome<()> {
+    let stops = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter();
+    SigSet::from_iter(stops).thread_block().map_err(|e| Failure::system("block signals", e))
+}
+
 fn tell(guard: &WorkerEnd, ended: Request) {
     // If the guard doesn't read any more, it learns the rest from the exit code.
     let _ = guard.send(&ended, &[]);
@@ -145,11 +156,14 @@ const PRIVILEGES: &[Kept] = &[
     Kept::used(Capability::CAP_SETUID, "workers, each with a user of its own"),
 ];
 
+const NOT_BY_HAND: &str =
+    "tunguard-worker is started by tunguard-guard, not by hand: see tunguard server --help";
+
 // As `ps -o comm` and `top` show them: at most 15 bytes.
 const NURSERY_NAME: &CStr = c"tg-nursery";
 const WORKER_NAME: &CStr = c"tunguard-worker";
 /// /dev/null three times, channel, TCP, UDP, memory (until it is mapped), TUN or the queue to the guard, the queue to us,
-/// epoll, and Landlock's ruleset for a moment.
+/// epoll, and Landlock's ruleset for a moment. The channel to the key holder is closed with the handshake.
 const DESCRIPTORS: u64 = 11;
 /// A bound against runaway memory, far above what a session touches.
 const ADDRESS_SPACE: u64 = 1 << 30;

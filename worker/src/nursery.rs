@@ -11,6 +11,7 @@
 
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -20,15 +21,18 @@ use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::ipc::{NurseryEnd, NurseryReply, NurseryRequest, Setup, WorkerEnd};
 use tunguard::rigged;
 use tunguard::seal;
+use tunguard::sys::clock;
 use tunguard::sys::seqpacket::Incoming;
 use tunguard::sys::spawn::{self, Forked};
 use tunguard::tls::{self, Revoked};
+
+use crate::signer;
 
 /// What is made ready once, for every worker.
 pub struct Prepared {
     /// What the guard told us.
     pub setup: Setup,
-    /// Certificates and key, in the cipher library's form.
+    /// Certificates, in the cipher library's form.
     pub context: SslContext,
     /// Whom not to let in.
     pub revoked: Option<Revoked>,
@@ -36,16 +40,18 @@ pub struct Prepared {
 
 impl Prepared {
     /// Makes everything ready that doesn't depend on the client.
-    pub fn new(setup: Setup) -> Outcome<Prepared> {
+    pub fn new(setup: Setup, signing: OwnedFd) -> Outcome<Prepared> {
         // The cipher library works, or nobody's traffic is touched.
         seal::self_test()?;
-        let credentials = &setup.credentials;
-        let context = tls::server_context(credentials)?;
-        let revoked = credentials.crl.as_ref().map(|crl| Revoked::parse(crl, &credentials.ca)).transpose()?;
+        let certificates = &setup.certificates;
+        let context = tls::server_context(certificates)?;
+        let revoked =
+            certificates.crl.as_ref().map(|crl| Revoked::parse(crl, &certificates.ca)).transpose()?;
         // The workers open no files.
         tls::time::first_date();
-        // What the library looks up and builds at its first handshake, every worker has then.
-        tls::warm_up(&context)?;
+        // What the library looks up and builds at its first handshake, every worker has then. It is signed as theirs
+        // will be.
+        tls::warm_up(&context, signer::asking(signing, clock::now() + SIGNATURE_WAIT))?;
         Ok(Prepared { setup, context, revoked })
     }
 }
@@ -58,6 +64,8 @@ pub struct Newborn {
     pub guard: WorkerEnd,
     /// Its client.
     pub tcp: TcpStream,
+    /// Its channel to the key holder.
+    pub signing: OwnedFd,
 }
 
 /// Obeys the guard until it is gone (`None`), or until this is the worker it ordered.
@@ -77,14 +85,14 @@ pub fn run(guard: NurseryEnd) -> Outcome<Option<Newborn>> {
                 return Err(Failure::new(Exit::Malformed, format!("the guard sent {violation}")));
             }
         };
-        let Ok([channel, tcp]) = <[OwnedFd; 2]>::try_from(fds) else {
+        let Ok([channel, tcp, signing]) = <[OwnedFd; 3]>::try_from(fds) else {
             return Err(Failure::new(Exit::Malformed, "the guard's order came without its descriptors"));
         };
         rigged::read_orders();
         match spawn::fork_sibling() {
             Ok(Forked::Child) => {
                 let guard = WorkerEnd::from_fd(channel);
-                return Ok(Some(Newborn { uid, guard, tcp: TcpStream::from(tcp) }));
+                return Ok(Some(Newborn { uid, guard, tcp: TcpStream::from(tcp), signing }));
             }
             Ok(Forked::Parent(pid)) => say(&guard, &NurseryReply::Started { pid })?,
             Err(error) => say(&guard, &NurseryReply::Failed { text: error.to_string() })?,
@@ -99,3 +107,6 @@ fn say(guard: &NurseryEnd, reply: &NurseryReply) -> Outcome<()> {
         Err(error) => Err(Failure::system("answer the guard", error)),
     }
 }
+
+/// For the signature of the first handshake.
+const SIGNATURE_WAIT: Duration = Duration::from_secs(5);

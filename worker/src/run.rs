@@ -8,7 +8,7 @@
 
 use std::io::IoSlice;
 use std::net::TcpStream;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use tunguard::batch::BatchReader;
@@ -45,9 +45,10 @@ pub fn serve(
     prepared: &Prepared,
     guard: &'static WorkerEnd,
     tcp: TcpStream,
+    signing: OwnedFd,
     deadline: Time,
 ) -> Result<Request, NoSession> {
-    let admitted = admit(prepared, guard, tcp, deadline)?;
+    let admitted = admit(prepared, guard, tcp, signing, deadline)?;
     let carrying = Carrying::new(&prepared.setup, guard, admitted)?;
     carrying.lock_in_further(prepared.setup.landlock)?;
     Ok(carrying.carry()?)
@@ -138,7 +139,8 @@ impl<'a> Carrying<'a> {
             return Err(Failure::system("lock in", "the control connection is gone"));
         };
         let held = seccomp::Carrying {
-            newborn: seccomp::Newborn { guard: self.guard.as_fd(), tcp: control.as_fd() },
+            guard: self.guard.as_fd(),
+            tcp: control.as_fd(),
             udp: self.data.net.udp.as_fd(),
             downlink: self.data.downlink.as_fd(),
             exit: match &self.data.exit {

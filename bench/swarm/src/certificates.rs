@@ -47,7 +47,6 @@ pub fn client(dir: &Path, i: usize) -> Outcome<Credentials> {
         ca: read("ca.pem".into())?,
         cert: read(format!("{name}.pem"))?,
         key: Zeroizing::new(read(format!("{name}.key"))?),
-        crl: None,
     })
 }
 

@@ -8,6 +8,7 @@
 //! Filters add up: the kernel asks all that were installed, and the strictest answer counts.
 
 mod common;
+pub mod holder;
 pub mod lookup;
 pub mod tunnel;
 pub mod worker;

@@ -12,7 +12,7 @@ use seccompiler::SeccompAction;
 use super::{Call, Filter, allow, is, lookup, tunnel, worker};
 
 /// Descriptors that stand for those of a worker or a tunnel process.
-struct Held([UnixStream; 8]);
+struct Held([UnixStream; 9]);
 
 impl Held {
     fn new() -> Held {
@@ -29,12 +29,13 @@ impl Held {
     }
 
     fn newborn(&self) -> worker::Newborn<'_> {
-        worker::Newborn { guard: self.fd(GUARD), tcp: self.fd(TCP) }
+        worker::Newborn { guard: self.fd(GUARD), tcp: self.fd(TCP), signing: self.fd(SIGNING) }
     }
 
     fn carrying(&self, exit: worker::Exit<'_>) -> Filter {
         let held = worker::Carrying {
-            newborn: self.newborn(),
+            guard: self.fd(GUARD),
+            tcp: self.fd(TCP),
             udp: self.fd(UDP),
             downlink: self.fd(DOWNLINK),
             exit,
@@ -60,6 +61,7 @@ const DOWNLINK: usize = 3;
 const TUN: usize = 4;
 const UPLINK: usize = 5;
 const EPOLL: usize = 6;
+const SIGNING: usize = 8;
 /// What is held for nothing.
 const OTHER: usize = 7;
 

@@ -13,13 +13,17 @@ pub struct Newborn<'a> {
     pub guard: BorrowedFd<'a>,
     /// Its client's connection.
     pub tcp: BorrowedFd<'a>,
+    /// Its channel to the key holder.
+    pub signing: BorrowedFd<'a>,
 }
 
 /// What a worker with a session holds.
 #[derive(Clone, Copy, Debug)]
 pub struct Carrying<'a> {
-    /// As before.
-    pub newborn: Newborn<'a>,
+    /// Its channel to the guard.
+    pub guard: BorrowedFd<'a>,
+    /// Its client's connection.
+    pub tcp: BorrowedFd<'a>,
     /// The UDP slot.
     pub udp: BorrowedFd<'a>,
     /// The queue of packets from the guard.
@@ -60,6 +64,8 @@ pub fn admission(held: Newborn<'_>) -> Vec<Call> {
         // Messages to and from the guard; and datagrams, later. The slot's number isn't known yet.
         allow(libc::SYS_sendmsg, &[]),
         allow(libc::SYS_recvmsg, &[on(held.guard)]),
+        // The signature of its handshake.
+        allow(libc::SYS_recvmsg, &[on(held.signing)]),
         // The session's queues: new ones only, each for one direction. Then its allowance of queues goes.
         allow(libc::SYS_mq_open, &[is(1, libc::O_RDONLY | made)]),
         allow(libc::SYS_mq_open, &[is(1, libc::O_WRONLY | made)]),
@@ -93,9 +99,9 @@ pub fn admission(held: Newborn<'_>) -> Vec<Call> {
 /// Stage two, until the end: each descriptor can do what it is there for, and nothing else. Nothing new can be opened,
 /// made, mapped from a file, or sent anywhere but by these.
 pub fn carrying(held: Carrying<'_>) -> Vec<Call> {
-    let (guard, tcp, udp) = (on(held.newborn.guard), on(held.newborn.tcp), on(held.udp));
+    let (guard, tcp, udp) = (on(held.guard), on(held.tcp), on(held.udp));
     let epoll = on(held.epoll);
-    let connection = is(2, held.newborn.tcp.as_raw_fd());
+    let connection = is(2, held.tcp.as_raw_fd());
     let mut calls = common(process::id() as i32);
     calls.extend([
         // Packets from the guard.
