@@ -80,10 +80,10 @@ fn start(log: StderrLog) -> Outcome<run::Guard> {
     host::require_root()?;
     capabilities::keep(privileges::START)?;
     let mut config = ServerConfig::load(&file)?;
-    // 2. What this kernel can lock processes in with, and the binaries beside us.
+    // 2. What this kernel can lock processes in with, the binaries beside us, and what decides whom to trust.
     let sandbox = Means::find(config.sandbox)?;
-    let trust = trust::Trust::load(&mut config, sandbox)?;
     let spawner = spawn::Spawner::new(&config, sandbox)?;
+    let trust = trust::Trust::load(&mut config, sandbox)?;
     // 3. Ports: a second server on them ends here, before it disturbs the first.
     let (listener, slots) = slots::bind(&config)?;
     // 4. The host: device, addresses, routes, forwarding, nftables; undone in reverse when dropped.

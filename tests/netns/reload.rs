@@ -1,6 +1,7 @@
 //! A running server takes a new configuration over, whole, or leaves everything as it is and says why.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -261,7 +262,13 @@ fn without_a_nursery_nobody_is_let_in_and_sessions_go_on() {
     let mut server = Process::start("server", &lab.srv(), &lab.dir, &command);
     server.eventually("the server answers", || lab.try_status().map(drop));
     let mut one = Dialler::new(&lab, 1).connect();
-    fs::rename(own.join("tunguard-worker"), own.join("gone")).expect("renamed");
+    let (worker, gone) = (own.join("tunguard-worker"), own.join("gone"));
+    fs::rename(&worker, &gone).expect("renamed");
+    // Without a key holder it doesn't come that far.
+    refused_as_it_is(&lab, "as the key holder: No such file or directory");
+    let script = format!("#!/bin/sh\n[ \"$2\" = key-holder ] && exec {} \"$@\"\nexit 1\n", gone.display());
+    fs::write(&worker, script).expect("written");
+    fs::set_permissions(&worker, fs::Permissions::from_mode(0o755)).expect("executable");
     let out = reload(&lab);
     let error = String::from_utf8_lossy(&out.stderr).into_owned();
     assert_eq!(out.status.code(), Some(Exit::System as i32), "{error}");
@@ -274,7 +281,7 @@ fn without_a_nursery_nobody_is_let_in_and_sessions_go_on() {
     assert_eq!(one.ping(1), 1);
     assert_eq!(server.log().matches("nobody is let in").count(), 1, "{}", server.log());
     drop(waiting);
-    fs::rename(own.join("gone"), own.join("tunguard-worker")).expect("renamed");
+    fs::rename(&gone, &worker).expect("renamed");
     Dialler::new(&lab, 2).connect().leave();
     server.wait_for_log("workers can be started again");
     assert_eq!(one.ping(2), 1);
