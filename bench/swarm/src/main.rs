@@ -69,6 +69,27 @@ enum Command {
         #[arg(long)]
         pings: Option<u64>,
     },
+    /// Holds COUNT sessions as clients would, of which the first ACTIVE send pings every so often, and prints how many still
+    /// stand at the end and what came back, as JSON.
+    Hold {
+        #[command(flatten)]
+        target: Target,
+        /// Sessions that exchange packets.
+        #[arg(long)]
+        active: usize,
+        /// How long.
+        #[arg(long)]
+        seconds: f64,
+        /// Milliseconds between pings of one session.
+        #[arg(long, default_value_t = 100)]
+        every_ms: u64,
+        /// Bytes of each ping's packet.
+        #[arg(long, default_value_t = 1000)]
+        size: usize,
+        /// Inner address of the server.
+        #[arg(long, default_value = "10.9.0.1")]
+        inner: Ipv4Addr,
+    },
 }
 
 #[derive(clap::Args)]
@@ -118,6 +139,17 @@ fn run(command: Command) -> Outcome<()> {
             swarm.connect_all(8)?;
             let load = swarm::Load { active, size, window, inner, pings: pings.unwrap_or(u64::MAX) };
             println!("{}", swarm.exchange(&load, Duration::from_secs_f64(seconds))?);
+            swarm.leave();
+            Ok(())
+        }
+        Command::Hold { target, active, seconds, every_ms, size, inner } => {
+            let mut swarm = swarm::Swarm::new(&target.dir, target.server, target.count)?;
+            swarm.connect_all(8)?;
+            // For who watches from outside.
+            eprintln!("connected");
+            let load = swarm::Load { active, size, window: 1, inner, pings: u64::MAX };
+            let every = Duration::from_millis(every_ms);
+            println!("{}", swarm.hold(&load, every, Duration::from_secs_f64(seconds))?);
             swarm.leave();
             Ok(())
         }

@@ -13,9 +13,10 @@ use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::hardware;
 use tunguard::keys::{Role, Secret};
 use tunguard::path::Path;
-use tunguard::session::{Opened, Session, Start};
+use tunguard::session::{Event, Opened, Session, Start};
 use tunguard::sys::clock;
 use tunguard::sys::udp::{self, Carrier, ReceiveBuffers, Received};
+use tunguard::time::Time;
 use tunguard::tls::{self, Credentials};
 use tunguard::wire::control::{self, Hello, Message, Reason, Welcome};
 use tunguard::wire::vnet::VnetHeader;
@@ -43,6 +44,7 @@ pub struct Live {
     pub sent: u64,
     /// Answers that came back.
     pub answered: u64,
+    ended: bool,
 }
 
 impl Member {
@@ -118,9 +120,26 @@ impl Member {
         let carrier =
             Carrier::new(OwnedFd::from(socket)).map_err(|e| Failure::system("use a UDP socket", e))?;
         session.probe(now);
-        let mut live = Live { session, carrier, address, sequence: 0, sent: 0, answered: 0 };
+        let mut live = Live { session, carrier, address, sequence: 0, sent: 0, answered: 0, ended: false };
         live.send_in_band();
         Ok(live)
+    }
+
+    /// What is due by now, and what the session has to say; says whether the session still stands.
+    pub fn keep(&mut self, now: Time) -> Outcome<bool> {
+        let Some(live) = &mut self.live else { return Ok(false) };
+        if live.session.poll_timeout().is_some_and(|at| at <= now) || live.session.rekey_due(now) {
+            live.session.handle_timeout(now);
+        }
+        while let Some(message) = live.session.poll_message() {
+            self.control.send(&message).map_err(broken)?;
+        }
+        self.control.flush().map_err(broken)?;
+        live.send_in_band();
+        while let Some(event) = live.session.poll_event() {
+            live.ended |= matches!(event, Event::Ended { .. });
+        }
+        Ok(!live.ended)
     }
 
     /// Says goodbye.
@@ -162,7 +181,9 @@ impl Live {
                 }
             }
         }
-        while self.session.poll_event().is_some() {}
+        while let Some(event) = self.session.poll_event() {
+            self.ended |= matches!(event, Event::Ended { .. });
+        }
         self.send_in_band();
         self.answered += answers as u64;
         Ok(answers)

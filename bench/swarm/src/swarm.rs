@@ -181,6 +181,54 @@ impl Swarm {
         Ok(())
     }
 
+    /// Keeps the sessions for `time` as clients do, new keys and all; the first `active` send a ping every so often. Says
+    /// what came of it.
+    pub fn hold(&mut self, load: &Load, every: Duration, time: Duration) -> Outcome<Value> {
+        let mut egress = Egress::default();
+        let mut buffers = ReceiveBuffers::default();
+        let mut received: Vec<Received> = Vec::new();
+        let start = clock::now();
+        let (mut next, mut look) = (start, start);
+        let mut standing = 0;
+        while clock::now().since(start) < time {
+            let now = clock::now();
+            if next <= now {
+                next = now + every;
+                for live in self.members[..load.active].iter_mut().filter_map(|m| m.live.as_mut()) {
+                    live.ping(&mut egress, load.inner, load.size, load.window);
+                }
+            }
+            if look <= now {
+                look = now + LOOK;
+                standing = 0;
+                for member in &mut self.members {
+                    standing += usize::from(member.keep(now)?);
+                }
+            }
+            let timeout = next.min(look).since(clock::now());
+            let ready: Vec<_> = self.poller.wait(Some(timeout)).map_err(watch)?.collect();
+            for event in ready {
+                let i = (event.token >> 1) as usize;
+                if event.token & 1 == CONTROL {
+                    self.advance(i)?;
+                } else if let Some(live) = &mut self.members[i].live {
+                    live.receive(&mut buffers, &mut received)?;
+                }
+            }
+        }
+        let sum = |count: fn(&crate::member::Live) -> u64| -> u64 {
+            self.members.iter().filter_map(|m| m.live.as_ref()).map(count).sum()
+        };
+        Ok(json!({
+            "sessions": self.members.len(),
+            "standing": standing,
+            "active": load.active,
+            "seconds": clock::now().since(start).as_secs_f64(),
+            "pings": sum(|live| live.sent),
+            "answers": sum(|live| live.answered),
+        }))
+    }
+
     /// Everybody says goodbye.
     pub fn leave(self) {
         self.members.into_iter().for_each(Member::leave);
@@ -194,4 +242,6 @@ fn watch(error: std::io::Error) -> Failure {
 const CONTROL: u64 = 0;
 const DATA: u64 = 1;
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How often timers are looked at.
+const LOOK: Duration = Duration::from_millis(100);
 const LOST_AFTER: Duration = Duration::from_millis(250);
