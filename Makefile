@@ -12,7 +12,7 @@ RELEASE := $(TARGET)/release
 PROGRAMS := tunguard tunguard-guard tunguard-worker
 
 .DEFAULT_GOAL := help
-.PHONY: help build run-server run-client client certs demo test check soak bench bench-roam bench-attacks bench-ondemand bench-floods bench-micro install clean
+.PHONY: help build run-server run-client client certs demo test check soak bench bench-roam bench-attacks bench-ondemand bench-floods bench-hold bench-micro install clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -65,6 +65,9 @@ bench-attacks: build ## Measures whose traffic somebody without keys can move (r
 
 bench-floods: build ## Measures what clients notice while their server is flooded (root; ARGS="--rounds 1 ...")
 	@BIN=$(RELEASE) bench/floods.sh $(ARGS)
+
+bench-hold: build ## Holds 1000 idle and 100 active sessions for 30 minutes, and fails if the server grows (root; ARGS="--minutes 5 ...")
+	@BIN=$(RELEASE) bench/hold.sh $(ARGS)
 
 bench-micro: ## Times each step of the data path, without a network (ARGS="--quick seal")
 	@scripts/packages.sh build
