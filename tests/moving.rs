@@ -399,6 +399,23 @@ fn flows_are_shared_out_and_leave_a_path_that_dies() {
     }
 }
 
+#[test]
+fn an_idle_client_that_would_use_several_carriers_is_followed_with_one() {
+    for mode in [Mode::Failover, Mode::Redundant, Mode::Balance] {
+        let mut world = World::new();
+        let now = world.now;
+        world.client.set_mode(now, mode);
+        world.run(Duration::from_secs(1));
+        world.set_carriers(&[(1, "203.0.113.5:6000")]);
+        world.run(Duration::from_secs(1));
+        assert_eq!(world.at(), "203.0.113.5:6000", "{mode:?}");
+        // So that the first packet finds it.
+        world.send(Role::Server);
+        settled(&mut world);
+        assert_eq!(world.lost(Role::Server), 0, "{mode:?}");
+    }
+}
+
 /// A UDP packet of the flow with this number.
 fn inner_udp(flow: u8) -> Vec<u8> {
     let mut packet = vec![0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0, 10, 9, 0, 2, 10, 9, 0, 1];
