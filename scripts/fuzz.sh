@@ -26,7 +26,7 @@ executions=0
 crashed=()
 for target in "${targets[@]}"; do
     mkdir -p "fuzz/corpus/$target" "fuzz/artifacts/$target"
-    options=("-max_total_time=$seconds" -timeout=30 -rss_limit_mb=4096 -print_final_stats=1
+    options=("-max_total_time=$seconds" -timeout=30 -rss_limit_mb=4096 -print_final_stats=1 -len_control=10
         "-artifact_prefix=fuzz/artifacts/$target/")
     if [ -e "fuzz/dict/$target.dict" ]; then
         options+=("-dict=fuzz/dict/$target.dict")
