@@ -114,6 +114,11 @@ mod tests {
     }
 
     #[test]
+    fn it_is_as_long_as_the_protocol_says() {
+        assert_eq!(WINDOW, 16_320);
+    }
+
+    #[test]
     fn edges() {
         agree([0, 0, 1, 1, 63, 64, 64, 65, WINDOW, WINDOW, 0, 2, WINDOW + 1, 2, 3, 1]);
         agree([WINDOW * 3, 0, WINDOW * 2, WINDOW * 2 + 1, WINDOW * 2 + 1, WINDOW * 3 - WINDOW + 1]);

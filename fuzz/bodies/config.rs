@@ -28,8 +28,8 @@ pub fn body(data: &[u8]) {
             }
         }
         _ => {
-            let server = ServerConfig::parse(SERVER, Path::new("/etc/tunguard/server.toml"))
-                .expect("a configuration");
+            let server =
+                ServerConfig::parse(SERVER, Path::new("/etc/tunguard/server.toml")).expect("a configuration");
             // Two clients', so that they can want the same.
             let (one, other) = text.split_once("\n---\n").unwrap_or((&text, ""));
             let names = ["/etc/tunguard/clients.d/alice.toml", "/etc/tunguard/clients.d/bob.toml"];

@@ -108,9 +108,8 @@ fn ends<T: Serialize + DeserializeOwned>() -> (Channel<T, T>, Channel<T, T>) {
             let (a, b) = pair::<(), ()>().expect("a socket pair");
             (a, Channel::from_fd(b))
         });
-        let copy = |end: &Channel<(), ()>| {
-            Channel::from_fd(end.as_fd().try_clone_to_owned().expect("a descriptor"))
-        };
+        let copy =
+            |end: &Channel<(), ()>| Channel::from_fd(end.as_fd().try_clone_to_owned().expect("a descriptor"));
         (copy(a), copy(b))
     })
 }

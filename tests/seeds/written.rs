@@ -37,7 +37,10 @@ pub fn fixed() -> Vec<Seed> {
     for (name, input) in [
         ("all_goes", b"\x05\xac\0\0\0\0\0\0\0\0\0\0" as &[u8]),
         ("narrow", b"\x05\xac\x06\x05\x14\0\0\x0f\0\0\x0f\0\0\x0f\0\0\0\0\0\0\0\0\x0f\0\0"),
-        ("black_hole", b"\x23\x28\0\0\0\0\x02\x23\0\x06\x04\xb0\x07\xff\xff\x0f\0\0\x02\x23\0\x0f\0\0\x0f\0\0"),
+        (
+            "black_hole",
+            b"\x23\x28\0\0\0\0\x02\x23\0\x06\x04\xb0\x07\xff\xff\x0f\0\0\x02\x23\0\x0f\0\0\x0f\0\0",
+        ),
         ("hints", b"\x05\xac\0\0\x03\x05\x50\0\0\x03\x05\x20\x04\0\0\x05\x0f\0\0"),
     ] {
         seeds.push(("pmtu", name.to_owned(), input.to_vec()));
@@ -143,19 +146,36 @@ fn sessions(seeds: &mut Vec<Seed>) {
     /// Four datagrams arrive, and time passes.
     const ON: [u8; 5] = [4, 5, 6, 7, 25];
     let hello = [[CLIENT, 0, 10].as_slice(), &ON, &ON].concat();
-    let traffic = [CLIENT, 1, 20, SERVER, 0, 200, CLIENT, 0x30, 255, 4, 5, 6, SERVER, 0x31, 90, 4, 5, 6, 4, 5];
+    let traffic =
+        [CLIENT, 1, 20, SERVER, 0, 200, CLIENT, 0x30, 255, 4, 5, 6, SERVER, 0x31, 90, 4, 5, 6, 4, 5];
     let stories: &[(&str, [u8; 7], &[&[u8]])] = &[
         ("talk", [0; 7], &[&hello, &traffic, &traffic]),
         ("chacha", [1, 0, 0, 0, 0, 1, 1], &[&hello, &traffic, &ON, &traffic, &ON, &ON]),
-        ("rekey", [2, 0, 1, 0, 0, 0, 0], &[&hello, &[32, 94, 94, 95, 94], &traffic, &[32, 96, 94, 95, 30, 94, 30]]),
+        (
+            "rekey",
+            [2, 0, 1, 0, 0, 0, 0],
+            &[&hello, &[32, 94, 94, 95, 94], &traffic, &[32, 96, 94, 95, 30, 94, 30]],
+        ),
         ("rekey_by_packets", [1, 2, 2, 0, 0, 0, 0], &[&hello, &traffic, &traffic, &[30, 7, 94, 7], &traffic]),
-        ("move", [1, 0, 0, 0, 0, 1, 0], &[&hello, &[35, 23], &ON, &ON, &traffic, &[35, 0, 36, 9], &ON, &traffic]),
+        (
+            "move",
+            [1, 0, 0, 0, 0, 1, 0],
+            &[&hello, &[35, 23], &ON, &ON, &traffic, &[35, 0, 36, 9], &ON, &traffic],
+        ),
         ("two_carriers", [1; 7], &[&hello, &[37, 1, 35, 3], &ON, &ON, &traffic, &[37, 2], &ON, &traffic]),
         ("nat", [0, 0, 0, 0, 0, 0, 1], &[&hello, &[36, 5], &traffic, &ON, &[29, 4, 0], &ON]),
         ("copies", [0; 7], &[&hello, &[0, 0, 9, 15, 0, 15, 0, 19, 0, 3, 20, 0, 5, 22, 0, 2], &ON, &ON]),
-        ("forgeries", [0; 7], &[&hello, &[0, 0, 9, 17, 0, 0, 30, 3, 18, 0, 0, 31, 23, 0, 1, 0, 1, 4], &traffic]),
+        (
+            "forgeries",
+            [0; 7],
+            &[&hello, &[0, 0, 9, 17, 0, 0, 30, 3, 18, 0, 0, 31, 23, 0, 1, 0, 1, 4], &traffic],
+        ),
         ("inside", [0; 7], &[&hello, &[38], &ON, &[30, 7, 94, 7], &ON, &traffic, &[30, 7, 94, 7]]),
-        ("control_lost", [0, 1, 0, 1, 0, 0, 0], &[&hello, &[39, 0, 0], &traffic, &[28, 255, 255, 28, 255, 255]]),
+        (
+            "control_lost",
+            [0, 1, 0, 1, 0, 0, 0],
+            &[&hello, &[39, 0, 0], &traffic, &[28, 255, 255, 28, 255, 255]],
+        ),
         ("narrow", [0, 0, 0, 0, 0, 1, 1], &[&hello, &[40, 2, 188, 5, 220], &traffic, &ON, &ON, &traffic]),
         ("refused", [0; 7], &[&hello, &[41, 0, 0, 0, 0, 9, 41, 1, 0], &traffic, &[41, 2, 0], &traffic]),
         ("anew", [0; 7], &[&hello, &[0, 0, 9, 0, 0, 9, 43, 3, 3], &ON, &traffic]),
@@ -176,7 +196,8 @@ fn packets(seeds: &mut Vec<Seed>) {
         csum_offset: offset,
         ..VnetHeader::default()
     };
-    let super_packet = |gso_type, gso_size, start, offset| VnetHeader { gso_type, gso_size, ..partial(start, offset) };
+    let super_packet =
+        |gso_type, gso_size, start, offset| VnetHeader { gso_type, gso_size, ..partial(start, offset) };
     let long = |mut packet: Vec<u8>| {
         packet.extend((0..400u32).map(|i| i as u8));
         packet
@@ -251,7 +272,11 @@ fn configurations(seeds: &mut Vec<Seed>) {
         ("client_example", 1, include_str!("../../packaging/client.example.toml")),
         ("client", 1, client),
         ("clients", 2, two),
-        ("mistakes", 0, "listen = 5\nmtu = 1\nnetworks = [\"10.9.0.1/24\"]\n[tls]\nca = \"x\"\ncerd = \"y\"\n"),
+        (
+            "mistakes",
+            0,
+            "listen = 5\nmtu = 1\nnetworks = [\"10.9.0.1/24\"]\n[tls]\nca = \"x\"\ncerd = \"y\"\n",
+        ),
         ("syntax", 1, "remote = [\n\"a\n"),
     ] {
         seeds.push(("config", name.to_owned(), [&[kind], text.as_bytes()].concat()));
