@@ -15,6 +15,7 @@ if ! command -v cargo-fuzz >/dev/null; then
     echo "cargo-fuzz is missing: installing it from crates.io"
     cargo install --locked cargo-fuzz
 fi
+# shellcheck source=scripts/sanitizer-env.sh
 . scripts/sanitizer-env.sh
 
 [ $# -gt 0 ] || mapfile -t all < <(cargo fuzz list)

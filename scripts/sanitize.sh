@@ -7,13 +7,13 @@ cd "$(dirname "$0")/.."
 
 PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin
 scripts/packages.sh build fuzz
+# shellcheck source=scripts/sanitizer-env.sh
 . scripts/sanitizer-env.sh
 # With a target named, build scripts and macros are not instrumented.
 host=$(rustc -vV | sed -n 's/^host: //p')
 export RUSTFLAGS="-Zsanitizer=address ${RUSTFLAGS:-}"
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/sanitize
 export ASAN_OPTIONS=detect_leaks=1:detect_stack_use_after_return=1:${ASAN_OPTIONS:-}
-# OpenSSL keeps what it has looked up once until the process ends.
 cargo test --locked --target "$host" --lib -- sys::
 cargo test --locked --target "$host" --test tls
 cargo test --locked --target "$host" --test seeds

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Read by fuzz.sh and sanitize.sh: what builds with sanitizers need of their environment.
 
 # Sanitizers are unstable options of rustc, and their run-time libraries come with the stable one, too.

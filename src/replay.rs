@@ -127,6 +127,15 @@ mod tests {
         agree((0..WINDOW * 2).step_by(64).chain(0..WINDOW * 2));
     }
 
+    #[test]
+    fn a_word_that_is_used_again_is_empty() {
+        let lap = WINDOW + 64;
+        for ahead in [0, 64, 640, lap] {
+            // Every bit is set; then one in a word of the next lap, with room before it.
+            agree((0..lap).chain([lap + ahead + 10, lap + ahead + 5, lap + ahead, lap + ahead + 5]));
+        }
+    }
+
     proptest! {
         #[test]
         fn agrees_with_a_naive_model(

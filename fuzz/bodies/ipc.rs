@@ -101,12 +101,12 @@ fn phases(input: &mut Input<'_>) {
 /// One pair of sockets for all inputs: a system call less for each.
 fn ends<T: Serialize + DeserializeOwned>() -> (Channel<T, T>, Channel<T, T>) {
     thread_local! {
-        static ENDS: RefCell<Option<(Channel<(), ()>, Channel<(), ()>)>> = const { RefCell::new(None) };
+        static ENDS: RefCell<Option<[Channel<(), ()>; 2]>> = const { RefCell::new(None) };
     }
     ENDS.with_borrow_mut(|ends| {
-        let (a, b) = ends.get_or_insert_with(|| {
+        let [a, b] = ends.get_or_insert_with(|| {
             let (a, b) = pair::<(), ()>().expect("a socket pair");
-            (a, Channel::from_fd(b))
+            [a, Channel::from_fd(b)]
         });
         let copy =
             |end: &Channel<(), ()>| Channel::from_fd(end.as_fd().try_clone_to_owned().expect("a descriptor"));

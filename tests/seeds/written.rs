@@ -138,6 +138,9 @@ fn vectors(seeds: &mut Vec<Seed>) {
     seeds.push(("control", "all".to_owned(), messages));
 }
 
+/// A name, a configuration and events.
+type Story<'a> = (&'a str, [u8; 7], &'a [&'a [u8]]);
+
 /// Each a configuration of seven bytes (suite, age, packets, linger, idle, MTU, who vouches), then events: see
 /// fuzz/bodies/session.rs.
 fn sessions(seeds: &mut Vec<Seed>) {
@@ -148,7 +151,7 @@ fn sessions(seeds: &mut Vec<Seed>) {
     let hello = [[CLIENT, 0, 10].as_slice(), &ON, &ON].concat();
     let traffic =
         [CLIENT, 1, 20, SERVER, 0, 200, CLIENT, 0x30, 255, 4, 5, 6, SERVER, 0x31, 90, 4, 5, 6, 4, 5];
-    let stories: &[(&str, [u8; 7], &[&[u8]])] = &[
+    let stories: &[Story<'_>] = &[
         ("talk", [0; 7], &[&hello, &traffic, &traffic]),
         ("chacha", [1, 0, 0, 0, 0, 1, 1], &[&hello, &traffic, &ON, &traffic, &ON, &ON]),
         (
