@@ -1,7 +1,7 @@
 # `make` or `make help` lists the targets.
 #
 # Variables: PREFIX, DESTDIR (install); NAME, REMOTE (client, certs); PROFILE (run-client); CONFIG, CERTS
-# (run-server, client, certs); SESSIONS, SECONDS, LOSS (soak).
+# (run-server, client, certs); SESSIONS, SECONDS, LOSS (soak); SECONDS, ARGS (fuzz).
 
 PREFIX ?= /usr/local
 DESTDIR ?=
@@ -12,7 +12,7 @@ RELEASE := $(TARGET)/release
 PROGRAMS := tunguard tunguard-guard tunguard-worker
 
 .DEFAULT_GOAL := help
-.PHONY: help build run-server run-client client certs demo test check soak bench bench-roam bench-attacks bench-ondemand bench-floods bench-hold bench-micro install clean
+.PHONY: help build run-server run-client client certs demo test check soak bench bench-roam bench-attacks bench-ondemand bench-floods bench-hold bench-micro fuzz sanitize mutants install clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -72,6 +72,15 @@ bench-hold: build ## Holds 1000 idle and 100 active sessions for 30 minutes, and
 bench-micro: ## Times each step of the data path, without a network (ARGS="--quick seal")
 	@scripts/packages.sh build
 	cargo bench --locked -p tunguard -p tunguard-guard --bench data_path --bench routes -- $(ARGS)
+
+fuzz: ## Runs the fuzz targets, one after the other (SECONDS=30 for each; ARGS="session control" for some)
+	@scripts/fuzz.sh $(or $(SECONDS),30) $(ARGS)
+
+sanitize: ## Tests the unsafe layer under the address sanitizer
+	@scripts/sanitize.sh
+
+mutants: ## Changes the code in small ways, and lists the changes that no test notices (ARGS="src/replay.rs ...")
+	@scripts/mutants.sh $(ARGS)
 
 install: build ## Installs to PREFIX=/usr/local, below DESTDIR= if set
 	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/libexec/tunguard"

@@ -1,7 +1,7 @@
 #!/bin/sh
 # The Debian packages tunguard needs beside a Rust toolchain: the one list of them, and the check for it.
 #
-#   scripts/packages.sh GROUP...    GROUP is build, run, lab or bench
+#   scripts/packages.sh GROUP...    GROUP is build, run, lab, bench or fuzz
 #
 # Installs what is missing when run as root; otherwise names the command that does, and fails.
 set -eu
@@ -14,13 +14,15 @@ set -eu
 # bench  jq python3 openssl         reads results, writes the report and its plots; handshakes to compare with
 #        openvpn ocserv openconnect     the peers
 #        wireguard-go wireguard-tools
+# fuzz   g++                         libFuzzer, built from its source
 packages() {
     case $1 in
         build) echo gcc libc6-dev make perl ;;
         run) echo nftables ;;
         lab) echo iproute2 iputils-ping iperf3 socat procps ;;
         bench) echo jq openvpn ocserv openconnect wireguard-go wireguard-tools openssl python3 ;;
-        *) echo "packages.sh: no group $1: build, run, lab or bench" >&2; exit 2 ;;
+        fuzz) echo g++ ;;
+        *) echo "packages.sh: no group $1: build, run, lab, bench or fuzz" >&2; exit 2 ;;
     esac
 }
 
@@ -39,6 +41,7 @@ present() {
         procps) command -v ps ;;
         jq | python3 | openssl | openvpn | ocserv | openconnect | wireguard-go) command -v "$1" ;;
         wireguard-tools) command -v wg ;;
+        g++) command -v c++ ;;
     esac >/dev/null 2>&1
 }
 

@@ -114,12 +114,26 @@ mod tests {
     }
 
     #[test]
+    fn it_is_as_long_as_the_protocol_says() {
+        assert_eq!(WINDOW, 16_320);
+    }
+
+    #[test]
     fn edges() {
         agree([0, 0, 1, 1, 63, 64, 64, 65, WINDOW, WINDOW, 0, 2, WINDOW + 1, 2, 3, 1]);
         agree([WINDOW * 3, 0, WINDOW * 2, WINDOW * 2 + 1, WINDOW * 2 + 1, WINDOW * 3 - WINDOW + 1]);
         let top = crate::wire::data::COUNTER_LIMIT - 1;
         agree([top, top, top - WINDOW, top - WINDOW + 1, top - 1]);
         agree((0..WINDOW * 2).step_by(64).chain(0..WINDOW * 2));
+    }
+
+    #[test]
+    fn a_word_that_is_used_again_is_empty() {
+        let lap = WINDOW + 64;
+        for ahead in [0, 64, 640, lap] {
+            // Every bit is set; then one in a word of the next lap, with room before it.
+            agree((0..lap).chain([lap + ahead + 10, lap + ahead + 5, lap + ahead, lap + ahead + 5]));
+        }
     }
 
     proptest! {

@@ -11,10 +11,11 @@ use tunguard::epochs::Limits;
 use tunguard::keys::{Role, Secret};
 use tunguard::path::Path;
 use tunguard::paths::Mode;
-use tunguard::paths::PathEvent;
+use tunguard::paths::{PathEvent, Paths};
 use tunguard::session::{Event, IN_BAND_LEN, Opened, Session, Start};
 use tunguard::time::Time;
 use tunguard::wire::data::{HEADER_LEN, SessionId, TAG_LEN};
+use tunguard::wire::inband::{InBand, MAX_LEN};
 
 const MS: Duration = Duration::from_millis(1);
 /// Half a round trip.
@@ -397,6 +398,56 @@ fn flows_are_shared_out_and_leave_a_path_that_dies() {
         assert!(role == Role::Client || by_second > 40 * 100 * 100, "{by_second} bytes by the other");
         assert!(!world.end(role).path().expect("a path").is_lost());
     }
+}
+
+#[test]
+fn an_idle_client_that_would_use_several_carriers_is_followed_with_one() {
+    for mode in [Mode::Failover, Mode::Redundant, Mode::Balance] {
+        let mut world = World::new();
+        let now = world.now;
+        world.client.set_mode(now, mode);
+        world.run(Duration::from_secs(1));
+        world.set_carriers(&[(1, "203.0.113.5:6000")]);
+        world.run(Duration::from_secs(1));
+        assert_eq!(world.at(), "203.0.113.5:6000", "{mode:?}");
+        // So that the first packet finds it.
+        world.send(Role::Server);
+        settled(&mut world);
+        assert_eq!(world.lost(Role::Server), 0, "{mode:?}");
+    }
+}
+
+#[test]
+fn a_stranger_that_is_forgotten_gets_no_more_than_one_that_is_remembered() {
+    let (client, stranger) = (at("192.0.2.1:4000"), at("203.0.113.9:9"));
+    let now = Time::default() + Duration::from_secs(1);
+    let mut paths = Paths::following(Secret::from_bytes([1; 32]), None);
+    let told = |paths: &mut Paths| {
+        let (mut bytes, mut asked) = (0, None);
+        while let Some(say) = paths.poll_say() {
+            let mut message = [0; MAX_LEN];
+            let len = HEADER_LEN + say.message.emit(&mut message) + TAG_LEN;
+            if paths.spend(say.path, len) && say.path == stranger {
+                bytes += len;
+            }
+            if let InBand::PathChallenge(nonce) = say.message {
+                asked = Some(nonce).filter(|_| say.path == client).or(asked);
+            }
+        }
+        (bytes, asked)
+    };
+    let challenge = Some(InBand::PathChallenge([7; 8]));
+    paths.heard(now, client, true, 41, challenge);
+    let nonce = told(&mut paths).1.expect("a challenge");
+    paths.heard(now, client, true, 59, Some(InBand::PathResponse(nonce, client.remote)));
+    // Somebody took the next one and sends it on; when he is asked again, he is found out.
+    paths.heard(now, stranger, true, 41, challenge);
+    let first = told(&mut paths).0;
+    let now = now + Duration::from_secs(1);
+    paths.handle_timeout(now);
+    assert_eq!(paths.known().len(), 1);
+    let later = told(&mut paths).0;
+    assert!(first > 0 && first + later <= 3 * 41, "{first} and {later} bytes for 41");
 }
 
 /// A UDP packet of the flow with this number.

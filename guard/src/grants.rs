@@ -547,6 +547,7 @@ const REQUESTS_PER_TURN: usize = 32;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use tunguard::tls::CertId;
 
     #[test]
@@ -577,5 +578,53 @@ mod tests {
             }
         }
         assert!(permitted(Established, 1, &report));
+    }
+
+    proptest! {
+        /// Whatever a worker says in whatever order: it is granted and registered once at most, in that order, and said
+        /// its last word once.
+        #[test]
+        fn no_order_of_requests_gets_more_than_a_session(
+            steps in prop::collection::vec((0u8..9, any::<bool>()), 0..60),
+        ) {
+            let cert = CertId { issuer: [0; 32], serial: vec![1], not_after: 0 };
+            let claim = Claim { name: "ann".into(), cert, resumed: false, want: vec![], resume: None };
+            let (mut phase, mut asked) = (Phase::Handshake, 0);
+            let (mut claims, mut registrations, mut last_words) = (0, 0, 0);
+            for (step, granted) in steps {
+                let request = match step {
+                    0 => Request::Redeem([0; 32]),
+                    1 => Request::Claim(claim.clone()),
+                    2 => Request::Register { size: QueueSize::KERNEL_DEFAULT },
+                    3 => Request::ControlLost,
+                    4 => Request::Report(Box::default()),
+                    5 => Request::Ended { reason: None, cause: Cause::Left, text: String::new() },
+                    6 => Request::Log { level: 3, text: String::new() },
+                    // The guard's own doing.
+                    7 => { asked += 1; continue }
+                    _ => { phase = phase.max(Phase::Ending); continue }
+                };
+                if !permitted(phase, asked, &request) {
+                    continue;
+                }
+                match request {
+                    Request::Redeem(_) => prop_assert_eq!(claims, 0),
+                    Request::Claim(_) => {
+                        claims += 1;
+                        phase = if granted { Phase::Granted } else { Phase::Ending };
+                    }
+                    Request::Register { .. } => {
+                        prop_assert_eq!(claims, 1);
+                        registrations += 1;
+                        phase = if granted { Phase::Established } else { Phase::Ending };
+                    }
+                    Request::ControlLost => prop_assert!(phase == Phase::Ending || registrations == 1),
+                    Request::Report(_) => asked -= 1,
+                    Request::Ended { .. } => { last_words += 1; phase = Phase::Over }
+                    _ => {}
+                }
+                prop_assert!(claims <= 1 && registrations <= claims && last_words <= 1);
+            }
+        }
     }
 }

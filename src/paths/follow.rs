@@ -64,7 +64,10 @@ impl Paths {
             }
             PathStatus::Dropped | PathStatus::Preferred => {}
             PathStatus::Standby | PathStatus::Copy | PathStatus::Share => {
-                self.nomination.take_if(|n| n.key == self.list[at].path.key() && n.before.is_none());
+                // A spare isn't where the client is; of several in use one may be, if it says so.
+                let spare = status == PathStatus::Standby;
+                let key = self.list[at].path.key();
+                self.nomination.take_if(|n| n.key == key && n.before.is_none() && (spare || !n.rebind));
                 if !self.list[at].proven && self.list[at].asked.is_none() {
                     self.ask(now, at, false);
                 }

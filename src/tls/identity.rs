@@ -197,6 +197,13 @@ const SHOWN: usize = 64;
 
 #[cfg(test)]
 mod tests {
+    use openssl::asn1::{Asn1Integer, Asn1Time};
+    use openssl::bn::BigNum;
+    use openssl::error::ErrorStack;
+    use openssl::hash::MessageDigest;
+    use openssl::pkey::PKey;
+    use openssl::x509::{X509, X509Builder};
+
     use super::*;
 
     #[test]
@@ -223,6 +230,38 @@ mod tests {
         ] {
             assert!(!acceptable(bad), "{bad:?}");
         }
+    }
+
+    /// With serial number 7, until so many seconds from now.
+    fn cert(seconds: i64) -> X509 {
+        let make = || -> Result<X509, ErrorStack> {
+            let key = PKey::generate_ed25519()?;
+            let mut cert = X509Builder::new()?;
+            cert.set_serial_number(&*Asn1Integer::from_bn(&*BigNum::from_u32(7)?)?)?;
+            cert.set_not_before(&*Asn1Time::from_unix(0)?)?;
+            cert.set_not_after(&*Asn1Time::from_unix(time::wall_clock() + seconds)?)?;
+            cert.set_pubkey(&key)?;
+            cert.sign(&key, MessageDigest::null())?;
+            Ok(cert.build())
+        };
+        make().expect("a certificate")
+    }
+
+    #[test]
+    fn who_comes_again_is_still_judged_by_time() {
+        let good = cert(3_600);
+        let id = confirm_again(&good, None, Side::Client).expect("valid");
+        assert_eq!((id.serial_hex().as_str(), id), ("07", CertId::of(&good).expect("an ID")));
+        for seconds in [-1, -3_600] {
+            let refused = confirm_again(&cert(seconds), None, Side::Client).map_err(|failure| failure.exit);
+            assert_eq!(refused, Err(Exit::CertificateExpired), "{seconds}");
+        }
+    }
+
+    #[test]
+    fn an_id_says_little_in_a_log() {
+        let id = CertId { issuer: [9; 32], serial: vec![0x0a, 0xbc], not_after: 0 };
+        assert_eq!(format!("{id:?}"), "CertId(serial 0ABC, until 1970-01-01 00:00:00 UTC)");
     }
 
     #[test]

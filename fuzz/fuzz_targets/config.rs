@@ -1,0 +1,4 @@
+//! See bodies/config.rs.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| tunguard_fuzz::bodies::config::body(data));

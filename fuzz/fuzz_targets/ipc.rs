@@ -1,0 +1,4 @@
+//! See bodies/ipc.rs.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| tunguard_fuzz::bodies::ipc::body(data));

@@ -1,0 +1,4 @@
+//! See bodies/session.rs.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| tunguard_fuzz::bodies::session::body(data));
