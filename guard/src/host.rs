@@ -8,6 +8,7 @@ use tunguard::net::forwarding::Forwarding;
 use tunguard::net::netlink::{Netlink, Route};
 use tunguard::net::nft::{Table, TableSpec};
 use tunguard::net::{quiet_device, sysctl};
+use tunguard::rigged::point;
 use tunguard::sys::mq::{self, QueueLimits, QueueSize};
 use tunguard::sys::tun::{Offloads, Tun};
 
@@ -27,16 +28,19 @@ impl Host {
         let (tun, offloads) = Tun::create(&config.device)?;
         // Before it goes up: it must not get a link-local address, nor count as a router's client.
         quiet_device(&config.device);
+        point("guard.device-made");
         let mut netlink = Netlink::open()?;
         let index = netlink.link_index(config.device.as_str())?;
         netlink.set_link_up(index, config.mtu)?;
         for address in config.server_addresses() {
             netlink.add_address(index, address)?;
         }
+        point("guard.addressed");
         let subnets: Vec<_> = config.clients.values().flat_map(|c| c.subnets.iter().copied()).collect();
         for subnet in &subnets {
             netlink.add_route(&Route::new(*subnet, index))?;
         }
+        point("guard.routed");
         let v4 = config.networks.iter().any(|n| n.addr().is_ipv4());
         let v6 = config.networks.iter().any(|n| n.addr().is_ipv6());
         let forwards =
@@ -45,6 +49,7 @@ impl Host {
             true => Some(Forwarding::enable(v4, v6, &config.state_dir.join("forwarding.json"))?),
             false => None,
         };
+        point("guard.forwarding");
         // A host may forward without our help, now or later: who reaches whom is decided here in any case.
         let spec = TableSpec {
             device: config.device.clone(),
@@ -60,6 +65,7 @@ impl Host {
             }
             Err(failure) => return Err(failure),
         };
+        point("guard.table-installed");
         log::info!(
             "device {}: {}, MTU {}{}",
             config.device,
@@ -73,10 +79,12 @@ impl Host {
     /// Undoes everything, and says what could not be undone.
     pub fn restore(self) {
         let table = self.table.map_or(Ok(()), Table::remove);
+        point("guard.table-removed");
         let forwarding = self.forwarding.map_or(Ok(()), Forwarding::restore);
         for failure in [table, forwarding].into_iter().filter_map(Result::err) {
             log::error!("on leaving: {failure}");
         }
+        point("guard.host-restored");
     }
 }
 

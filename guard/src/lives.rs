@@ -18,6 +18,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use tunguard::ipc::HANDSHAKE_SECONDS;
+use tunguard::rigged;
 use tunguard::sys::clock;
 use tunguard::sys::mq::unlink;
 use tunguard::sys::poller::Interest;
@@ -50,6 +51,8 @@ impl Guard {
             }
             match self.listener.accept() {
                 Ok((tcp, peer)) => {
+                    rigged::read_orders();
+                    rigged::point("guard.accepted");
                     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
                     match self.spawner.start(&tcp) {
                         Ok(started) => self.take_in(started, peer),
@@ -98,6 +101,7 @@ impl Guard {
             log::error!("can't watch a worker: {error}");
             self.kill(key);
         }
+        rigged::point("guard.worker-started");
     }
 
     pub(crate) fn accept_later(&mut self, when: Accepting) {

@@ -16,6 +16,7 @@ use tunguard::admin::Admin;
 use tunguard::batch::{BatchReader, BatchWriter};
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Failure, Outcome};
+use tunguard::rigged;
 use tunguard::segment::{addresses, unreachable};
 use tunguard::sys::clock;
 use tunguard::sys::poller::{Interest, Poller, Ready};
@@ -205,6 +206,7 @@ impl Guard {
         log::info!("tunguard {} is ready, pid {}", tunguard::VERSION, std::process::id());
         let result = self.serve();
         self.end_all_workers();
+        rigged::point("guard.workers-gone");
         if self.leases.is_dirty()
             && let Err(failure) = self.leases.save()
         {
@@ -426,6 +428,7 @@ impl Guard {
     }
 
     fn reload(&mut self, why: &str) {
+        rigged::read_orders();
         match self.trust.reload() {
             Ok(()) => log::info!("{why}: certificates and revocation list are read again"),
             Err(failure) => {
@@ -435,6 +438,7 @@ impl Guard {
         }
         self.tickets.clear();
         self.trusted_since = clock::now();
+        rigged::point("guard.reloading");
         if let Err(failure) = self.spawner.prepare(&self.config, &self.trust, self.host.offloads.uso) {
             log::error!("{failure}");
         }
@@ -447,6 +451,7 @@ impl Guard {
         for key in revoked {
             self.end_worker(key, Reason::Revoked);
         }
+        rigged::point("guard.reloaded");
     }
 
     fn stop(&mut self) {
@@ -454,12 +459,14 @@ impl Guard {
             return self.kill_all();
         }
         log::info!("stopping");
+        rigged::read_orders();
         self.stopping = Some(clock::now() + STOP_WAIT);
         self.accept_later(Accepting::No);
         let all: Vec<u64> = self.workers.iter().map(|(key, _)| key).collect();
         for key in all {
             self.end_worker(key, Reason::Shutdown);
         }
+        rigged::point("guard.stopping");
     }
 
     fn finished(&self, now: Time) -> bool {

@@ -14,6 +14,7 @@ use crate::net::{
     DnsKeeper, Netlink, Route, RouteFilter, RouteKeeper, RouteKind, Way, device_label, dns, quiet_device,
     sysctl, ways_to,
 };
+use crate::rigged::point;
 
 /// The host as we have set it up so far. [`clear`](Host::clear), or drop, undoes everything but the device, which
 /// goes with its descriptors.
@@ -186,6 +187,7 @@ impl Host {
             self.netlink.set_link_up(self.index, plan.mtu)?;
             self.mtu = Some(plan.mtu);
         }
+        point("supervisor.addressed");
         // 2. Routes; what somebody else has is said once.
         let conflicts = self.routes.set(&plan.routes, &plan.addresses)?;
         let conflicts = conflicts.iter().map(ToString::to_string);

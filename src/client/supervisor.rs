@@ -34,6 +34,7 @@ use crate::config::common::DeviceName;
 use crate::escape::Escaped;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::net::Monitor;
+use crate::rigged;
 use crate::sys::poller::{Interest, Poller};
 use crate::sys::seqpacket::{self, Incoming};
 use crate::sys::signals::Signals;
@@ -45,6 +46,7 @@ use crate::tls::Credentials;
 /// `tunguard client`: runs until it is told to stop, or until there is no use in going on. After
 /// [`require_root`].
 pub fn run(config: &ClientConfig) -> Outcome<()> {
+    rigged::read_orders();
     // 1. Everything that can be wrong with the configuration, before anything is touched.
     let credentials = Credentials::read_client(&config.tls)?;
     let user = User::look_up(&config.user)?;
@@ -52,6 +54,7 @@ pub fn run(config: &ClientConfig) -> Outcome<()> {
     let signals = Signals::install().map_err(|e| Failure::system("listen for signals", e))?;
     // 2. The device, which is there until we exit, and what a killed run left behind.
     let (tun, offloads) = Tun::create(&config.device)?;
+    rigged::point("supervisor.device-made");
     let host = Host::new(config)?;
     // 3. The tunnel process, again and again.
     let monitor = Monitor::open(host.index())?;
@@ -245,7 +248,9 @@ impl<'a> Supervisor<'a> {
         };
         self.dial = None;
         self.kill_process();
+        rigged::point("supervisor.tunnel-gone");
         let cleared = host.clear();
+        rigged::point("supervisor.cleared");
         if result.is_ok() {
             log::info!("tunnel down, routes and resolvers restored");
         }
@@ -315,10 +320,13 @@ impl<'a> Supervisor<'a> {
         let hurry = self.stop_by.is_some();
         let Some(process) = self.process.as_mut().filter(|_| !hurry) else { return Flow::Stop(Ok(())) };
         log::info!("stopping");
+        rigged::read_orders();
         process.phase = Phase::Stopping;
         self.dial = None;
         self.stop_by = Some(clock::now() + STOP_WITHIN);
-        match process.channel.send(&Reply::Stop, &[]) {
+        let told = process.channel.send(&Reply::Stop, &[]);
+        rigged::point("supervisor.stopping");
+        match told {
             Ok(true) => Flow::On,
             _ => Flow::Stop(Ok(())),
         }
@@ -350,6 +358,7 @@ impl<'a> Supervisor<'a> {
             lines: Budget::new(LINES, LINE_EVERY, now),
             last_word: None,
         });
+        rigged::point("supervisor.tunnel-started");
         Ok(())
     }
 
@@ -521,6 +530,7 @@ impl<'a> Supervisor<'a> {
             Ok(dial) => self.dial = Some((dial, places)),
             Err(failure) => self.dial_failed(failure.text),
         }
+        rigged::point("supervisor.dialling");
         Ok(())
     }
 
@@ -593,6 +603,7 @@ impl<'a> Supervisor<'a> {
             [connected.stream.as_fd()].into_iter().chain(sockets.iter().map(AsFd::as_fd)).collect();
         let (remote, host) = (connected.place as u16, self.config.remote[connected.place].host.clone());
         process.tell(&Reply::Dialled { remote, host, address: address.into(), carriers }, &fds);
+        rigged::point("supervisor.dialled");
         Ok(())
     }
 
@@ -730,6 +741,7 @@ impl<'a> Supervisor<'a> {
         if let Some(process) = &mut self.process {
             process.tell(&reply, &[]);
         }
+        rigged::point("supervisor.configured");
         if reply == Reply::Configured {
             self.remember(wishes);
         }

@@ -28,6 +28,7 @@ use super::nats::Nats;
 use super::settings::{Configuring, Purpose};
 use super::{role, tunnel_log};
 use crate::exit::{Exit, Failure, Outcome};
+use crate::rigged::{self, point};
 use crate::sys::poller::{Interest, Poller};
 use crate::sys::seqpacket::Incoming;
 use crate::sys::tun::Tun;
@@ -73,6 +74,7 @@ fn start(setup: OwnedFd) -> Outcome<Setup> {
         return Err(Failure::new(Exit::Version, text));
     }
     let _ = prctl::set_name(c"tunguard-tunnel");
+    rigged::read_orders();
     // 2. Ctrl-C reaches the whole terminal, and a service's stop its whole group: the supervisor hears it, and
     //    tells us to say goodbye.
     let stops = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter();
@@ -95,6 +97,7 @@ fn start(setup: OwnedFd) -> Outcome<Setup> {
     };
     jail::enter(&jail)?;
     // 6. Stage two, the system call filter, belongs here.
+    point("tunnel.locked-in");
     Ok(setup)
 }
 
@@ -301,7 +304,9 @@ impl<'a> Tunnel<'a> {
         self.serial += 1;
         self.attempt =
             Some(Attempt { serial: self.serial, deadline: now + ATTEMPT_WITHIN, stage: Stage::Dialling });
-        self.ask(&Request::Dial { remote: self.attempts.remote() as u16 })
+        self.ask(&Request::Dial { remote: self.attempts.remote() as u16 })?;
+        point("tunnel.dialling");
+        Ok(())
     }
 
     fn dialled(
@@ -346,6 +351,7 @@ impl<'a> Tunnel<'a> {
         self.resume_refused |= connecting.resume_refused();
         match advanced {
             Ok(None) => {
+                point("tunnel.connecting");
                 let _ = self.poller.modify(&**connecting, token, connecting.interest());
                 Ok(())
             }
@@ -379,7 +385,9 @@ impl<'a> Tunnel<'a> {
 
     fn configure(&mut self, wishes: Wishes, purpose: Purpose) -> Turn<()> {
         self.configuring.handle_asked(purpose, clock::now());
-        self.ask(&Request::Configure(wishes))
+        self.ask(&Request::Configure(wishes))?;
+        point("tunnel.configuring");
+        Ok(())
     }
 
     fn configured(&mut self, result: Result<(), String>) -> Turn<()> {
@@ -432,6 +440,7 @@ impl<'a> Tunnel<'a> {
         self.resume_refused = false;
         self.retry_at = None;
         self.attempts.handle_established(clock::now());
+        point("tunnel.established");
         self.wait_for_packets(Interest::Read)
     }
 
@@ -571,6 +580,7 @@ impl<'a> Tunnel<'a> {
             // What has come by those that go now is still of use.
             link.server_to_tun(&self.tun, &mut self.buffers)?;
             link.take_carriers(&self.poller, take_over(carriers)?)?;
+            point("tunnel.moving");
         }
         let needed = match reachable {
             true => self.retry_at.is_some() || control_gone && has_session,
@@ -656,6 +666,7 @@ impl<'a> Tunnel<'a> {
 
     /// Says goodbye to every server that may know us.
     fn leave(&mut self) -> Over {
+        point("tunnel.leaving");
         if let Some(attempt) = self.attempt.take() {
             self.drop_attempt(attempt, Reason::Leaving);
         }

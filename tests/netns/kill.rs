@@ -233,7 +233,7 @@ impl Holdings {
 }
 
 /// Routes, nftables and forwarding of the server's host.
-fn host(lab: &Lab) -> Vec<String> {
+pub fn host(lab: &Lab) -> Vec<String> {
     let mut lines = lab.srv().routes();
     lines.extend(lab.srv().must(&["nft", "list", "ruleset"]).lines().map(str::to_owned));
     for name in ["ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv6/conf/eth0/accept_ra"] {
