@@ -478,7 +478,7 @@ impl Guard {
             Accepting::Paused(until) => Some(until),
             _ => None,
         };
-        let save = self.leases.is_dirty().then(|| self.leases_written + LEASES_EVERY);
+        let save = self.leases.is_dirty().then(|| self.leases_written + self.leases.rest());
         // Only while somebody is there: an idle server sleeps.
         let expiry = (self.workers.len() > 0 || !self.tickets.is_empty())
             .then(|| self.certificates_checked + CERTIFICATES_EVERY);
@@ -499,7 +499,7 @@ impl Guard {
             self.accepting = Accepting::Full;
             self.open_listener();
         }
-        if self.leases.is_dirty() && now >= self.leases_written + LEASES_EVERY {
+        if self.leases.is_dirty() && now >= self.leases_written + self.leases.rest() {
             self.leases_written = now;
             if let Err(failure) = self.leases.save() {
                 log::error!("{failure}");
@@ -524,8 +524,6 @@ const OPEN_BATCHES: usize = 16;
 /// How often certificates' ends are looked at.
 const CERTIFICATES_EVERY: Duration = Duration::from_secs(60);
 const STOP_WAIT: Duration = Duration::from_secs(3);
-/// The lease file is written at most this often.
-const LEASES_EVERY: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {
