@@ -127,7 +127,7 @@ fn a_guard_killed_while_it_stops_is_cleaned_up_after() {
         scene.bystander_is_back(point);
         assert_eq!(scene.server.stop(), 0, "{point}");
         same_lines(&before, &host(&lab), &format!("the server's host after {point}"));
-        scene.server = lab.start_server(&scene.config);
+        scene.start_again();
         scene.bystander_is_back(point);
     }
 }
@@ -158,6 +158,10 @@ impl<'a> Scene<'a> {
         self.server.wait_for_log(&halted(point));
         self.lab.order(&[]);
         kill_server(self.lab, &mut self.server);
+        self.start_again();
+    }
+
+    fn start_again(&mut self) {
         self.started = Instant::now();
         self.server = self.lab.start_server(&self.config);
     }

@@ -82,6 +82,8 @@ fn a_worker_killed_while_it_drains_takes_nothing_along() {
         lab.wait_for_tunnel(1, &mut client);
         assert_ne!(the_other(&server, bystander.worker), old);
         assert_eq!(client.stop(), 0);
+        // The nursery is a new one after a death.
+        assert_eq!(lab.start_client(1, &lab.client(1)).stop(), 0);
         baseline.is_back(&lab, &server, point);
         assert_eq!(deaths(&server), 1, "{}", server.log());
     }
