@@ -46,7 +46,6 @@ use crate::tls::Credentials;
 /// `tunguard client`: runs until it is told to stop, or until there is no use in going on. After
 /// [`require_root`].
 pub fn run(config: &ClientConfig) -> Outcome<()> {
-    rigged::read_orders();
     // 1. Everything that can be wrong with the configuration, before anything is touched.
     let credentials = Credentials::read_client(&config.tls)?;
     let user = User::look_up(&config.user)?;

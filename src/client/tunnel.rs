@@ -28,7 +28,7 @@ use super::nats::Nats;
 use super::settings::{Configuring, Purpose};
 use super::{role, tunnel_log};
 use crate::exit::{Exit, Failure, Outcome};
-use crate::rigged::{self, point};
+use crate::rigged::point;
 use crate::sys::poller::{Interest, Poller};
 use crate::sys::seqpacket::Incoming;
 use crate::sys::tun::Tun;
@@ -74,7 +74,6 @@ fn start(setup: OwnedFd) -> Outcome<Setup> {
         return Err(Failure::new(Exit::Version, text));
     }
     let _ = prctl::set_name(c"tunguard-tunnel");
-    rigged::read_orders();
     // 2. Ctrl-C reaches the whole terminal, and a service's stop its whole group: the supervisor hears it, and
     //    tells us to say goodbye.
     let stops = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter();
