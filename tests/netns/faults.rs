@@ -39,14 +39,14 @@ fn every_point_is_one_that_a_process_is_killed_at() {
 }
 
 /// Client 2, which has nothing to do with the process that is killed.
-struct Bystander {
+pub struct Bystander {
     client: Process,
     talk: Conversation,
     worker: i32,
 }
 
 impl Bystander {
-    fn start(lab: &Lab) -> Bystander {
+    pub fn start(lab: &Lab) -> Bystander {
         let client = lab.start_client(2, &lab.client(2));
         let mut talk = Conversation::start(&lab.c(2), &lab.srv(), ip(INNER_V4));
         talk.exchange(10_000);
@@ -55,7 +55,7 @@ impl Bystander {
     }
 
     /// Its connection goes on, in the session it had, byte for byte.
-    fn is_unharmed(&mut self, lab: &Lab, at: &str) {
+    pub fn is_unharmed(&mut self, lab: &Lab, at: &str) {
         self.talk.exchange(100_000);
         let session = lab.session("c2").unwrap_or_else(|| panic!("{at}: the bystander has no session"));
         assert_eq!(session["pid"], self.worker, "{at}: the bystander's session is another one");
@@ -64,17 +64,17 @@ impl Bystander {
 }
 
 /// What the server holds while the bystander alone is connected.
-struct Baseline(Holdings);
+pub struct Baseline(Holdings);
 
 impl Baseline {
-    fn of(lab: &Lab, server: &Process) -> Baseline {
+    pub fn of(lab: &Lab, server: &Process) -> Baseline {
         lab.wait_for_sessions(1);
         server.wait_for_children(1);
         Baseline(Holdings::of(server))
     }
 
     /// The same again: sessions, processes (zombies count), descriptors, names of queues.
-    fn is_back(&self, lab: &Lab, server: &Process, at: &str) {
+    pub fn is_back(&self, lab: &Lab, server: &Process, at: &str) {
         eventually(&format!("{at}: the bystander's session alone"), || {
             let status = lab.status();
             let alone = status["workers"] == 1 && status["handshakes"] == 0;

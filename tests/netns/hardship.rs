@@ -415,7 +415,7 @@ fn lose(lab: &Lab, percent: u32) {
 }
 
 /// CPU time of a process, in hundredths of a second.
-fn cpu_ticks(pid: i32) -> u64 {
+pub fn cpu_ticks(pid: i32) -> u64 {
     // One that has ended meanwhile doesn't run.
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // After the command's name, which may hold anything: utime and stime are fields 14 and 15.

@@ -58,6 +58,7 @@ mod plaintext;
 mod remotes;
 mod resume;
 mod routing;
+mod scarce;
 mod soak;
 mod tickets;
 mod unread;
