@@ -60,6 +60,7 @@ mod resume;
 mod routing;
 mod scarce;
 mod soak;
+mod strangers;
 mod tickets;
 mod unread;
 mod watch;
