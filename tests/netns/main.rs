@@ -64,3 +64,4 @@ mod strangers;
 mod tickets;
 mod unread;
 mod watch;
+mod weather;
