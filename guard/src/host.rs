@@ -56,6 +56,7 @@ impl Host {
             networks: config.networks.iter().chain(&subnets).copied().collect(),
             nat: config.nat,
             client_to_client: config.client_to_client,
+            port: config.listen.port(),
         };
         let table = match Table::install(&spec) {
             Ok(table) => Some(table),

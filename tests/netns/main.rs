@@ -48,6 +48,7 @@ mod garbage;
 mod hardship;
 mod identity;
 mod kill;
+mod lessons;
 mod many;
 mod matrix;
 mod moves;
