@@ -5,10 +5,11 @@ use std::thread;
 
 use tunguard::wire::control::{Message, Reason};
 
+use crate::capture::Capture;
 use crate::kill::Holdings;
 use crate::lab::{INNER_V4, Lab, eventually, ip};
 use crate::process::field;
-use crate::raw_client::Dialler;
+use crate::raw_client::{Dialler, echo_request};
 use crate::traffic::Conversation;
 
 #[test]
@@ -78,6 +79,52 @@ fn one_certificate_from_many_places_at_once_is_one_session() {
     last.leave();
     lab.wait_for_sessions(0);
     before.are_back(&server);
+}
+
+/// Fault: slots, session IDs' first half and users are used again at once, by another client, while datagrams of who had
+/// them before still come, authentic ones. Pass: none is delivered or answered, and none moves whoever has the slot now.
+#[test]
+fn what_is_used_again_at_once_crosses_nobody() {
+    let Some(lab) = Lab::new("reuse", 2) else { return };
+    let server = lab.start_server(&lab.server().set("max_clients", 2));
+    let (one, two) = (Dialler::new(&lab, 1), Dialler::new(&lab, 2));
+    let mut first = one.connect();
+    assert_eq!(first.ping(1), 1);
+    let address = first.address();
+    let late: Vec<Vec<u8>> = (100..120).map(|n| first.seal(&echo_request(address, n))).collect();
+    let (slot, socket) = (first.welcome.session.slot(), first.udp.try_clone().expect("a second descriptor"));
+    first.leave();
+    lab.wait_for_sessions(0);
+    let mut heir = None;
+    for _ in 0..200 {
+        let client = two.connect();
+        if client.welcome.session.slot() == slot {
+            heir = Some(client);
+            break;
+        }
+        client.leave();
+        lab.wait_for_sessions(0);
+    }
+    let mut heir = heir.expect("a slot is used again after all others");
+    assert_eq!(heir.ping(1), 1);
+    let peer = lab.session("c2").expect("a session")["peer"].clone();
+    let device = Capture::start(&lab.srv(), "tg0");
+    for datagram in &late {
+        socket.send(datagram).expect("send");
+        // As if it were the heir's: the ID is in what is authenticated.
+        let renamed = [&heir.welcome.session.0[..], &datagram[8..]].concat();
+        socket.send(&renamed).expect("send");
+    }
+    let answer = socket.recv(&mut [0; 64]);
+    assert!(answer.is_err(), "an answer: {answer:?}");
+    let delivered = device.stop();
+    assert!(delivered.is_empty(), "{} packets were delivered", delivered.len());
+    let session = lab.session("c2").expect("a session");
+    assert_eq!(session["peer"], peer, "{session}");
+    assert_eq!(session["drops"]["bad_tag"], late.len(), "{session}");
+    assert_eq!(heir.ping(2), 1);
+    heir.leave();
+    server.wait_for_children(0);
 }
 
 impl Holdings {

@@ -44,6 +44,7 @@ mod client_status;
 mod clock;
 mod early;
 mod faults;
+mod frozen;
 mod garbage;
 mod hardship;
 mod identity;
