@@ -14,22 +14,34 @@ use crate::traffic::Conversation;
 
 #[test]
 fn a_thousand_connects_leave_nothing() {
-    let Some(lab) = Lab::new("churn", 2) else { return };
+    connects_leave_nothing("churn", 1_000);
+}
+
+/// The same as often as one likes: CYCLES=10000.
+#[test]
+#[ignore = "takes minutes: make endure"]
+fn any_number_of_connects_leaves_nothing() {
+    let cycles = std::env::var("CYCLES").ok().and_then(|cycles| cycles.parse().ok());
+    connects_leave_nothing("churnlong", cycles.unwrap_or(10_000));
+}
+
+fn connects_leave_nothing(test: &str, cycles: u32) {
+    let Some(lab) = Lab::new(test, 2) else { return };
     let server = lab.start_server(&lab.server());
     // Somebody who stays.
     let _stays = lab.start_client(2, &lab.client(2));
     let mut talk = Conversation::start(&lab.c(2), &lab.srv(), ip(INNER_V4));
     let dialler = Dialler::new(&lab, 1);
     let mut early = None;
-    for cycle in 1..=CYCLES {
+    for cycle in 1..=cycles {
         let mut client = dialler.connect();
         if cycle % 50 == 0 {
-            assert_eq!(client.ping(cycle), 1, "cycle {cycle}");
+            assert_eq!(client.ping(cycle as u16), 1, "cycle {cycle}");
             talk.exchange(50_000);
         }
         match cycle % 3 {
             // Without a goodbye: the newer session of the same identity takes over.
-            0 if cycle != CYCLES => drop(client),
+            0 if cycle != cycles => drop(client),
             _ => client.leave(),
         }
         if cycle == EARLY {
@@ -42,7 +54,7 @@ fn a_thousand_connects_leave_nothing() {
     let now = memory_kib(server.pid());
     assert!(
         now < memory + 2_048,
-        "the guard had {memory} KiB after {EARLY} cycles, {now} KiB after {CYCLES}"
+        "the guard had {memory} KiB after {EARLY} cycles, {now} KiB after {cycles}"
     );
     let status = lab.status();
     assert_eq!((&status["workers"], &status["handshakes"]), (&1.into(), &0.into()), "{status}");
@@ -151,5 +163,4 @@ pub fn memory_kib(pid: i32) -> u64 {
     line.split_whitespace().next().and_then(|n| n.parse().ok()).expect("a number")
 }
 
-const EARLY: u16 = 100;
-const CYCLES: u16 = 1_000;
+const EARLY: u32 = 100;
