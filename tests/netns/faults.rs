@@ -86,7 +86,7 @@ impl Baseline {
 }
 
 /// Kills a process of ours, or a child of one, without a warning, and waits until it is gone.
-fn kill_and_wait(pid: i32) {
+pub fn kill_and_wait(pid: i32) {
     kill(Pid::from_raw(pid), Signal::SIGKILL).expect("kill a descendant of ours");
     gone(&[pid]);
 }

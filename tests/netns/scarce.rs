@@ -1,4 +1,5 @@
-//! What a server needs from its kernel and doesn't get (row 12 of the fault matrix; descriptors are in hardship.rs).
+//! What server and client need from their kernel and don't get (row 12 of the fault matrix; the server's descriptors are in
+//! hardship.rs).
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,8 +8,10 @@ use std::time::Duration;
 
 use crate::faults::{Baseline, Bystander};
 use crate::hardship::cpu_ticks;
-use crate::lab::Lab;
-use crate::process::{Process, children, field};
+use crate::lab::{INNER_V4, Lab, eventually, ip};
+use crate::process::{Process, children, descriptors, field};
+use crate::resume::cut;
+use crate::traffic::Conversation;
 
 /// Fault: the namespace has no more room for queues. Pass: the client is refused with a reason in the log and keeps trying,
 /// the guard doesn't spin, the bystander loses nothing; with room again the client is there by itself, and when it has
@@ -79,6 +82,60 @@ fn a_server_without_room_for_processes_refuses_and_recovers() {
     );
 }
 
+/// Fault: a client has no descriptor left when its control connection is lost. Pass: packets go on meanwhile, it says why it
+/// can't connect and keeps trying without spinning; with descriptors again it has a connection by itself.
+#[test]
+fn a_client_out_of_descriptors_keeps_its_session_and_recovers() {
+    let Some(lab) = Lab::new("clinofile", 1) else { return };
+    let _server = lab.start_server(&lab.server());
+    let mut client = lab.start_client(1, &lab.client(1));
+    let mut talk = Conversation::start(&lab.c(1), &lab.srv(), ip(INNER_V4));
+    let first = lab.session("c1").expect("a session")["session"].clone();
+    let set = |descriptors: usize| {
+        let limit = format!("--nofile={descriptors}:");
+        lab.c(1).must(&["prlimit", "--pid", &client.pid().to_string(), &limit]);
+    };
+    set(descriptors(client.pid()).len());
+    cut(&lab);
+    let log = || client.log();
+    eventually("it says why", || log().contains("Too many open files").then_some(()));
+    let mut busy = cpu_ticks(client.pid());
+    talk.exchange(100_000);
+    thread::sleep(Duration::from_secs(1));
+    busy = cpu_ticks(client.pid()) - busy;
+    assert!(busy < 50, "the client spins: {busy} ticks in a second");
+    assert_eq!(lab.session("c1").expect("a session")["session"], first);
+    set(1_024);
+    eventually("another session", || lab.session("c1").filter(|session| session["session"] != first));
+    talk.exchange(100_000);
+    assert_eq!(client.stop(), 0);
+}
+
+/// Fault: a client may have no more processes when its tunnel process dies. Pass: it says so, keeps its routes and tries
+/// again; with room for one there is a tunnel by itself, and connections inside go on.
+#[test]
+fn a_client_without_room_for_a_process_keeps_its_routes_and_recovers() {
+    let Some(lab) = Lab::new("clinoproc", 1) else { return };
+    let Some(group) = Group::new("clinoproc") else {
+        eprintln!("no cgroup of our own with a limit of processes: not tested");
+        return;
+    };
+    let _server = lab.start_server(&lab.server());
+    let mut client = lab.start_client(1, &lab.client(1));
+    let mut talk = Conversation::start(&lab.c(1), &lab.srv(), ip(INNER_V4));
+    talk.exchange(10_000);
+    let routes = lab.c(1).routes();
+    group.set("pids.max", "1");
+    group.set("cgroup.procs", &client.pid().to_string());
+    crate::faults::kill_and_wait(client.wait_for_children(1)[0]);
+    client.wait_for_log("start the tunnel process: Resource temporarily unavailable");
+    crate::lab::same_lines(&routes, &lab.c(1).routes(), "the client's routes");
+    group.set("pids.max", "max");
+    talk.exchange(100_000);
+    lab.wait_for_tunnel(1, &mut client);
+    assert_eq!(client.stop(), 0);
+}
+
 fn survives(lab: &Lab, says: &str, impose: impl FnOnce(&Process), lift: impl FnOnce(&Process)) {
     let mut server = lab.start_server(&lab.server());
     let mut bystander = Bystander::start(lab);
@@ -102,7 +159,7 @@ fn survives(lab: &Lab, says: &str, impose: impl FnOnce(&Process), lift: impl FnO
 }
 
 /// The process that forks the server's workers.
-fn nursery(server: &Process) -> i32 {
+pub fn nursery(server: &Process) -> i32 {
     let named = |pid: &i32| field(*pid, "Name").is_some_and(|name| name == "tg-nursery");
     children(server.pid()).into_iter().find(named).expect("a nursery")
 }

@@ -10,6 +10,7 @@ use super::{Baseline, Bystander, halt, halted, kill_and_wait};
 use crate::lab::{Lab, eventually};
 use crate::process::{Process, alive};
 use crate::resume::cut;
+use crate::scarce::nursery;
 
 /// From the accepted connection to the session.
 const ENTERING: &[&str] = &[
@@ -27,7 +28,9 @@ const ENTERING: &[&str] = &[
 const AT_WORK: &[&str] = &["worker.rekeying", "worker.rekeyed"];
 const TAKEN_OVER: &[&str] = &["worker.draining"];
 const ENDING: &[&str] = &["worker.ending"];
-pub const TABLES: &[&[&str]] = &[ENTERING, AT_WORK, TAKEN_OVER, ENDING];
+/// Of the process that forks workers; it has no log.
+const NURSERY: &[&str] = &["nursery.ordered", "nursery.forked"];
+pub const TABLES: &[&[&str]] = &[ENTERING, AT_WORK, TAKEN_OVER, ENDING, NURSERY];
 
 /// Fault: SIGKILL of a worker at each state from its start to its client's first datagram. Pass: the bystander loses
 /// nothing, its death is logged, the client has a session by its own next try, and then the server holds what it held.
@@ -138,6 +141,34 @@ fn a_worker_stopped_in_the_handshake_is_ended_at_the_deadline() {
     lab.wait_for_tunnel(1, &mut client);
     assert_eq!(client.stop(), 0);
     baseline.is_back(&lab, &server, "stopped");
+}
+
+/// Fault: the process that forks workers hangs before or after the fork, and is killed while it has nothing to do. Pass: the
+/// guard puts another in its place, and says so; a worker that it doesn't know of is gone; the client has a session by its
+/// own next try.
+#[test]
+fn a_nursery_that_hangs_or_dies_is_replaced() {
+    let Some(lab) = Lab::rigged("knursery", 2) else { return };
+    let mut server = lab.start_server(&lab.server());
+    let mut bystander = Bystander::start(&lab);
+    let baseline = Baseline::of(&lab, &server);
+    for (round, point) in NURSERY.iter().enumerate() {
+        lab.order(&[&halt(point)]);
+        let mut client = lab.try_client(1, &lab.client(1));
+        let turned_away = |log: String| log.matches("start a worker: the nursery doesn't answer").count();
+        eventually("a connection is turned away", || (turned_away(server.log()) > round).then_some(()));
+        lab.order(&[]);
+        bystander.is_unharmed(&lab, point);
+        lab.wait_for_tunnel(1, &mut client);
+        assert_eq!(client.stop(), 0, "{point}");
+        baseline.is_back(&lab, &server, point);
+    }
+    let nursery = nursery(&server);
+    kill_and_wait(nursery);
+    server.wait_for_log(&format!("the nursery, process {nursery}, died: signal SIGKILL"));
+    assert_eq!(lab.start_client(1, &lab.client(1)).stop(), 0);
+    bystander.is_unharmed(&lab, "no nursery");
+    baseline.is_back(&lab, &server, "no nursery");
 }
 
 /// The worker that isn't the bystander's.
