@@ -5,7 +5,7 @@ use std::fs;
 use nix::sys::signal::Signal;
 
 use super::{Baseline, Bystander, gone, halt, halted, kill_and_wait};
-use crate::lab::{Config, Lab, same_lines};
+use crate::lab::{Config, INNER_V4, Lab, same_lines};
 use crate::process::Process;
 
 /// From the start to the tunnel.
@@ -36,7 +36,11 @@ const CONNECTING: &[&str] =
 const AT_WORK: &[&str] = &["tunnel.rekeying", "tunnel.rekeyed"];
 const MOVING: &[&str] = &["tunnel.moving"];
 const ENDING: &[&str] = &["tunnel.leaving"];
-pub const TABLES: &[&[&str]] = &[SETTING_UP, LEAVING, CONNECTING, AT_WORK, MOVING, ENDING];
+/// Of a client that connects on demand.
+const ON_DEMAND: &[&str] = &["supervisor.asleep", "supervisor.woken", "supervisor.asleep-again"];
+const ON_DEMAND_TUNNEL: &[&str] = &["tunnel.early-arrived", "tunnel.idle"];
+pub const TABLES: &[&[&str]] =
+    &[SETTING_UP, LEAVING, CONNECTING, AT_WORK, MOVING, ENDING, ON_DEMAND, ON_DEMAND_TUNNEL];
 
 /// Fault: SIGKILL of the supervisor at each step of setting the host up. Pass: its tunnel process dies with it and the
 /// device is gone; the next start has a tunnel whatever it finds, and after its end routes and resolvers are what they
@@ -136,6 +140,44 @@ fn a_tunnel_process_killed_before_its_goodbye_holds_nothing_up() {
     }
 }
 
+/// Fault: SIGKILL of the supervisor of a client on demand that sleeps, is woken, or has just fallen asleep again. Pass: as
+/// for any client; the next start sleeps, and wakes.
+#[test]
+fn a_client_on_demand_killed_at_any_point_is_repaired_by_the_next_start() {
+    let Some(lab) = Lab::rigged("kcdemand", 2) else { return };
+    let mut scene = Scene::set(&lab);
+    scene.connects_on_demand();
+    for point in ON_DEMAND {
+        lab.order(&[&halt(point)]);
+        let mut client = scene.try_client();
+        client.wait_for_log("asleep: waits for packets");
+        // It may not be answered.
+        lab.c(1).run(&["ping", "-n", "-c", "1", "-W", "1", INNER_V4]);
+        client.wait_for_log(&halted(point));
+        scene.kill_client(&mut client, point);
+    }
+}
+
+/// Fault: SIGKILL of the tunnel process of a client on demand when its first packets have arrived with the Hello, or as it
+/// begins to leave. Pass: the client sleeps or connects again, and either way there is a tunnel for the next packet.
+#[test]
+fn a_tunnel_process_on_demand_killed_at_any_point_is_replaced() {
+    let Some(lab) = Lab::rigged("kctdemand", 2) else { return };
+    let mut scene = Scene::set(&lab);
+    scene.connects_on_demand();
+    for point in ON_DEMAND_TUNNEL {
+        lab.order(&[&halt(point)]);
+        let mut client = scene.try_client();
+        client.wait_for_log("asleep: waits for packets");
+        lab.c(1).run(&["ping", "-n", "-c", "1", "-W", "1", INNER_V4]);
+        client.wait_for_log(&halted(point));
+        lab.order(&[]);
+        kill_and_wait(client.wait_for_children(1)[0]);
+        lab.wait_for_tunnel(1, &mut client);
+        scene.ends_well(&mut client, point);
+    }
+}
+
 /// A server that pushes everything, a bystander, and the host of client 1 as it was.
 struct Scene<'a> {
     lab: &'a Lab,
@@ -156,6 +198,12 @@ impl<'a> Scene<'a> {
         lab.wait_for_carrier(1);
         let routes = Some(lab.c(1).routes());
         Scene { lab, config: lab.client(1).without("dns"), server, bystander, baseline, routes }
+    }
+
+    /// And has done so once: the server's place and the addresses are known.
+    fn connects_on_demand(&mut self) {
+        self.config = self.config.clone().set("on_demand.enabled", true).set("on_demand.idle", "'1s'");
+        self.next_start_is_good("learning");
     }
 
     fn try_client(&self) -> Process {
