@@ -1,18 +1,19 @@
 # `make` or `make help` lists the targets.
 #
 # Variables: PREFIX, DESTDIR (install); NAME, REMOTE (client, certs); PROFILE (run-client); CONFIG, CERTS
-# (run-server, client, certs); SESSIONS, SECONDS, LOSS (soak); SECONDS, ARGS (fuzz).
+# (run-server, client, certs); SESSIONS, SECONDS, LOSS (soak); CYCLES, SECONDS (endure);
+# SECONDS, ARGS (fuzz).
 
 PREFIX ?= /usr/local
 DESTDIR ?=
-export NAME REMOTE CERTS CONFIG SESSIONS SECONDS LOSS
+export NAME REMOTE CERTS CONFIG SESSIONS SECONDS LOSS CYCLES
 
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
 PROGRAMS := tunguard tunguard-guard tunguard-worker
 
 .DEFAULT_GOAL := help
-.PHONY: help build run-server run-client client certs demo test check soak bench bench-roam bench-attacks bench-ondemand bench-floods bench-hold bench-micro fuzz sanitize mutants install clean
+.PHONY: help build run-server run-client client certs demo test check soak endure bench bench-roam bench-attacks bench-ondemand bench-floods bench-hold bench-micro fuzz sanitize mutants install clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +51,11 @@ soak: build ## Mixed traffic over a lossy network, every packet accounted for (r
 	@scripts/packages.sh run lab
 	@CI=true TUNGUARD_TEST_BINARIES="$(abspath $(RELEASE))" cargo test --locked --test netns -- \
 		--ignored --exact soak::every_packet_is_accounted_for_at_length --nocapture
+
+endure: build ## Ten thousand connects and disconnects, and an hour's sleep of each end (root; CYCLES=10000 SECONDS=3600)
+	@scripts/packages.sh run lab
+	@CI=true TUNGUARD_TEST_BINARIES="$(abspath $(RELEASE))" cargo test --locked --test netns -- \
+		--ignored --nocapture any_number_of_connects_leaves_nothing slept_for_long
 
 bench: build ## Measures tunguard beside the bare link, OpenVPN, ocserv and wireguard-go (root; ARGS="--rounds 1 ...")
 	@BIN=$(RELEASE) bench/run.sh --scale $(ARGS)

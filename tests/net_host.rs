@@ -172,7 +172,13 @@ fn as_nobody() {
     assert!(refused.text.contains("10.0.0.0/8") && refused.text.contains("root"), "{refused}");
     let refused = sysctl::ensure("net/ipv4/conf/up0/forwarding", "1").unwrap_err();
     assert_eq!(refused.exit, Exit::Privilege);
-    let spec = TableSpec { device: tg("tg0"), networks: Vec::new(), nat: true, client_to_client: false };
+    let spec = TableSpec {
+        device: tg("tg0"),
+        networks: Vec::new(),
+        nat: true,
+        client_to_client: false,
+        port: 55555,
+    };
     let refused = Table::install(&spec).unwrap_err();
     assert_eq!(refused.exit, Exit::Privilege, "{refused}");
 }
@@ -642,18 +648,22 @@ fn the_table_is_what_it_should_be() {
             networks: nets(&["10.9.0.0/24", "fd09::/64"]),
             nat: true,
             client_to_client: false,
+            port: 55555,
         };
         let table = Table::install(&spec).unwrap();
         let chains = chains(&spec);
         assert_eq!(chains, ["forward/forward/0", "forward_mss/forward/-150", "postrouting/postrouting/100"]);
         let rules = rules(&spec);
         let text = rules.join("\n");
-        assert_eq!(rules.len(), 5, "{text}");
+        assert_eq!(rules.len(), 7, "{text}");
         assert!(rules[0].contains(r#""reject":{"expr":"admin-prohibited","type":"icmpx"}"#), "{text}");
         assert!(rules[0].contains(r#""counter""#), "{text}");
         assert!(rules[1].contains("iifname") && rules[2].contains("oifname"), "{text}");
         assert!(rules[1..3].iter().all(|r| r.contains("maxseg") && r.contains(r#""key":"mtu""#)), "{text}");
-        assert!(rules[3].contains("10.9.0.0") && rules[4].contains("fd09::"), "{text}");
+        let of = |net: &str, rules: &[String]| rules.iter().all(|rule| rule.contains(net));
+        assert!(of("10.9.0.0", &rules[3..5]) && of("fd09::", &rules[5..]), "{text}");
+        // With ports, not the server's own; and what has none.
+        assert!(of(r#""range":[1024,55554]"#, &[rules[3].clone(), rules[5].clone()]), "{text}");
         assert!(rules[3..].iter().all(|r| r.contains("masquerade") && r.contains(r#""op":"!=""#)), "{text}");
 
         // A crash leaves the table; the next start replaces all of it.
@@ -720,6 +730,7 @@ fn the_table_does_what_it_should() {
             networks: nets(&["10.9.0.0/24", "fd09::/64"]),
             nat: true,
             client_to_client: false,
+            port: 55555,
         };
         let table = Table::install(&spec).unwrap();
 
@@ -851,7 +862,13 @@ fn within<T: Send + 'static>(space: &str, what: impl FnOnce() -> T + Send + 'sta
 #[test]
 fn a_missing_or_failing_nft_is_named() {
     in_namespace(|_| {
-        let spec = TableSpec { device: tg("tg0"), networks: Vec::new(), nat: true, client_to_client: false };
+        let spec = TableSpec {
+            device: tg("tg0"),
+            networks: Vec::new(),
+            nat: true,
+            client_to_client: false,
+            port: 55555,
+        };
         fresh("/usr/local/sbin");
         // Wherever it is, it is no program any more.
         let none = None::<&str>;

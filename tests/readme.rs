@@ -18,6 +18,62 @@ fn functions_are_in_the_files_named() {
     }
 }
 
+/// Every claim of these pages is a test's, which is run.
+#[test]
+fn tests_that_pages_claim_are_tests() {
+    for page in ["docs/threat-model.md", "docs/reliability.md"] {
+        for (test, file) in functions(&read(page)) {
+            let source = read(&file);
+            let lines: Vec<&str> = source.lines().map(str::trim).collect();
+            let at = lines.iter().position(|line| line.starts_with(&format!("fn {test}(")));
+            let at = at.unwrap_or_else(|| panic!("{page}: {file} has no function {test}"));
+            let attributes: Vec<&str> =
+                lines[..at].iter().rev().copied().take_while(|line| line.starts_with("#[")).collect();
+            // Property tests are cases of a macro.
+            assert!(attributes.contains(&"#[test]"), "{page}: {test} ({file}) is no test");
+        }
+    }
+}
+
+#[test]
+fn every_fault_has_its_row_and_every_test_of_a_fault_its_place() {
+    let page = read("docs/reliability.md");
+    for row in 1..=22 {
+        let start = format!("| {row} | ");
+        let line = page.lines().find(|line| line.starts_with(&start));
+        let line = line.unwrap_or_else(|| panic!("docs/reliability.md has no row {row}"));
+        assert!(!functions(line).is_empty() || line.contains("waits for"), "row {row} names no test");
+    }
+    let named: BTreeSet<(String, String)> = functions(&page).into_iter().collect();
+    let of_faults = [
+        "tests/lengths.rs",
+        "tests/signals.rs",
+        "tests/netns/clock.rs",
+        "tests/netns/faults.rs",
+        "tests/netns/faults/client.rs",
+        "tests/netns/faults/guard.rs",
+        "tests/netns/faults/worker.rs",
+        "tests/netns/frozen.rs",
+        "tests/netns/kill.rs",
+        "tests/netns/lessons.rs",
+        "tests/netns/scarce.rs",
+        "tests/netns/strangers.rs",
+        "tests/netns/unread.rs",
+        "tests/netns/weather.rs",
+    ];
+    for file in of_faults {
+        let source = read(file);
+        let tests = source.split("#[test]").skip(1).filter_map(|rest| rest.split_once("fn "));
+        for (_, rest) in tests {
+            let test = rest.split('(').next().unwrap_or_default().to_owned();
+            assert!(
+                named.contains(&(test.clone(), file.to_owned())),
+                "docs/reliability.md lacks {test} ({file})"
+            );
+        }
+    }
+}
+
 #[test]
 fn the_picture_and_the_journey_name_every_hop() {
     let readme = read("README.md");

@@ -12,10 +12,10 @@ use nix::libc::{POLLRDHUP, linger};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use tunguard::random;
 use tunguard::sys::clock;
 use tunguard::sys::poller::Interest;
 use tunguard::time::Time;
+use tunguard::{random, rigged};
 
 use crate::gate::{Failed, Refusal, Source as Origin, Stage, Verdict};
 use crate::run::{Guard, Source};
@@ -44,6 +44,8 @@ impl Guard {
             }
             match self.listener.accept() {
                 Ok((tcp, peer)) => {
+                    rigged::read_orders();
+                    rigged::point("guard.accepted");
                     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
                     self.judge(tcp, peer);
                     if self.accepting != Accepting::Yes {

@@ -13,6 +13,7 @@ use tunguard::exit::{Failure, Outcome};
 use tunguard::ipc::{Cause, Claim, Grant, MAX_LOG_LINE, Reply, Report, Request};
 use tunguard::random;
 use tunguard::resume::ResumeSecret;
+use tunguard::rigged::point;
 use tunguard::sys::clock;
 use tunguard::sys::mq::{self, QueueSize, Reader, Writer};
 use tunguard::sys::poller::Interest;
@@ -114,8 +115,10 @@ impl Guard {
                         inside,
                     });
                 }
+                point("guard.client-heard");
                 let orders = succession::heard(&mut self.workers, &mut self.routes, key);
                 if !orders.is_empty() {
+                    point("guard.switching");
                     self.carry_out(orders);
                 }
             }
@@ -198,6 +201,7 @@ impl Guard {
         let name = claim.name.clone();
         match self.grant(key, claim) {
             Ok((grant, memory)) => {
+                point("guard.granted");
                 let session = grant.session;
                 let slot = self.slots.socket(session);
                 let fds: &[BorrowedFd<'_>] = match self.config.tun_write {
@@ -357,6 +361,7 @@ impl Guard {
                 return self.expect_end(key);
             }
         };
+        point("guard.queues-opened");
         if let Some(uplink) = &uplink
             && let Err(error) = self.poller.add(uplink.as_fd(), Source::Uplink(key).token(), Interest::Read)
         {
@@ -376,6 +381,7 @@ impl Guard {
         self.gate.handle_established(from, clock::now());
         match succession::enter(&mut self.workers, &mut self.routes, key, clock::now()) {
             Ok(orders) => {
+                point("guard.routes-entered");
                 self.reply(key, &Reply::Registered);
                 if told <= self.pushed_since {
                     self.push_to(key);

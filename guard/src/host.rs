@@ -9,6 +9,7 @@ use tunguard::net::forwarding::Forwarding;
 use tunguard::net::netlink::{Netlink, Route};
 use tunguard::net::nft::{Table, TableSpec};
 use tunguard::net::{quiet_device, sysctl};
+use tunguard::rigged::point;
 use tunguard::sys::ids;
 use tunguard::sys::mq::{self, QueueLimits, QueueSize};
 use tunguard::sys::tun::{Offloads, Tun};
@@ -29,16 +30,20 @@ impl Host {
         let (tun, offloads) = Tun::create(&config.device)?;
         // Before it goes up: it must not get a link-local address, nor count as a router's client.
         quiet_device(&config.device);
+        point("guard.device-made");
         let mut netlink = Netlink::open()?;
         let index = netlink.link_index(config.device.as_str())?;
         netlink.set_link_up(index, config.mtu)?;
         for address in config.server_addresses() {
             netlink.add_address(index, address)?;
         }
+        point("guard.addressed");
         for subnet in subnets(config) {
             netlink.add_route(&Route::new(subnet, index))?;
         }
+        point("guard.routed");
         let forwarding = if forwards(config) { Some(forward(config)?) } else { None };
+        point("guard.forwarding");
         // A host may forward without our help, now or later: who reaches whom is decided here in any case.
         let table = match Table::install(&rules(config)) {
             Ok(table) => Some(table),
@@ -50,6 +55,7 @@ impl Host {
             }
             Err(failure) => return Err(failure),
         };
+        point("guard.table-installed");
         log::info!(
             "device {}: {}, MTU {}{}",
             config.device,
@@ -114,10 +120,12 @@ impl Host {
     /// Undoes everything, and says what could not be undone.
     pub fn restore(self) {
         let table = self.table.map_or(Ok(()), Table::remove);
+        point("guard.table-removed");
         let forwarding = self.forwarding.map_or(Ok(()), Forwarding::restore);
         for failure in [table, forwarding].into_iter().filter_map(Result::err) {
             log::error!("on leaving: {failure}");
         }
+        point("guard.host-restored");
     }
 }
 
@@ -144,6 +152,7 @@ fn rules(config: &ServerConfig) -> TableSpec {
         networks: config.networks.iter().copied().chain(subnets(config)).collect(),
         nat: config.nat,
         client_to_client: config.client_to_client,
+        port: config.listen.port(),
     }
 }
 

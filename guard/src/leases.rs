@@ -148,6 +148,8 @@ impl Leases {
 
     fn remember(&mut self, name: String, mut lease: Lease) {
         lease.addresses.retain(|a| self.may_have(&name, *a) && !self.by_address.contains_key(a));
+        // The clock was wrong when it was written: or else it would be reserved until then.
+        lease.last_used = lease.last_used.min(now());
         if !lease.addresses.is_empty() {
             self.by_address.extend(lease.addresses.iter().map(|a| (*a, name.clone())));
             self.by_name.insert(name, lease);
@@ -234,6 +236,13 @@ impl Leases {
     /// Whether there is something to write.
     pub fn is_dirty(&self) -> bool {
         self.dirty
+    }
+
+    /// How long to leave the state file alone after it was written, so that writing takes little of the guard's time. A
+    /// guard that is killed meanwhile forgets the leases made since: while they are few, none that a client knows of, as
+    /// the worker tells it of its lease in a later turn of the guard's.
+    pub fn rest(&self) -> Duration {
+        (WRITING_A_LEASE * 50 * self.by_name.len() as u32).min(LONGEST_REST)
     }
 
     /// Writes the state file, atomically: it is the old or the new one, whatever happens.
@@ -333,6 +342,10 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
+/// About what [`Leases::save`] takes for each lease.
+const WRITING_A_LEASE: Duration = Duration::from_micros(1);
+const LONGEST_REST: Duration = Duration::from_millis(500);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -363,6 +376,34 @@ mod tests {
         assert_eq!(texts(&again.grant("cid", &[]).expect("room")), ["10.9.0.4/24", "fd09::4/64"]);
         assert_eq!(texts(&again.grant("bob", &[]).expect("room")), ["10.9.0.3/24", "fd09::3/64"]);
         assert_eq!(texts(&again.grant("ann", &[]).expect("room")), ["10.9.0.2/24", "fd09::2/64"]);
+    }
+
+    #[test]
+    fn a_lease_of_the_future_is_one_of_today() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = config("[\"10.9.0.0/30\"]", folder.path(), "0s");
+        let mut leases = Leases::load(&config).expect("no file yet");
+        leases.grant("ann", &[]).expect("room");
+        leases.release("ann");
+        // Its session ended while the clock was ten years ahead.
+        leases.by_name.get_mut("ann").expect("a lease").last_used += 10 * 365 * 86_400;
+        leases.save().expect("writes");
+        let mut again = Leases::load(&config).expect("reads");
+        assert_eq!(texts(&again.grant("bob", &[]).expect("the lease is over")), ["10.9.0.2/30"]);
+    }
+
+    #[test]
+    fn a_few_leases_are_written_at_once_and_many_at_most_twice_a_second() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = config("[\"10.0.0.0/16\"]", folder.path(), "0s");
+        let mut leases = Leases::load(&config).expect("no file yet");
+        leases.grant("ann", &[]).expect("room");
+        assert!(leases.rest() < Duration::from_millis(1));
+        for n in 0..20_000 {
+            let lease = Lease { addresses: vec![], last_used: 0, sessions: 0, missed: 0 };
+            leases.by_name.insert(n.to_string(), lease);
+        }
+        assert_eq!(leases.rest(), LONGEST_REST);
     }
 
     #[test]

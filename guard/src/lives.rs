@@ -18,6 +18,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use tunguard::ipc::HANDSHAKE_SECONDS;
+use tunguard::rigged;
 use tunguard::sys::clock;
 use tunguard::sys::mq::unlink;
 use tunguard::sys::poller::Interest;
@@ -64,6 +65,7 @@ impl Guard {
             log::error!("can't watch a worker: {error}");
             self.kill(key);
         }
+        rigged::point("guard.worker-started");
     }
 
     /// Collects workers that have ended, and gives back what they held.

@@ -17,6 +17,7 @@ use tunguard::config::server::{ClientEntry, Push, ServerConfig, ServerTls};
 use tunguard::exit::{Failure, Outcome};
 use tunguard::ipc::Reply;
 use tunguard::rate::Rates;
+use tunguard::rigged;
 use tunguard::sys::clock;
 use tunguard::sys::poller::Interest;
 use tunguard::wire::control::Reason;
@@ -200,6 +201,7 @@ impl Guard {
     /// Reads everything again. `Ok`: what has changed. An error that is wrong usage: nothing has; any other: it is
     /// in force, and nobody is let in until workers can be started.
     fn reload(&mut self, why: &str) -> Outcome<String> {
+        rigged::read_orders();
         let changes = match self.take_over() {
             Ok(changes) => changes,
             Err(failure) => {
@@ -208,6 +210,7 @@ impl Guard {
             }
         };
         log::info!("{why}: {changes}");
+        rigged::point("guard.reloading");
         // Before the nursery, which may take its time.
         self.end_revoked();
         self.end_outdated();
@@ -217,6 +220,7 @@ impl Guard {
             all.into_iter().for_each(|key| self.push_to(key));
         }
         let renewed = self.renew_nursery();
+        rigged::point("guard.reloaded");
         self.serve_waiting();
         renewed.map(|()| changes.to_string()).map_err(|failure| failure.context(RELOADED_WITHOUT_WORKERS))
     }

@@ -16,6 +16,7 @@ use tunguard::admin::Admin;
 use tunguard::batch::{BatchReader, BatchWriter};
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Failure, Outcome};
+use tunguard::rigged;
 use tunguard::segment::{addresses, unreachable};
 use tunguard::sys::clock;
 use tunguard::sys::poller::{Interest, Poller, Ready};
@@ -230,6 +231,7 @@ impl Guard {
         log::info!("tunguard {} is ready, pid {}", tunguard::VERSION, std::process::id());
         let result = self.serve();
         self.end_all_workers();
+        rigged::point("guard.workers-gone");
         if self.leases.is_dirty()
             && let Err(failure) = self.leases.save()
         {
@@ -499,12 +501,14 @@ impl Guard {
             return self.kill_all();
         }
         log::info!("stopping");
+        rigged::read_orders();
         self.stopping = Some(clock::now() + STOP_WAIT);
         self.accept_later(Accepting::No);
         let all: Vec<u64> = self.workers.iter().map(|(key, _)| key).collect();
         for key in all {
             self.end_worker(key, Reason::Shutdown);
         }
+        rigged::point("guard.stopping");
     }
 
     fn finished(&self, now: Time) -> bool {
@@ -516,7 +520,7 @@ impl Guard {
             Accepting::Paused(until) => Some(until),
             _ => None,
         };
-        let save = self.leases.is_dirty().then(|| self.leases_written + LEASES_EVERY);
+        let save = self.leases.is_dirty().then(|| self.leases_written + self.leases.rest());
         // Only while somebody is there: an idle server sleeps.
         let expiry = (self.workers.len() > 0 || !self.tickets.is_empty())
             .then(|| self.certificates_checked + CERTIFICATES_EVERY);
@@ -552,7 +556,7 @@ impl Guard {
         if self.gate.poll_timeout().is_some_and(|at| now >= at) {
             self.close_waiting();
         }
-        if self.leases.is_dirty() && now >= self.leases_written + LEASES_EVERY {
+        if self.leases.is_dirty() && now >= self.leases_written + self.leases.rest() {
             self.leases_written = now;
             if let Err(failure) = self.leases.save() {
                 log::error!("{failure}");
@@ -578,8 +582,6 @@ const OPEN_BATCHES: usize = 16;
 /// How often certificates' ends are looked at.
 const CERTIFICATES_EVERY: Duration = Duration::from_secs(60);
 const STOP_WAIT: Duration = Duration::from_secs(3);
-/// The lease file is written at most this often.
-const LEASES_EVERY: Duration = Duration::from_millis(500);
 
 #[cfg(test)]
 mod tests {

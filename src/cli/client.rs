@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::{Loudness, logging};
 use crate::client;
 use crate::config::client::ClientConfig;
-use crate::exit::Outcome;
+use crate::exit::{Failure, Outcome};
 
 /// Connect to a server and stay connected, in the foreground
 ///
@@ -22,7 +23,9 @@ pub struct ClientCommand {
 
 impl ClientCommand {
     /// Runs the client until it is stopped.
-    pub fn run(self) -> Outcome<()> {
+    pub fn run(self, loudness: Loudness) -> Outcome<()> {
+        let _flush =
+            logging::install_patiently(loudness).map_err(|e| Failure::system("start the log's thread", e))?;
         client::require_root()?;
         client::run(&ClientConfig::load(&self.config)?)
     }

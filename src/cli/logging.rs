@@ -1,14 +1,29 @@
 //! The log on standard error: short lines, and RUST_LOG for those who know what they look for.
 
-use std::io::Write;
+use std::io::{self, Write};
 
-use env_logger::{Builder, Env};
+use env_logger::{Builder, Env, Target};
 use log::LevelFilter;
 
 use super::Loudness;
+use crate::stderr_log::{self, Flush};
+
+/// The same for a command that serves others meanwhile: whoever reads the log, or doesn't, holds up nobody.
+///
+/// Errors: no thread can be started.
+pub fn install_patiently(loudness: Loudness) -> io::Result<Flush> {
+    let (log, flush) = stderr_log::start()?;
+    let mut builder = builder(loudness);
+    let _ = builder.target(Target::Pipe(Box::new(log))).try_init();
+    Ok(flush)
+}
 
 /// Starts to log as loud as asked; RUST_LOG comes before the default, and a flag before both.
 pub fn install(loudness: Loudness) {
+    let _ = builder(loudness).try_init();
+}
+
+fn builder(loudness: Loudness) -> Builder {
     let mut builder = Builder::from_env(Env::default().default_filter_or("info"));
     match loudness {
         Loudness { quiet: true, .. } => builder.filter_level(LevelFilter::Warn),
@@ -26,5 +41,5 @@ pub fn install(loudness: Loudness) {
         }
         writeln!(out, "{:5} {}", record.level(), record.args())
     });
-    let _ = builder.try_init();
+    builder
 }

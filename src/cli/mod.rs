@@ -8,6 +8,7 @@ pub mod reload;
 pub mod server;
 pub mod status;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -59,11 +60,13 @@ pub enum Command {
 /// Runs the command that the arguments name. Errors go to standard error, a sentence each.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    logging::install(cli.loudness);
+    if !matches!(cli.command, Command::Client(_)) {
+        logging::install(cli.loudness);
+    }
     let result = match cli.command {
         Command::Pki(command) => command.run(),
         Command::Server(command) => command.run(),
-        Command::Client(command) => command.run(),
+        Command::Client(command) => command.run(cli.loudness),
         Command::Status(command) => command.run(),
         Command::Reload(command) => command.run(),
     };
@@ -75,7 +78,8 @@ pub fn main() -> ExitCode {
 
 fn report(failure: &Failure) -> ExitCode {
     for line in failure.text.lines() {
-        eprintln!("tunguard: {line}");
+        // Where it can't be written the exit code still says what it was.
+        let _ = writeln!(io::stderr(), "tunguard: {line}");
     }
     failure.exit.into()
 }

@@ -25,6 +25,7 @@ use crate::path::{INSIDE, Path};
 use crate::paths::{Keepalive, Mode};
 use crate::paths::{Known, PathEvent};
 use crate::resume::ResumeSecret;
+use crate::rigged::point;
 use crate::session::{Event, Session};
 use crate::sys::clock;
 use crate::sys::poller::Poller;
@@ -497,6 +498,9 @@ impl Link {
             if let Err(broken) = sent {
                 self.control_broken(poller, broken);
             }
+            if matches!(message, Message::Rekey { .. }) {
+                point("tunnel.rekeying");
+            }
         }
         if spoke || self.net.is_waiting() {
             self.flush_control(poller);
@@ -523,7 +527,10 @@ impl Link {
                 self.proven = true;
             }
             Event::Path(PathEvent::Mtu { mtu }) => log::debug!("the path carries packets of {mtu} bytes"),
-            Event::Rekeyed { epoch } => log::debug!("new keys, epoch {epoch}"),
+            Event::Rekeyed { epoch } => {
+                log::debug!("new keys, epoch {epoch}");
+                point("tunnel.rekeyed");
+            }
             Event::Notice(text) => log::info!("the server says {:?}", super::connect::shorten(&text)),
             Event::Settings(settings) => {
                 self.settings = settings;

@@ -14,6 +14,7 @@ use crate::net::{
     DnsKeeper, Netlink, Route, RouteFilter, RouteKeeper, RouteKind, Way, device_label, dns, quiet_device,
     sysctl, ways_to,
 };
+use crate::rigged::point;
 
 /// The host as we have set it up so far. [`clear`](Host::clear), or drop, undoes everything but the device, which
 /// goes with its descriptors.
@@ -28,6 +29,8 @@ pub struct Host {
     protected: Vec<IpAddr>,
     addresses: Vec<IpAddr>,
     mtu: Option<u16>,
+    /// What was applied last.
+    plan: Option<Plan>,
     dns: Option<DnsKeeper>,
     dns_servers: Vec<IpAddr>,
     dns_state: PathBuf,
@@ -65,6 +68,7 @@ impl Host {
             protected: Vec::new(),
             addresses: Vec::new(),
             mtu: None,
+            plan: None,
             dns: None,
             dns_servers: Vec::new(),
             dns_state,
@@ -112,9 +116,27 @@ impl Host {
         gone.into_iter().try_for_each(|server| self.routes.unprotect(server))
     }
 
-    /// The network changed: keeps the ways to the servers outside the tunnel as they are now.
+    /// The network changed: keeps the ways to the servers outside the tunnel as they are now, and the device up.
     pub fn follow_network(&mut self) -> Outcome<()> {
+        self.set_up_again()?;
         self.routes.follow()
+    }
+
+    /// Somebody set the device down, and with that the kernel took its routes and IPv6 addresses away: what belongs into
+    /// the tunnel would go out in clear.
+    fn set_up_again(&mut self) -> Outcome<()> {
+        let Some(plan) = self.plan.clone() else { return Ok(()) };
+        let index = self.index;
+        if self.netlink.links()?.iter().any(|link| link.index == index && !link.running) {
+            log::warn!(
+                "somebody set {} down: it is set up again, with its addresses and routes",
+                self.device
+            );
+            self.addresses.clear();
+            self.mtu = None;
+            self.apply(&plan)?;
+        }
+        Ok(())
     }
 
     /// The links by which `server` is reached, best first.
@@ -186,6 +208,7 @@ impl Host {
             self.netlink.set_link_up(self.index, plan.mtu)?;
             self.mtu = Some(plan.mtu);
         }
+        point("supervisor.addressed");
         // 2. Routes; what somebody else has is said once.
         let conflicts = self.routes.set(&plan.routes, &plan.addresses)?;
         let conflicts = conflicts.iter().map(ToString::to_string);
@@ -199,6 +222,7 @@ impl Host {
             self.netlink.del_address(self.index, IpNet::from(*address))?;
         }
         self.addresses.clone_from(&plan.addresses);
+        self.plan = Some(plan.clone());
         self.set_dns(&plan.dns);
         Ok(())
     }

@@ -36,6 +36,7 @@ use crate::config::common::DeviceName;
 use crate::escape::Escaped;
 use crate::exit::{Exit, Failure, Outcome};
 use crate::net::Monitor;
+use crate::rigged;
 use crate::sandbox::Means;
 use crate::sys::capabilities::{self, Capability, Kept};
 use crate::sys::ids::{self, IdMap};
@@ -62,6 +63,7 @@ pub fn run(config: &ClientConfig) -> Outcome<()> {
     let signals = Signals::install().map_err(|e| Failure::system("listen for signals", e))?;
     // 3. The device, which is there until we exit, and what a killed run left behind.
     let (tun, offloads) = Tun::create(&config.device)?;
+    rigged::point("supervisor.device-made");
     let host = Host::new(config)?;
     // 4. The tunnel process, again and again.
     let monitor = Monitor::open(host.index())?;
@@ -277,7 +279,9 @@ impl<'a> Supervisor<'a> {
         };
         self.dial = None;
         self.kill_process();
+        rigged::point("supervisor.tunnel-gone");
         let cleared = host.clear();
+        rigged::point("supervisor.cleared");
         if result.is_ok() {
             log::info!("tunnel down, routes and resolvers restored");
         }
@@ -347,10 +351,13 @@ impl<'a> Supervisor<'a> {
         let hurry = self.stop_by.is_some();
         let Some(process) = self.process.as_mut().filter(|_| !hurry) else { return Flow::Stop(Ok(())) };
         log::info!("stopping");
+        rigged::read_orders();
         process.phase = Phase::Stopping;
         self.dial = None;
         self.stop_by = Some(clock::now() + STOP_WITHIN);
-        match process.channel.send(&Reply::Stop, &[]) {
+        let told = process.channel.send(&Reply::Stop, &[]);
+        rigged::point("supervisor.stopping");
+        match told {
             Ok(true) => Flow::On,
             _ => Flow::Stop(Ok(())),
         }
@@ -382,6 +389,7 @@ impl<'a> Supervisor<'a> {
             lines: Budget::new(LINES, LINE_EVERY, now),
             last_word: None,
         });
+        rigged::point("supervisor.tunnel-started");
         Ok(())
     }
 
@@ -554,6 +562,7 @@ impl<'a> Supervisor<'a> {
             Ok(dial) => self.dial = Some((dial, places)),
             Err(failure) => self.dial_failed(failure.text),
         }
+        rigged::point("supervisor.dialling");
         Ok(())
     }
 
@@ -627,6 +636,7 @@ impl<'a> Supervisor<'a> {
             [connected.stream.as_fd()].into_iter().chain(sockets.iter().map(AsFd::as_fd)).collect();
         let (remote, host) = (connected.place as u16, self.config.remote[connected.place].host.clone());
         process.tell(&Reply::Dialled { remote, host, address: address.into(), carriers }, &fds);
+        rigged::point("supervisor.dialled");
         Ok(())
     }
 
@@ -764,6 +774,7 @@ impl<'a> Supervisor<'a> {
         if let Some(process) = &mut self.process {
             process.tell(&reply, &[]);
         }
+        rigged::point("supervisor.configured");
         if reply == Reply::Configured {
             self.remember(wishes);
         }

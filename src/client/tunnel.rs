@@ -28,6 +28,7 @@ use super::nats::Nats;
 use super::settings::{Configuring, Purpose};
 use super::{role, tunnel_log};
 use crate::exit::{Exit, Failure, Outcome};
+use crate::rigged::point;
 use crate::sys::jail::{self, Layer};
 use crate::sys::landlock::{self, GiveUp};
 use crate::sys::poller::{Interest, Poller};
@@ -111,6 +112,7 @@ fn start(setup: OwnedFd, held: Newborn<'_>) -> Outcome<Setup> {
         Filter::compile(&life(held))?.install()?;
         seccomp::confirm()
     })?;
+    point("tunnel.locked-in");
     Ok(setup)
 }
 
@@ -317,7 +319,9 @@ impl<'a> Tunnel<'a> {
         self.serial += 1;
         self.attempt =
             Some(Attempt { serial: self.serial, deadline: now + ATTEMPT_WITHIN, stage: Stage::Dialling });
-        self.ask(&Request::Dial { remote: self.attempts.remote() as u16 })
+        self.ask(&Request::Dial { remote: self.attempts.remote() as u16 })?;
+        point("tunnel.dialling");
+        Ok(())
     }
 
     fn dialled(
@@ -362,6 +366,7 @@ impl<'a> Tunnel<'a> {
         self.resume_refused |= connecting.resume_refused();
         match advanced {
             Ok(None) => {
+                point("tunnel.connecting");
                 let _ = self.poller.modify(&**connecting, token, connecting.interest());
                 Ok(())
             }
@@ -395,7 +400,9 @@ impl<'a> Tunnel<'a> {
 
     fn configure(&mut self, wishes: Wishes, purpose: Purpose) -> Turn<()> {
         self.configuring.handle_asked(purpose, clock::now());
-        self.ask(&Request::Configure(wishes))
+        self.ask(&Request::Configure(wishes))?;
+        point("tunnel.configuring");
+        Ok(())
     }
 
     fn configured(&mut self, result: Result<(), String>) -> Turn<()> {
@@ -448,6 +455,7 @@ impl<'a> Tunnel<'a> {
         self.resume_refused = false;
         self.retry_at = None;
         self.attempts.handle_established(clock::now());
+        point("tunnel.established");
         self.wait_for_packets(Interest::Read)
     }
 
@@ -587,6 +595,7 @@ impl<'a> Tunnel<'a> {
             // What has come by those that go now is still of use.
             link.server_to_tun(&self.tun, &mut self.buffers)?;
             link.take_carriers(&self.poller, take_over(carriers)?)?;
+            point("tunnel.moving");
         }
         let needed = match reachable {
             true => self.retry_at.is_some() || control_gone && has_session,
@@ -672,6 +681,7 @@ impl<'a> Tunnel<'a> {
 
     /// Says goodbye to every server that may know us.
     fn leave(&mut self) -> Over {
+        point("tunnel.leaving");
         if let Some(attempt) = self.attempt.take() {
             self.drop_attempt(attempt, Reason::Leaving);
         }

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use super::{programs, state};
 use crate::config::common::DeviceName;
 use crate::exit::{Failure, Outcome};
+use crate::rigged::point;
 
 /// Applied resolvers, until [`DnsKeeper::clear`] or drop.
 #[derive(Debug)]
@@ -66,6 +67,7 @@ impl DnsKeeper {
             Way::File { original: read_original()?, written: resolv_conf(device, servers) }
         };
         state::store(&state_file, &way)?;
+        point("supervisor.dns-noted");
         // From here on an error undoes what was done, by drop.
         let keeper = DnsKeeper { state_file: Some(state_file), way };
         match (&keeper.way, resolvectl, resolvconf) {
@@ -91,6 +93,7 @@ impl DnsKeeper {
             (Way::File { written, .. }, ..) => put(RESOLV_CONF, &Original::text(written))?,
             _ => {}
         }
+        point("supervisor.dns-written");
         Ok(Some(keeper))
     }
 
@@ -102,6 +105,7 @@ impl DnsKeeper {
     fn undo(&mut self) -> Outcome<()> {
         let Some(state_file) = self.state_file.take() else { return Ok(()) };
         undo(&self.way)?;
+        point("supervisor.dns-back");
         state::remove(&state_file)
     }
 }

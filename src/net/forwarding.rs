@@ -23,6 +23,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::{state, sysctl};
 use crate::exit::{Failure, Outcome};
+use crate::rigged::point;
 
 /// Forwarding, on until [`Forwarding::restore`] or drop.
 ///
@@ -137,10 +138,12 @@ impl Forwarding {
         changes.changes.retain(|old| !new.iter().any(|change| change.key == old.key));
         changes.changes.extend(new);
         state::store(&self.state_file, changes)?;
+        point("guard.forwarding-noted");
         for change in to_set {
             if let Some(value) = &change.set {
                 sysctl::ensure(&change.key, value)?;
                 log::info!("{} was {}, is {value} while tunguard runs", change.key, change.was);
+                point("guard.forwarding-half");
             }
         }
         Ok(())
@@ -172,6 +175,7 @@ impl Forwarding {
                 Ok(Some(now)) if now == *set => {
                     switched_back = true;
                     note(sysctl::ensure(&change.key, &change.was).map(drop));
+                    point("guard.forwarding-half-back");
                 }
                 Ok(Some(now)) if now == change.was => {}
                 Ok(Some(now)) => log::info!("{} stays {now}: somebody changed it since", change.key),

@@ -25,13 +25,14 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// Hears of everything from now on but `own_device` and the routes of this program.
+    /// Hears of everything from now on but the routes of this program and `own_device`, of which it only hears that it was
+    /// set down: nobody does that but somebody else.
     pub fn open(own_device: u32) -> Outcome<Monitor> {
         let failed = |e: io::Error| Failure::system("listening for changes of the network", e);
         let mut socket = Socket::new(NETLINK_ROUTE).map_err(failed)?;
         socket.set_non_blocking(true).map_err(failed)?;
         socket.bind(&SocketAddr::new(0, GROUPS)).map_err(failed)?;
-        Ok(Monitor { socket, seen: Seen { own_device, links: HashMap::new() } })
+        Ok(Monitor { socket, seen: Seen { own_device, own_up: false, links: HashMap::new() } })
     }
 
     /// Reads what has come, and says whether any of it matters. More may be left after `READS` of them: the socket
@@ -69,6 +70,7 @@ impl AsFd for Monitor {
 #[derive(Debug)]
 struct Seen {
     own_device: u32,
+    own_up: bool,
     /// Name and state of each link that an event was about: most events, such as those of every Wi-Fi scan, change
     /// neither.
     links: HashMap<u32, (String, LinkFlags)>,
@@ -96,6 +98,10 @@ impl Seen {
 
     fn matters(&mut self, event: &RouteNetlinkMessage) -> bool {
         match event {
+            RouteNetlinkMessage::NewLink(link) if link.header.index == self.own_device => {
+                let up = link.header.flags.contains(LinkFlags::Up);
+                std::mem::replace(&mut self.own_up, up) && !up
+            }
             RouteNetlinkMessage::NewLink(link) if self.is_foreign(link) => {
                 let state = link.header.flags & (LinkFlags::Up | LinkFlags::Running);
                 let now = (link_name(link).unwrap_or_default().to_owned(), state);
@@ -200,7 +206,7 @@ mod tests {
 
     #[test]
     fn links_matter_when_they_come_go_or_change() {
-        let mut seen = Seen { own_device: OWN, links: HashMap::new() };
+        let mut seen = Seen { own_device: OWN, own_up: false, links: HashMap::new() };
         for (what, bytes, matters) in [
             ("a new one", link(NEWLINK, 0, 3, UP, "eth0"), true),
             ("the same again", link(NEWLINK, 0, 3, UP, "eth0"), false),
@@ -210,7 +216,10 @@ mod tests {
             ("another name", link(NEWLINK, 0, 3, RUNNING, "lan0"), true),
             ("gone", link(DELLINK, 0, 3, 0, "lan0"), true),
             ("back", link(NEWLINK, 0, 3, RUNNING, "lan0"), true),
-            ("our own", link(NEWLINK, 0, OWN, RUNNING, "tg0"), false),
+            ("our own", link(NEWLINK, 0, OWN, 0, "tg0"), false),
+            ("our own, set up", link(NEWLINK, 0, OWN, RUNNING, "tg0"), false),
+            ("our own, set down", link(NEWLINK, 0, OWN, 0, "tg0"), true),
+            ("our own, set down already", link(NEWLINK, 0, OWN, 0, "tg0"), false),
             ("our own is gone", link(DELLINK, 0, OWN, 0, "tg0"), false),
         ] {
             assert_eq!(seen.changed_by(&bytes), matters, "{what}");
@@ -219,7 +228,7 @@ mod tests {
 
     #[test]
     fn addresses_and_routes_matter_unless_they_are_ours() {
-        let mut seen = Seen { own_device: OWN, links: HashMap::new() };
+        let mut seen = Seen { own_device: OWN, own_up: false, links: HashMap::new() };
         let (newroute, delroute) = (libc::RTM_NEWROUTE, libc::RTM_DELROUTE);
         for (what, bytes, matters) in [
             ("an address", address(libc::RTM_NEWADDR, 3), true),
@@ -240,7 +249,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_a_change_and_hides_nothing() {
-        let mut seen = Seen { own_device: OWN, links: HashMap::new() };
+        let mut seen = Seen { own_device: OWN, own_up: false, links: HashMap::new() };
         assert!(seen.changed_by(&message(NEWLINK, &[0, 0])));
         assert!(!seen.changed_by(&[]) && !seen.changed_by(&[7; 3]));
         let several = [address(libc::RTM_NEWADDR, OWN), address(libc::RTM_NEWADDR, 3)].concat();

@@ -5,6 +5,8 @@
 //! know (ufw, firewalld, Docker), the administrator has to allow the tunnel device there; no table of ours can
 //! overrule it, and none should.
 
+use std::ops::RangeInclusive;
+
 use ipnet::IpNet;
 
 use super::programs;
@@ -22,6 +24,9 @@ pub struct TableSpec {
     pub nat: bool,
     /// Whether packets may go from the tunnel into the tunnel.
     pub client_to_client: bool,
+    /// The server's own port, which no translated packet may come from: what others send there would be taken for
+    /// answers, and go to whoever's packet it was (CVE-2021-3773).
+    pub port: u16,
 }
 
 impl TableSpec {
@@ -30,6 +35,15 @@ impl TableSpec {
     /// goes in as it is, and two devices never share a table.
     pub fn table(&self) -> String {
         format!("tunguard_{}", self.device)
+    }
+
+    /// Ports that translated packets may come from: none of those that belong to services, and not our own.
+    fn ports(&self) -> RangeInclusive<u16> {
+        match self.port {
+            below if below < FIRST_PORT => FIRST_PORT..=u16::MAX,
+            low if low < u16::MAX / 2 => low + 1..=u16::MAX,
+            high => FIRST_PORT..=high - 1,
+        }
     }
 
     /// The transaction: an empty table is made where there was none, so that it can be deleted in any case, and
@@ -71,10 +85,15 @@ impl TableSpec {
             line("    type nat hook postrouting priority srcnat; policy accept;");
             for network in &self.networks {
                 let family = if network.addr().is_ipv6() { "ip6" } else { "ip" };
+                let ours = format!("    oifname != {{ \"lo\", {tun} }} {family} saddr {}", network.trunc());
+                // A port within the range stays what it is, as without one (nf_nat_core.c).
+                let ports = self.ports();
                 line(&format!(
-                    "    oifname != {{ \"lo\", {tun} }} {family} saddr {} counter masquerade",
-                    network.trunc()
+                    "{ours} meta l4proto {{ tcp, udp }} counter masquerade to :{}-{}",
+                    ports.start(),
+                    ports.end()
                 ));
+                line(&format!("{ours} counter masquerade"));
             }
             line("  }");
         }
@@ -134,4 +153,29 @@ fn nft(script: &str) -> Outcome<()> {
         true => Failure::new(Exit::Privilege, format!("{e}; this needs CAP_NET_ADMIN: run tunguard as root")),
         false => e,
     })
+}
+
+/// Below it are the ports of services (ip_unprivileged_port_start).
+const FIRST_PORT: u16 = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn translated_packets_come_from_no_services_port_and_not_from_ours() {
+        for (port, ports) in [
+            (443, 1024..=65535),
+            (1023, 1024..=65535),
+            (1024, 1025..=65535),
+            (1194, 1195..=65535),
+            (40_000, 1024..=39_999),
+            (55_555, 1024..=55_554),
+            (65_535, 1024..=65_534),
+        ] {
+            let device = "tg0".parse().expect("a name");
+            let spec = TableSpec { device, networks: vec![], nat: true, client_to_client: false, port };
+            assert_eq!(spec.ports(), ports);
+        }
+    }
 }

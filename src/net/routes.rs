@@ -29,6 +29,7 @@ use super::netlink::{Netlink, PROTOCOL, Route, RouteFilter, RouteKind};
 use super::state;
 use crate::config::common::DeviceName;
 use crate::exit::{Failure, Outcome};
+use crate::rigged::point;
 
 /// A destination that could not be routed into the tunnel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,6 +166,7 @@ impl RouteKeeper {
                     }
                 },
             }
+            point("supervisor.routes-half");
         }
         for route in there.iter().filter(|held| !self.tunnel.contains(&held.destination)) {
             self.netlink.del_route(route)?;
@@ -181,6 +183,7 @@ impl RouteKeeper {
         let mut result = Ok(());
         for route in self.tunnel_routes()? {
             result = result.and(self.netlink.del_route(&route));
+            point("supervisor.routes-half-gone");
         }
         result.and(self.release_others())
     }
@@ -217,8 +220,10 @@ impl RouteKeeper {
         planned.push(guard);
 
         self.journal_also(&planned)?;
+        point("supervisor.host-routes-noted");
         for route in &planned {
             self.install_host_route(route)?;
+            point("supervisor.host-routes-half");
         }
         self.remove_host_routes(|held| {
             held.destination.addr() == server && planned.iter().all(|route| route.metric != held.metric)

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use tunguard::exit::Exit;
 use tunguard::wire::control::{Message, Reason};
 
-use crate::lab::{INNER_V4, INNER_V6, LAN_V4, Lab, eventually, ip, same_lines};
+use crate::lab::{INNER_V4, INNER_V6, LAN_V4, Lab, PATIENCE, SERVER_V4, eventually, ip, same_lines};
 use crate::process::descriptors;
 use crate::raw_client::Dialler;
 use crate::traffic::{Conversation, transfer, udp_echo};
@@ -166,6 +166,46 @@ fn a_device_set_down_and_up_goes_on() {
     lab.srv().ip(&["link", "set", "tg0", "up"]);
     assert_eq!(server.try_exit(), None);
     lab.wait_for_tunnel(1, &mut client);
+}
+
+/// Fault: the resolver is dead when the client starts. Pass: it says which name can't be looked up and keeps trying; as soon
+/// as the name leads somewhere there is a tunnel.
+#[test]
+fn a_dead_resolver_is_waited_for() {
+    let Some(lab) = Lab::new("deaddns", 1) else { return };
+    let _server = lab.start_server(&lab.server());
+    // The resolver of its own /etc is an address that nobody has.
+    let mut client = lab.client_with_own_etc(1, "", &lab.client(1).set("remote", "['vpn.test']"));
+    client.wait_for_log("vpn.test");
+    client.wait_for_log("next attempt in");
+    lab.write("etc/hosts", format!("{SERVER_V4} vpn.test\n"));
+    lab.wait_for_tunnel(1, &mut client);
+    assert_eq!(client.stop(), 0);
+}
+
+/// Fault: the client's device is set down and up again. Pass: meanwhile and afterwards nothing that belongs into the tunnel
+/// goes out in clear; either the client ends and says why, or the tunnel carries again by itself.
+#[test]
+fn a_clients_device_set_down_and_up_ends_clearly_or_goes_on() {
+    let Some(lab) = Lab::new("clientdown", 1) else { return };
+    let _server = lab.start_server(&lab.server().set("push.routes", "['192.168.50.0/24']").set("nat", true));
+    let mut client = lab.start_client(1, &lab.client(1));
+    let before = lab.c(1).routes();
+    lab.c(1).ip(&["link", "set", "tg0", "down"]);
+    thread::sleep(Duration::from_secs(1));
+    lab.c(1).ip(&["link", "set", "tg0", "up"]);
+    let deadline = Instant::now() + PATIENCE;
+    while !lab.c(1).pings(LAN_V4, 56, 1) {
+        if let Some(code) = client.try_exit() {
+            assert_eq!(code, Exit::System as i32, "{}", client.log());
+            assert!(client.log().contains("tg0"), "{}", client.log());
+            return;
+        }
+        let routes = lab.c(1).routes();
+        assert!(Instant::now() < deadline, "neither; the routes are {routes:#?}, and were {before:#?}");
+    }
+    same_lines(&before, &lab.c(1).routes(), "the client's routes");
+    assert_eq!(client.stop(), 0);
 }
 
 #[test]

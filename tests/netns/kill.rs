@@ -211,8 +211,12 @@ pub struct Holdings {
 impl Holdings {
     /// Now.
     pub fn of(server: &Process) -> Holdings {
-        // Sockets and pipes have numbers that change; their kind counts.
-        let kind = |target: String| target.split(':').next().unwrap_or_default().to_owned();
+        // Sockets, pipes, queues and logs have names that change; their kind counts.
+        let kind = |target: String| match target.split(':').next().unwrap_or_default() {
+            queue if queue.starts_with("/tunguard-") => "queue".to_owned(),
+            log if log.ends_with(".log") => "log".to_owned(),
+            other => other.to_owned(),
+        };
         let mut descriptors: Vec<String> = descriptors(server.pid()).into_iter().map(kind).collect();
         descriptors.sort();
         Holdings { descriptors, children: server.children().len() }
@@ -226,14 +230,20 @@ impl Holdings {
             if now == *self {
                 return;
             }
-            assert!(Instant::now() < deadline, "held before: {self:?}\nheld now: {now:?}");
+            let count = |holdings: &Holdings| holdings.descriptors.len();
+            assert!(
+                Instant::now() < deadline,
+                "{} descriptors before, {} now\nheld before: {self:?}\nheld now: {now:?}",
+                count(self),
+                count(&now)
+            );
             thread::sleep(Duration::from_millis(50));
         }
     }
 }
 
 /// Routes, nftables and forwarding of the server's host.
-fn host(lab: &Lab) -> Vec<String> {
+pub fn host(lab: &Lab) -> Vec<String> {
     let mut lines = lab.srv().routes();
     lines.extend(lab.srv().must(&["nft", "list", "ruleset"]).lines().map(str::to_owned));
     for name in ["ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv6/conf/eth0/accept_ra"] {

@@ -79,6 +79,11 @@ impl Dialler {
         Ok(control)
     }
 
+    /// A client's TLS, not connected yet.
+    pub fn ssl(&self) -> openssl::ssl::Ssl {
+        tls::client_ssl(&self.context, SERVER_V4).expect("TLS")
+    }
+
     /// TLS by OpenSSL alone, for bytes that are no message.
     pub fn tls(&self) -> openssl::ssl::SslStream<TcpStream> {
         let tcp = self.tcp().expect("the server's port");

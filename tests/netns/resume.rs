@@ -357,7 +357,7 @@ fn session_id(lab: &Lab, name: &str) -> String {
 }
 
 /// Stops the flows, when a test fails amid them as well.
-struct Stopper<'a>(&'a AtomicBool);
+pub struct Stopper<'a>(pub &'a AtomicBool);
 
 impl Drop for Stopper<'_> {
     fn drop(&mut self) {

@@ -64,6 +64,8 @@ impl Conversation {
     /// A connection from `from` to a server in `to` that repeats what it hears.
     pub fn start(from: &Namespace, to: &Namespace, address: IpAddr) -> Conversation {
         let (near, far) = connect(from, to, address);
+        // Whoever speaks may be silent for as long as he likes.
+        far.set_read_timeout(None).expect("no timeout");
         thread::spawn(move || {
             let (mut reader, mut writer) = (&far, &far);
             // Ends with the connection.

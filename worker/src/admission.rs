@@ -17,6 +17,7 @@ use tunguard::hardware;
 use tunguard::ipc::{Cause, Claim, Grant, Reply, Request, Resumption, Setup, WorkerEnd};
 use tunguard::keys::{Role, Secret};
 use tunguard::rate::Rate;
+use tunguard::rigged::point;
 use tunguard::session::{Session, Start};
 use tunguard::sys::clock;
 use tunguard::sys::mq::{self, Reader, Writer};
@@ -189,6 +190,7 @@ impl Admission<'_> {
                 break;
             }
             self.wait_for_client("the TLS handshake").map_err(|refusal| refusal.failure)?;
+            point("worker.handshaking");
         }
         tls::close_desk(self.control.ssl());
         tls::close_signing(self.control.ssl());
@@ -200,6 +202,7 @@ impl Admission<'_> {
         // 1. Who is it?
         let revoked = self.revoked()?;
         let identity = tls::peer_identity(self.control.ssl(), revoked)?;
+        point("worker.identified");
         // 2. What does it have and want?
         let hello = self.hello()?;
         let suite = choose_suite(&self.setup.suites, &hello)?;
@@ -210,6 +213,7 @@ impl Admission<'_> {
         let claim =
             Claim { name: identity.name.clone(), cert: identity.cert, resumed, want: hello.want, resume };
         self.ask(&Request::Claim(claim))?;
+        point("worker.claimed");
         let (grant, fds) = match self.answer()? {
             (Reply::Granted(grant), fds) => (grant, fds),
             (Reply::Refused { reason, text }, _) => {
@@ -217,6 +221,7 @@ impl Admission<'_> {
             }
             (other, _) => return Err(out_of_place(&other).into()),
         };
+        point("worker.granted");
         // 4. Our queues, charged to our own user; then the guard sends packets into them.
         let downlink = Reader::create(&grant.downlink, grant.size).map_err(queue_failed)?;
         let uplink = match &grant.uplink {
@@ -224,6 +229,7 @@ impl Admission<'_> {
             None => None,
         };
         mq::make_no_more().map_err(queue_failed)?;
+        point("worker.queues-made");
         self.ask(&Request::Register { size: grant.size })?;
         match self.answer()? {
             (Reply::Registered, _) => {}
@@ -232,11 +238,13 @@ impl Admission<'_> {
             }
             (other, _) => return Err(out_of_place(&other).into()),
         }
+        point("worker.registered");
         let (carrier, memory, exit) = take_devices(fds, uplink)?;
         // 5. Keys, and the welcome.
         let mut session = self.session(&grant, suite)?;
         session.set_networks(grant.addresses.clone());
         self.welcome(&grant, suite)?;
+        point("worker.welcomed");
         if let Some((id, session)) = tls::take_ticket(self.control.ssl()) {
             let until = tls::trusted_until(self.control.ssl());
             self.ask(&Request::Ticket { id, session, until })?;

@@ -89,12 +89,16 @@ pub fn run(guard: NurseryEnd) -> Outcome<Option<Newborn>> {
             return Err(Failure::new(Exit::Malformed, "the guard's order came without its descriptors"));
         };
         rigged::read_orders();
+        rigged::point("nursery.ordered");
         match spawn::fork_sibling() {
             Ok(Forked::Child) => {
                 let guard = WorkerEnd::from_fd(channel);
                 return Ok(Some(Newborn { uid, guard, tcp: TcpStream::from(tcp), signing }));
             }
-            Ok(Forked::Parent(pid)) => say(&guard, &NurseryReply::Started { pid })?,
+            Ok(Forked::Parent(pid)) => {
+                rigged::point("nursery.forked");
+                say(&guard, &NurseryReply::Started { pid })?;
+            }
             Err(error) => say(&guard, &NurseryReply::Failed { text: error.to_string() })?,
         }
     }

@@ -23,6 +23,7 @@ use tunguard::ipc::{Cause, DRAIN_SECONDS, Reply, Report, Request, Setup, WorkerE
 use tunguard::keys::Role;
 use tunguard::path::INSIDE;
 use tunguard::paths::PathEvent;
+use tunguard::rigged::point;
 use tunguard::session::{Event, Session};
 use tunguard::sys::clock;
 use tunguard::sys::jail::{self, Layer};
@@ -240,6 +241,7 @@ impl<'a> Carrying<'a> {
                 break;
             }
             let now = clock::now();
+            point("worker.first-datagram");
             for run in &data.received {
                 let buffer = &mut data.buffers[run.buffer];
                 self.ingress.open(&mut self.session, Role::Server, now, run, buffer);
@@ -403,6 +405,9 @@ impl<'a> Carrying<'a> {
             if let Err(broken) = sent {
                 self.control_broken(broken);
             }
+            if matches!(message, Message::Rekey { .. }) {
+                point("worker.rekeying");
+            }
         }
         self.flush_control();
     }
@@ -443,7 +448,10 @@ impl<'a> Carrying<'a> {
             Event::Path(PathEvent::Mtu { mtu }) => {
                 log::debug!("{name}: the path carries packets of {mtu} bytes")
             }
-            Event::Rekeyed { epoch } => log::info!("{name}: new keys, epoch {epoch}"),
+            Event::Rekeyed { epoch } => {
+                log::info!("{name}: new keys, epoch {epoch}");
+                point("worker.rekeyed");
+            }
             // The client's.
             Event::Path(PathEvent::Suspect)
             | Event::Path(PathEvent::Seen { .. })
@@ -479,6 +487,7 @@ impl<'a> Carrying<'a> {
         // Whoever still listens here is not the one who made the newer session.
         self.session.leave(Reason::Replaced);
         self.drain_until.get_or_insert(clock::now() + Duration::from_secs(DRAIN_SECONDS));
+        point("worker.draining");
     }
 
     fn finish(&mut self, reason: Reason) {
@@ -489,6 +498,7 @@ impl<'a> Carrying<'a> {
     /// Tells the client, if it didn't tell us, and sums up.
     fn end(mut self) -> Request {
         self.drain_session();
+        point("worker.ending");
         if let Some(control) = self.control.take() {
             control.close();
         }

@@ -18,6 +18,7 @@ use crate::client::starts::{HeldDrop, SleepReason, Starts, WakeCause};
 use crate::client::wake::{self, Wake};
 use crate::config::client::{ClientConfig, Remote};
 use crate::exit::{Failure, Outcome};
+use crate::rigged::point;
 use crate::sys::clock;
 use crate::sys::poller::Interest;
 use crate::sys::tun::Tun;
@@ -101,6 +102,7 @@ impl Supervisor<'_> {
         if result.is_ok() {
             self.restart_at = None;
             log::info!("asleep: waits for packets{}", listed(" as ", &self.want));
+            point("supervisor.asleep");
         } else {
             let on_demand = &self.config.on_demand;
             let wake = Wake::new(on_demand.wake.clone());
@@ -178,6 +180,7 @@ impl Supervisor<'_> {
                     demand.starts.held(1);
                     self.known.values_mut().for_each(Known::trust);
                     self.restart_at = Some(now);
+                    point("supervisor.woken");
                 }
             }
         }
@@ -274,6 +277,7 @@ impl Supervisor<'_> {
             Ended::Asleep => {
                 demand.starts.asleep(now, demand.sleep);
                 log::info!("asleep: waits for packets");
+                point("supervisor.asleep-again");
             }
             Ended::GivenUp => {
                 demand.starts.gave_up(now);

@@ -7,6 +7,7 @@ use super::{Tunnel, Turn};
 use crate::client::carry::{Link, Word};
 use crate::client::ipc::{Progress, Request};
 use crate::early::Early;
+use crate::rigged::point;
 use crate::segment::checksum;
 use crate::sys::poller::Interest;
 use crate::time::Time;
@@ -35,6 +36,7 @@ impl Tunnel<'_> {
         };
         demand.held.drain(..arrived.len());
         arrived.iter().for_each(|packet| link.went_early(packet.len() as u64));
+        point("tunnel.early-arrived");
         if demand.held.is_empty() { self.tell(Progress::HeldSent) } else { Ok(()) }
     }
 
@@ -53,6 +55,7 @@ impl Tunnel<'_> {
             return Err(self.leave());
         }
         self.tell(Progress::Leaving { by_server: false })?;
+        point("tunnel.idle");
         self.retry_at = None;
         if let Some(attempt) = self.attempt.take() {
             self.drop_attempt(attempt, Reason::Leaving);
