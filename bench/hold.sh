@@ -54,6 +54,8 @@ make_namespaces
 cat >"$dir/server.toml" <<TOML
 networks = ["10.9.0.0/16"]
 max_clients = $((count + 100))
+# No other server of this host has these.
+worker_uids = [400000, 419999]
 state_dir = "$dir/state"
 socket = "$dir/admin.sock"
 [tls]
