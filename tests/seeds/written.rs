@@ -165,7 +165,8 @@ fn sessions(seeds: &mut Vec<Seed>) {
             [1, 0, 0, 0, 0, 1, 0],
             &[&hello, &[35, 23], &ON, &ON, &traffic, &[35, 0, 36, 9], &ON, &traffic],
         ),
-        ("two_carriers", [1; 7], &[&hello, &[37, 1, 35, 3], &ON, &ON, &traffic, &[37, 2], &ON, &traffic]),
+        ("balance", [1, 0, 0, 0, 0, 1, 17], &[&hello, &[35, 3], &ON, &ON, &traffic, &ON, &traffic]),
+        ("redundant", [1, 0, 0, 0, 0, 0, 9], &[&hello, &[35, 3], &ON, &ON, &traffic, &ON, &traffic]),
         ("nat", [0, 0, 0, 0, 0, 0, 1], &[&hello, &[36, 5], &traffic, &ON, &[29, 4, 0], &ON]),
         ("copies", [0; 7], &[&hello, &[0, 0, 9, 15, 0, 15, 0, 19, 0, 3, 20, 0, 5, 22, 0, 2], &ON, &ON]),
         (
