@@ -9,7 +9,8 @@ pub fn unix(time: &Asn1TimeRef) -> Result<i64, ErrorStack> {
     Ok(i64::from(diff.days) * DAY + i64::from(diff.secs))
 }
 
-/// The wall clock, in seconds since 1970. Certificates are judged by it; nothing else in tunguard is.
+/// The wall clock, in seconds since 1970. Certificates are judged by it, what stands for them, and how long a lease was
+/// unused; no timer is.
 pub fn wall_clock() -> i64 {
     match std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
