@@ -15,7 +15,8 @@ pub fn first_date() {
     let _ = Asn1Time::from_unix(0);
 }
 
-/// The wall clock, in seconds since 1970. Certificates are judged by it; nothing else in tunguard is.
+/// The wall clock, in seconds since 1970. Certificates are judged by it, what stands for them, and how long a lease was
+/// unused; no timer is.
 pub fn wall_clock() -> i64 {
     match std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),

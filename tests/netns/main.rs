@@ -18,6 +18,7 @@
 //! Needs root, /dev/net/tun, and ip, ping and nft. Where these are missing each test says `SKIPPED` on standard
 //! error and in `target/tmp/netns-skipped` (a line each, for the Makefile to show) and passes; with `CI` in the
 //! environment it fails.
+//! Some tests kill processes at named points and need programs that halt there: scripts/rigged.sh builds them.
 //! The binaries of the other packages are found beside `tunguard`: `cargo build --workspace` comes first.
 //! `TUNGUARD_TEST_BINARIES=target/release` (as an absolute path) tests other binaries than those of this build.
 //! `TUNGUARD_TEST_LOG=debug` makes servers and clients say more; what they said is shown when a test fails.
