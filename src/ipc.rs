@@ -221,6 +221,8 @@ pub struct Setup {
     pub linger_ms: u64,
     /// UDP super-packets may be written to the device.
     pub uso: bool,
+    /// The version of Landlock that workers use, `None` where the configuration does without.
+    pub landlock: Option<i32>,
     /// The most verbose level the guard's log shows (`log::LevelFilter`).
     pub log_level: u8,
 }

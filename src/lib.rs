@@ -31,6 +31,7 @@ pub mod random;
 pub mod replay;
 pub mod resume;
 pub mod rigged;
+pub mod sandbox;
 pub mod seal;
 pub mod segment;
 pub mod session;

@@ -7,6 +7,7 @@
 //!              +--------------------------+-----------+----------+---------+--> killed -> reaped
 //! ```
 
+use std::fmt;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
@@ -21,6 +22,7 @@ use tunguard::ipc::HANDSHAKE_SECONDS;
 use tunguard::sys::clock;
 use tunguard::sys::mq::unlink;
 use tunguard::sys::poller::Interest;
+use tunguard::sys::seccomp::FORBIDDEN_CALL;
 use tunguard::time::Time;
 use tunguard::tls;
 use tunguard::wire::control::Reason;
@@ -117,12 +119,8 @@ impl Guard {
     pub(crate) fn reap(&mut self) {
         loop {
             match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) => {
-                    self.worker_gone(pid, &format!("exit code {code}"), code == 0)
-                }
-                Ok(WaitStatus::Signaled(pid, signal, _)) => {
-                    self.worker_gone(pid, &format!("signal {}", signal.as_str()), false);
-                }
+                Ok(WaitStatus::Exited(pid, code)) => self.worker_gone(pid, End::Code(code)),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => self.worker_gone(pid, End::Signal(signal)),
                 Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => {
@@ -133,7 +131,7 @@ impl Guard {
         }
     }
 
-    fn worker_gone(&mut self, pid: Pid, how: &str, well: bool) {
+    fn worker_gone(&mut self, pid: Pid, how: End) {
         if self.spawner.ended(pid.as_raw()) {
             log::error!("the nursery, process {pid}, died: {how}; the next worker comes from a new one");
             return;
@@ -143,9 +141,12 @@ impl Guard {
             self.hear_last_words(key);
         }
         let Some((key, worker)) = self.workers.remove_pid(pid.as_raw()) else { return };
-        match (worker.explained, well) {
-            (true, _) => log::debug!("worker {pid} of {} is gone: {how}", worker.label()),
-            (false, _) => {
+        match worker.explained {
+            // Whatever it said before: nothing of ours makes such a call.
+            true if how != End::Signal(Signal::SIGSYS) => {
+                log::debug!("worker {pid} of {} is gone: {how}", worker.label())
+            }
+            _ => {
                 log::error!("worker {pid} of {} died: {how}", worker.label());
                 if let Some(id) = worker.ticketed {
                     self.tickets.forget(&id);
@@ -193,7 +194,7 @@ impl Guard {
         while self.workers.len() > 0 {
             match waitpid(None, None) {
                 Ok(WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, _, _)) => {
-                    self.worker_gone(pid, "the server stops", true);
+                    self.worker_gone(pid, End::ServerStops);
                 }
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(_) => return,
@@ -230,6 +231,26 @@ impl Guard {
     /// A worker got a deadline: the earliest is kept, so that not all have to be looked through at each turn.
     pub(crate) fn note_deadline(&mut self, at: Time) {
         self.next_kill = Some(self.next_kill.map_or(at, |earliest| earliest.min(at)));
+    }
+}
+
+/// How a process of ours ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Code(i32),
+    Signal(Signal),
+    /// With all others.
+    ServerStops,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            End::Code(code) => write!(f, "exit code {code}"),
+            End::Signal(Signal::SIGSYS) => write!(f, "signal SIGSYS, {FORBIDDEN_CALL}"),
+            End::Signal(signal) => write!(f, "signal {}", signal.as_str()),
+            End::ServerStops => f.write_str("the server stops"),
+        }
     }
 }
 

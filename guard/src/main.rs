@@ -32,6 +32,7 @@ use tunguard::VERSION;
 use tunguard::admin::Admin;
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Exit, Failure, Outcome};
+use tunguard::sandbox::Means;
 use tunguard::stderr_log::{self, StderrLog};
 
 fn main() -> ExitCode {
@@ -71,8 +72,9 @@ fn start(log: StderrLog) -> Outcome<run::Guard> {
     host::require_root()?;
     let config = ServerConfig::load(&file)?;
     let trust = trust::Trust::load(&config)?;
-    // 2. The binaries beside us.
-    let spawner = spawn::Spawner::new(&config)?;
+    // 2. The binaries beside us, and what this kernel can lock workers in with.
+    let sandbox = Means::find(config.sandbox)?;
+    let spawner = spawn::Spawner::new(&config, sandbox)?;
     // 3. Ports: a second server on them ends here, before it disturbs the first.
     let (listener, slots) = slots::bind(&config)?;
     // 4. The host: device, addresses, routes, forwarding, nftables; undone in reverse when dropped.

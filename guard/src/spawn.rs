@@ -15,6 +15,7 @@ use nix::unistd::{Pid, getpid};
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::ipc::{GuardEnd, NurseryGuardEnd, NurseryReply, NurseryRequest, Setup};
+use tunguard::sandbox::Means;
 use tunguard::sys::seqpacket::Incoming;
 use tunguard::sys::{clock, memfd, seqpacket, spawn};
 use tunguard::wire::control::Settings;
@@ -27,6 +28,8 @@ pub struct Spawner {
     program: PathBuf,
     root: PathBuf,
     uids: Uids,
+    /// What workers are locked in with.
+    pub sandbox: Means,
     setup: Option<OwnedFd>,
     nursery: Option<Nursery>,
 }
@@ -48,12 +51,13 @@ pub struct Started {
 }
 
 impl Spawner {
-    /// Finds the worker's program and the empty directory workers are locked into.
-    pub fn new(config: &ServerConfig) -> Outcome<Spawner> {
+    /// Finds the worker's program and the empty directory workers are locked into, by `sandbox`.
+    pub fn new(config: &ServerConfig, sandbox: Means) -> Outcome<Spawner> {
         Ok(Spawner {
             program: worker_program()?,
             root: empty_root()?,
             uids: Uids::new(config.worker_uids, random::bytes()?),
+            sandbox,
             setup: None,
             nursery: None,
         })
@@ -76,6 +80,7 @@ impl Spawner {
             rekey_packets: config.data.rekey_packets,
             linger_ms: config.linger.as_millis() as u64,
             uso,
+            landlock: self.sandbox.landlock,
             log_level: log::max_level() as u8,
         };
         let bytes = memfd::sealed("tunguard-setup", &setup.encode());

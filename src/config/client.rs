@@ -9,7 +9,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::common::{
-    DEFAULT_PORT, Data, DeviceName, Pem, from_word, parse_duration, quoted, read_socket, reserved,
+    DEFAULT_PORT, Data, DeviceName, Pem, Sandbox, from_word, parse_duration, quoted, read_socket, reserved,
 };
 use super::reader::{self, Document, Section, Value, Word};
 use crate::client::wake::WakeRule;
@@ -107,6 +107,8 @@ pub struct ClientConfig {
     pub tls: ClientTls,
     /// `[data]`.
     pub data: Data,
+    /// `[sandbox]`.
+    pub sandbox: Sandbox,
     /// `[mobility]`.
     pub mobility: Mobility,
     /// `[on_demand]`.
@@ -173,6 +175,7 @@ impl ClientConfig {
         let keepalive = section.value("keepalive").and_then(|v| read_keepalive(&v));
         section.end();
         let on_demand = read_on_demand(root.section("on_demand"));
+        let sandbox = Sandbox::read(root.section("sandbox"));
         root.end();
 
         let device = device.unwrap_or_default();
@@ -192,6 +195,7 @@ impl ClientConfig {
                 keepalive: keepalive.unwrap_or_default(),
             },
             on_demand,
+            sandbox,
             user: user.unwrap_or_else(|| "nobody".to_owned()),
             state_dir,
         })
@@ -501,6 +505,7 @@ mod tests {
             accept_dns: true,
             tls: ClientTls { ca: file("ca"), cert: file("cert"), key: file("key"), server_name: None },
             data: Data::default(),
+            sandbox: Sandbox::default(),
             mobility: Mobility { carriers: None, mode: Mode::Failover, keepalive: Keepalive::Auto },
             on_demand: OnDemand::default(),
             user: "nobody".to_owned(),

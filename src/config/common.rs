@@ -115,6 +115,33 @@ impl Word for Suite {
     }
 }
 
+/// What the processes that read from the network are locked in with, beyond what every kernel has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sandbox {
+    /// `landlock = "required" | "off"`.
+    pub landlock: Landlock,
+}
+
+/// Whether a kernel without Landlock will do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Landlock {
+    /// No (the default).
+    #[default]
+    Required,
+    /// Landlock isn't used.
+    Off,
+}
+
+impl Sandbox {
+    /// Reads `[sandbox]`.
+    pub(super) fn read(mut section: Section<'_>) -> Sandbox {
+        let choices = [("required", Landlock::Required), ("off", Landlock::Off)];
+        let landlock = section.value("landlock").and_then(|v| v.choice(&choices));
+        section.end();
+        Sandbox { landlock: landlock.unwrap_or_default() }
+    }
+}
+
 /// Where PEM text comes from: a file (already made absolute), or the configuration itself (a profile).
 #[derive(Clone, PartialEq, Eq)]
 pub enum Pem {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::common::{DEFAULT_PORT, Data, DeviceName, Pem, parse_duration, read_socket, reserved};
+use super::common::{DEFAULT_PORT, Data, DeviceName, Pem, Sandbox, parse_duration, read_socket, reserved};
 use super::reader::{self, Document, Value, Word};
 use crate::exit::{Failure, Outcome};
 use crate::wire::control::{IDLE_SECONDS_LEAST, MAX_RESOLVERS, MAX_ROUTES};
@@ -81,6 +81,8 @@ pub struct ServerConfig {
     pub data: Data,
     /// `[data] tun_write = "direct" | "guard"`.
     pub tun_write: TunWrite,
+    /// `[sandbox]`.
+    pub sandbox: Sandbox,
     /// How long a session without control channel and without authenticated packets is kept; `linger`,
     /// default 10 min, at least 1 s.
     pub linger: Duration,
@@ -185,6 +187,7 @@ impl ServerConfig {
         let writers = [("direct", TunWrite::Direct), ("guard", TunWrite::Guard)];
         let tun_write = section.value("tun_write").and_then(|v| v.choice(&writers));
         section.end();
+        let sandbox = Sandbox::read(root.section("sandbox"));
         root.end();
 
         Some(ServerConfig {
@@ -198,6 +201,7 @@ impl ServerConfig {
             tls: ServerTls { ca: ca?, cert: cert?, key: key?, crl },
             data,
             tun_write: tun_write.unwrap_or(TunWrite::Direct),
+            sandbox,
             linger: linger.unwrap_or(Duration::from_secs(10 * 60)),
             idle: idle.flatten(),
             lease: lease.unwrap_or(Duration::from_secs(24 * 60 * 60)),
@@ -325,7 +329,7 @@ const IDLE_LEAST: Duration = Duration::from_secs(IDLE_SECONDS_LEAST as u64);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::common::Suite;
+    use crate::config::common::{Landlock, Suite};
     use crate::config::uncommented;
     use crate::exit::Exit;
     use proptest::prelude::*;
@@ -364,6 +368,7 @@ mod tests {
                 rekey_packets: 1_073_741_824,
             },
             tun_write: TunWrite::Direct,
+            sandbox: Sandbox::default(),
             linger: Duration::from_secs(600),
             idle: None,
             lease: Duration::from_secs(86_400),
@@ -409,6 +414,8 @@ mod tests {
             rekey = "1s"
             rekey_packets = 1_000
             tun_write = "guard"
+            [sandbox]
+            landlock = "off"
         "#;
         let config = parse(text).expect("valid");
         assert_eq!(config.listen.to_string(), "192.0.2.1:443");
@@ -431,6 +438,7 @@ mod tests {
         assert_eq!(config.data.suites, [Suite::ChaCha20Poly1305]);
         assert_eq!((config.data.rekey, config.data.rekey_packets), (Duration::from_secs(1), 1_000));
         assert_eq!(config.tun_write, TunWrite::Guard);
+        assert_eq!(config.sandbox.landlock, Landlock::Off);
         assert_eq!(config.server_addresses(), [net("fd09:1::1/126"), net("10.0.0.1/8")]);
         assert_eq!(config.v4(), Some("10.0.0.0/8".parse().expect("a network")));
         assert_eq!(config.v6(), Some("fd09:1::/126".parse().expect("a network")));
@@ -602,6 +610,10 @@ mod tests {
             (
                 "data.tun_write = 'worker'",
                 r#"data.tun_write = "worker" is not accepted: "direct" or "guard""#,
+            ),
+            (
+                "sandbox.landlock = 'optional'",
+                r#"sandbox.landlock = "optional" is not accepted: "required" or "off""#,
             ),
         ] {
             let failure = parse(&format!("#\n{line}\n{LEAST}")).expect_err(line);

@@ -29,48 +29,120 @@ pub struct Jail<'a> {
     pub parent: i32,
 }
 
-/// Stage one, before anything from the network is read: everything that doesn't depend on what the process
-/// will hold later. In this order, because each step needs a privilege that a later one takes away.
-pub fn enter(jail: &Jail<'_>) -> Outcome<()> {
-    let (uid, gid) = (Uid::from_raw(jail.uid), Gid::from_raw(jail.gid));
-    step("limit resources", limit_resources(jail))?;
-    // chroot needs CAP_SYS_CHROOT.
-    step("enter the empty root", chroot(jail.root).and_then(|()| chdir("/")))?;
-    // The bounding set needs CAP_SETPCAP.
-    drop_bounding_set()?;
-    step("drop the supplementary groups", setgroups(&[]))?;
-    step("take the group", setresgid(gid, gid, gid))?;
-    // The last step with privileges: the kernel clears all capabilities as no user ID is 0 any more
-    // (capabilities(7), "Effect of user ID changes").
-    step("take the user", setresuid(uid, uid, uid))?;
-    step("forbid new privileges", prctl::set_no_new_privs())?;
-    step("forbid dumps and tracing", prctl::set_dumpable(false))?;
-    // A change of user clears the signal, so it is set after.
-    step("tie our life to our parent's", prctl::set_pdeathsig(Signal::SIGKILL))?;
-    if getppid() != Pid::from_raw(jail.parent) {
-        return Err(Failure::system("start", "the parent is gone"));
+/// What a process is locked in with, layer by layer. None of them trusts another one: what one forbids and another one
+/// forbids as well is forbidden twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layer {
+    /// No file can be written, no process made, no core left; descriptors and memory are bounded.
+    Limits,
+    /// An empty directory is all there is of the file system.
+    EmptyRoot,
+    /// No exec can bring a capability back: the bounding set is empty.
+    BoundingSet,
+    /// A user and group of its own, no supplementary groups; with root's user go all capabilities.
+    OwnUser,
+    /// No exec can bring privileges.
+    NoNewPrivs,
+    /// No dumps, and no other process of its user can trace it.
+    NotDumpable,
+    /// It ends with its parent.
+    ParentsLife,
+    /// Landlock, before there is a session: files, ports, other processes.
+    LandlockAtFirst,
+    /// Landlock, from then on: queues, too.
+    Landlock,
+    /// The system calls of a process that has no session, or of one that has no stages.
+    FirstFilter,
+    /// The system calls of a worker with a session, each on the descriptors it is for.
+    CarryingFilter,
+}
+
+impl Layer {
+    /// All, in the order in which a worker puts them on.
+    pub const ALL: [Layer; 11] = [
+        Layer::Limits,
+        Layer::EmptyRoot,
+        Layer::BoundingSet,
+        Layer::OwnUser,
+        Layer::NoNewPrivs,
+        Layer::NotDumpable,
+        Layer::ParentsLife,
+        Layer::LandlockAtFirst,
+        Layer::FirstFilter,
+        Layer::Landlock,
+        Layer::CarryingFilter,
+    ];
+
+    /// Its name, in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Layer::Limits => "limits",
+            Layer::EmptyRoot => "empty-root",
+            Layer::BoundingSet => "bounding-set",
+            Layer::OwnUser => "own-user",
+            Layer::NoNewPrivs => "no-new-privs",
+            Layer::NotDumpable => "not-dumpable",
+            Layer::ParentsLife => "parents-life",
+            Layer::LandlockAtFirst => "landlock-at-first",
+            Layer::Landlock => "landlock",
+            Layer::FirstFilter => "first-filter",
+            Layer::CarryingFilter => "carrying-filter",
+        }
     }
-    confirm(uid)
+}
+
+/// Puts one layer on. All of them pass here.
+pub fn put_on(layer: Layer, put: impl FnOnce() -> Outcome<()>) -> Outcome<()> {
+    #[cfg(feature = "rigged")]
+    if crate::rigged::leaves_out(layer.name()) {
+        return Ok(());
+    }
+    put().map_err(|failure| failure.context(format_args!("jail, {}", layer.name())))
+}
+
+/// Everything that doesn't depend on what the process will hold or do, before anything from the network is read. In
+/// this order, because each step needs a privilege that a later one takes away.
+pub fn enter(jail: &Jail<'_>) -> Outcome<()> {
+    put_on(Layer::Limits, || step("limit resources", limit_resources(jail)))?;
+    // chroot needs CAP_SYS_CHROOT.
+    put_on(Layer::EmptyRoot, || step("enter it", chroot(jail.root).and_then(|()| chdir("/"))))?;
+    give_up_root(jail.uid, jail.gid, jail.parent)
 }
 
 /// For a helper that needs the host's files, and nothing more than any user may do: no root directory of its
 /// own, but no privilege either. In the order of [`enter`].
 pub fn become_user(uid: u32, gid: u32, parent: i32) -> Outcome<()> {
+    put_on(Layer::Limits, || {
+        let none = [Resource::RLIMIT_FSIZE, Resource::RLIMIT_CORE].into_iter();
+        step("limit resources", none.map(|resource| setrlimit(resource, 0, 0)).collect())
+    })?;
+    give_up_root(uid, gid, parent)
+}
+
+/// The part of [`enter`] that every process has that gives up root.
+fn give_up_root(uid: u32, gid: u32, parent: i32) -> Outcome<()> {
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-    for resource in [Resource::RLIMIT_FSIZE, Resource::RLIMIT_CORE] {
-        step("limit resources", setrlimit(resource, 0, 0))?;
-    }
-    drop_bounding_set()?;
-    step("drop the supplementary groups", setgroups(&[]))?;
-    step("take the group", setresgid(gid, gid, gid))?;
-    step("take the user", setresuid(uid, uid, uid))?;
-    step("forbid new privileges", prctl::set_no_new_privs())?;
-    step("forbid dumps and tracing", prctl::set_dumpable(false))?;
-    step("tie our life to our parent's", prctl::set_pdeathsig(Signal::SIGKILL))?;
-    if getppid() != Pid::from_raw(parent) {
-        return Err(Failure::system("start", "the parent is gone"));
-    }
-    confirm(uid)
+    // It needs CAP_SETPCAP.
+    put_on(Layer::BoundingSet, drop_bounding_set)?;
+    // The last step with privileges: the kernel clears all capabilities as no user ID is 0 any more
+    // (capabilities(7), "Effect of user ID changes").
+    put_on(Layer::OwnUser, || {
+        step("drop the supplementary groups", setgroups(&[]))?;
+        step("take the group", setresgid(gid, gid, gid))?;
+        step("take the user", setresuid(uid, uid, uid))
+    })?;
+    put_on(Layer::NoNewPrivs, || step("forbid new privileges", prctl::set_no_new_privs()))?;
+    put_on(Layer::NotDumpable, || step("forbid dumps and tracing", prctl::set_dumpable(false)))?;
+    // A change of user clears the signal, so it is set after.
+    put_on(Layer::ParentsLife, || {
+        step("set the signal of its death", prctl::set_pdeathsig(Signal::SIGKILL))?;
+        if getppid() == Pid::from_raw(parent) {
+            Ok(())
+        } else {
+            Err(Failure::system("start", "the parent is gone"))
+        }
+    })?;
+    put_on(Layer::OwnUser, || confirm(uid))
 }
 
 /// Ties our life to our parent's, for a process that keeps its privileges.
@@ -124,5 +196,5 @@ fn confirm(uid: Uid) -> Outcome<()> {
 }
 
 fn step<T>(what: &str, done: nix::Result<T>) -> Outcome<T> {
-    done.map_err(|errno| Failure::system(format!("jail: {what}"), io::Error::from(errno)))
+    done.map_err(|errno| Failure::system(what, io::Error::from(errno)))
 }

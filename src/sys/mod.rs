@@ -3,9 +3,11 @@
 
 pub mod clock;
 pub mod jail;
+pub mod landlock;
 pub mod memfd;
 pub mod mq;
 pub mod poller;
+pub mod seccomp;
 pub mod seqpacket;
 pub mod shared;
 pub mod signals;

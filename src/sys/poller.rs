@@ -1,7 +1,7 @@
 //! Waiting for descriptors: epoll with tokens.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -81,6 +81,12 @@ impl Poller {
                 write: broken || event.events().contains(EpollFlags::EPOLLOUT),
             }
         }))
+    }
+}
+
+impl AsFd for Poller {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.0.as_fd()
     }
 }
 

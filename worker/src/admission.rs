@@ -63,11 +63,16 @@ pub enum TunExit {
 }
 
 /// Makes the session, or says why there is none. A client that got as far as a TLS session is told, too.
-pub fn admit(prepared: &Prepared, guard: &WorkerEnd, tcp: TcpStream, deadline: Time) -> Outcome<Admitted> {
+pub fn admit(
+    prepared: &Prepared,
+    guard: &'static WorkerEnd,
+    tcp: TcpStream,
+    deadline: Time,
+) -> Outcome<Admitted> {
     // A client that vanished while idle: its session is given up after `linger`, as one whose connection broke.
     tcp::notice_silence(&tcp, Duration::from_millis(prepared.setup.linger_ms))
         .map_err(|e| Failure::system("prepare the control connection", e))?;
-    let tickets = Tickets::new(guard, deadline)?;
+    let tickets = Tickets::new(guard, deadline);
     let ssl = tls::server_ssl_with(&prepared.context, tickets.look_up)?;
     let mut admission = Admission {
         prepared,

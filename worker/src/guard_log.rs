@@ -6,12 +6,14 @@ use std::sync::OnceLock;
 use log::{LevelFilter, Log, Metadata, Record};
 use tunguard::ipc::{MAX_LOG_LINE, Request, WorkerEnd};
 
-/// Sends log lines and panics over `channel` from now on.
-pub fn install(channel: WorkerEnd) {
-    if CHANNEL.set(channel).is_ok() && log::set_logger(&GuardLog).is_ok() {
+/// Sends log lines and panics over `channel` from now on; the channel, for everything else. To be called once.
+pub fn install(channel: WorkerEnd) -> &'static WorkerEnd {
+    let channel = CHANNEL.get_or_init(|| channel);
+    if log::set_logger(&GuardLog).is_ok() {
         log::set_max_level(LevelFilter::Info);
     }
     std::panic::set_hook(Box::new(|panic| log::error!("the worker panicked: {panic}")));
+    channel
 }
 
 /// Shows lines up to `level`, as `log::LevelFilter` numbers them.

@@ -13,7 +13,7 @@ mod tickets;
 mod uplink;
 
 use std::ffi::CStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -22,10 +22,14 @@ use nix::sys::signal::{SigSet, Signal};
 
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::ipc::{HANDSHAKE_SECONDS, NurseryEnd, NurseryReply, Request, Setup, WorkerEnd};
-use tunguard::sys::{clock, jail, memfd, spawn};
+use tunguard::sys::jail::{self, Layer};
+use tunguard::sys::landlock::{self, GiveUp};
+use tunguard::sys::seccomp::worker::{Newborn, admission};
+use tunguard::sys::seccomp::{self, Filter};
+use tunguard::sys::{clock, memfd, signals, spawn};
 use tunguard::{VERSION, rigged};
 
-use crate::nursery::{Newborn, Prepared};
+use crate::nursery::Prepared;
 
 fn main() -> ExitCode {
     let Ok([channel, setup]) = spawn::inherited::<2>() else {
@@ -67,23 +71,23 @@ fn prepare(setup: OwnedFd) -> Outcome<Prepared> {
 }
 
 /// A worker's life.
-fn live(prepared: &Prepared, newborn: Newborn) -> ExitCode {
+fn live(prepared: &Prepared, newborn: nursery::Newborn) -> ExitCode {
     let deadline = clock::now() + Duration::from_secs(HANDSHAKE_SECONDS);
-    let Newborn { uid, guard, tcp } = newborn;
+    let nursery::Newborn { uid, guard, tcp } = newborn;
     let _ = prctl::set_name(WORKER_NAME);
-    let Ok(copy) = guard.try_clone() else { return Exit::System.into() };
-    guard_log::install(copy);
+    let guard = guard_log::install(guard);
     guard_log::set_level(prepared.setup.log_level);
-    let locked_in = lock_in(&prepared.setup, uid);
+    let held = Newborn { guard: guard.as_fd(), tcp: tcp.as_fd() };
+    let locked_in = lock_in(&prepared.setup, uid, held);
     rigged::point("worker.locked-in");
-    match locked_in.and_then(|()| run::serve(prepared, &guard, tcp, deadline)) {
+    match locked_in.and_then(|()| run::serve(prepared, guard, tcp, deadline)) {
         Ok(ended) => {
-            tell(&guard, ended);
+            tell(guard, ended);
             ExitCode::SUCCESS
         }
         Err(failure) => {
             let fault = matches!(failure.exit, Exit::System | Exit::Usage | Exit::MacLength | Exit::Version);
-            tell(&guard, Request::Ended { reason: None, fault, text: failure.text });
+            tell(guard, Request::Ended { reason: None, fault, text: failure.text });
             failure.exit.into()
         }
     }
@@ -91,8 +95,8 @@ fn live(prepared: &Prepared, newborn: Newborn) -> ExitCode {
 
 /// The worker's loss of privilege, in order. Nothing from the network is read before it is over. What the nursery
 /// held is closed already but for its memory: its channel went with [`nursery::run`].
-fn lock_in(setup: &Setup, uid: u32) -> Outcome<()> {
-    // 1. Stage one: own user, no capabilities, empty root, no dumps, bound to the guard's life.
+fn lock_in(setup: &Setup, uid: u32, held: Newborn<'_>) -> Outcome<()> {
+    // 1. Own user, no capabilities, empty root, no dumps, bound to the guard's life.
     let jail = jail::Jail {
         uid,
         gid: uid,
@@ -101,9 +105,19 @@ fn lock_in(setup: &Setup, uid: u32) -> Outcome<()> {
         address_space: ADDRESS_SPACE,
         parent: setup.guard,
     };
-    jail::enter(&jail)
-    // 2. Stage two, the system call filters, belongs here: a first one for TLS and set-up, a second, narrower one
-    //    once the session is established (run::carry).
+    jail::enter(&jail)?;
+    // 2. No files, ports or other processes; the session's queues are still to be made.
+    jail::put_on(Layer::LandlockAtFirst, || match setup.landlock {
+        Some(version) => landlock::restrict(version, GiveUp::AllButQueues),
+        None => Ok(()),
+    })?;
+    // 3. The system calls of admission. What is left of them when the session is established: `lock_in_further`
+    //    (worker/src/run.rs).
+    signals::end_by_faults().map_err(|e| Failure::system("let faults end us", e))?;
+    jail::put_on(Layer::FirstFilter, || {
+        Filter::compile(&admission(held))?.install()?;
+        seccomp::confirm()
+    })
 }
 
 fn check_version() -> Outcome<()> {
@@ -123,7 +137,8 @@ fn tell(guard: &WorkerEnd, ended: Request) {
 // As `ps -o comm` and `top` show them: at most 15 bytes.
 const NURSERY_NAME: &CStr = c"tg-nursery";
 const WORKER_NAME: &CStr = c"tunguard-worker";
-/// Channel, TCP, UDP, TUN, two queues, epoll, log, /dev/null three times, and room for what OpenSSL opens.
-const DESCRIPTORS: u64 = 24;
+/// /dev/null three times, channel, TCP, UDP, memory (until it is mapped), TUN or the queue to the guard, the queue to us,
+/// epoll, and Landlock's ruleset for a moment.
+const DESCRIPTORS: u64 = 11;
 /// A bound against runaway memory, far above what a session touches.
 const ADDRESS_SPACE: u64 = 1 << 30;

@@ -1,9 +1,10 @@
 //! The life of a worker once it is locked in.
 //!
 //! 1. [`admit`]: TLS, identity, grant, queues, welcome
-//! 2. [`Carrying`]: `guard_to_client` seals what comes out of the queue, `client_to_guard` opens what comes from
+//! 2. `lock_in_further`: what only admission needed is given up
+//! 3. [`Carrying`]: `guard_to_client` seals what comes out of the queue, `client_to_guard` opens what comes from
 //!    the network, control messages and orders in between, until the session ends
-//! 3. the client is told, and the guard learns why from the last word and the exit code
+//! 4. the client is told, and the guard learns why from the last word and the exit code
 
 use std::io::IoSlice;
 use std::net::TcpStream;
@@ -24,7 +25,10 @@ use tunguard::path::INSIDE;
 use tunguard::paths::PathEvent;
 use tunguard::session::{Event, Session};
 use tunguard::sys::clock;
+use tunguard::sys::jail::{self, Layer};
+use tunguard::sys::landlock::{self, GiveUp};
 use tunguard::sys::poller::{Interest, Poller};
+use tunguard::sys::seccomp::{Filter, worker as seccomp};
 use tunguard::sys::seqpacket::Incoming;
 use tunguard::sys::udp::{Carrier, RECEIVE_BUFFERS, ReceiveBuffers, Received};
 use tunguard::time::Time;
@@ -37,9 +41,16 @@ use crate::nursery::Prepared;
 
 /// Serves one client from its accepted connection to the end of its session; the result is the last word to
 /// the guard.
-pub fn serve(prepared: &Prepared, guard: &WorkerEnd, tcp: TcpStream, deadline: Time) -> Outcome<Request> {
+pub fn serve(
+    prepared: &Prepared,
+    guard: &'static WorkerEnd,
+    tcp: TcpStream,
+    deadline: Time,
+) -> Outcome<Request> {
     let admitted = admit(prepared, guard, tcp, deadline)?;
-    Carrying::new(&prepared.setup, guard, admitted)?.carry()
+    let carrying = Carrying::new(&prepared.setup, guard, admitted)?;
+    carrying.lock_in_further(prepared.setup.landlock)?;
+    carrying.carry()
 }
 
 /// An established session with everything it moves packets between.
@@ -106,6 +117,31 @@ impl<'a> Carrying<'a> {
             drain_until: None,
             ended: None,
         })
+    }
+
+    /// The last of the worker's loss of privilege, in order: from here on everything it holds is good for one thing.
+    fn lock_in_further(&self, landlock: Option<i32>) -> Outcome<()> {
+        // 1. Files, now that the queues are there.
+        jail::put_on(Layer::Landlock, || match landlock {
+            Some(version) => landlock::restrict(version, GiveUp::All),
+            None => Ok(()),
+        })?;
+        // 2. The system calls of a session, each on the descriptors it is for. Nothing is left to ask the kernel with
+        //    whether it is in force: installing it has to succeed, or the worker ends.
+        let Some(control) = &self.control else {
+            return Err(Failure::system("lock in", "the control connection is gone"));
+        };
+        let held = seccomp::Carrying {
+            newborn: seccomp::Newborn { guard: self.guard.as_fd(), tcp: control.as_fd() },
+            udp: self.data.net.udp.as_fd(),
+            downlink: self.data.downlink.as_fd(),
+            exit: match &self.data.exit {
+                TunExit::Device(tun) => seccomp::Exit::Device(tun.as_fd()),
+                TunExit::Guard(uplink) => seccomp::Exit::Queue(uplink.as_fd()),
+            },
+            epoll: self.poller.as_fd(),
+        };
+        jail::put_on(Layer::CarryingFilter, || Filter::compile(&seccomp::carrying(held))?.install())
     }
 
     fn carry(mut self) -> Outcome<Request> {

@@ -6,7 +6,6 @@ use std::sync::{Arc, OnceLock};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use tunguard::exit::{Failure, Outcome};
 use tunguard::ipc::{Reply, Request, WorkerEnd};
 use tunguard::sys::clock;
 use tunguard::sys::seqpacket::Incoming;
@@ -24,14 +23,12 @@ pub struct Tickets {
 }
 
 impl Tickets {
-    /// Asks on a copy of the channel, which goes with the handshake.
-    pub fn new(guard: &WorkerEnd, deadline: Time) -> Outcome<Tickets> {
-        let copy = guard.as_fd().try_clone_to_owned();
-        let guard = WorkerEnd::from_fd(copy.map_err(|e| Failure::system("prepare to ask the guard", e))?);
+    /// Asks `guard`, until `deadline`.
+    pub fn new(guard: &'static WorkerEnd, deadline: Time) -> Tickets {
         let ordered = Arc::new(OnceLock::new());
         let order = ordered.clone();
-        let look_up: LookUp = Box::new(move |id| ask(&guard, id, deadline, &order));
-        Ok(Tickets { look_up, ordered })
+        let look_up: LookUp = Box::new(move |id| ask(guard, id, deadline, &order));
+        Tickets { look_up, ordered }
     }
 }
 

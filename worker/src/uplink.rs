@@ -1,7 +1,7 @@
 //! The session's packets on their way to the guard, where the guard is the one that writes to the device.
 
 use std::io::IoSlice;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::poll::{PollFd, PollFlags, poll};
 
@@ -86,6 +86,12 @@ impl Uplink {
             sent = self.queue.send(self.batch.message());
         }
         matches!(sent, Ok(true))
+    }
+}
+
+impl AsFd for Uplink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.queue.as_fd()
     }
 }
 
