@@ -8,6 +8,8 @@ mod admission;
 mod downlink;
 mod guard_log;
 mod nursery;
+#[cfg(feature = "rigged")]
+mod red_team;
 mod run;
 mod tickets;
 mod uplink;
@@ -32,6 +34,10 @@ use tunguard::{VERSION, rigged};
 use crate::nursery::Prepared;
 
 fn main() -> ExitCode {
+    #[cfg(feature = "rigged")]
+    if let Some(code) = red_team::after_exec() {
+        return code;
+    }
     let Ok([channel, setup]) = spawn::inherited::<2>() else {
         eprintln!("tunguard-worker is started by tunguard-guard, not by hand: see tunguard server --help");
         return Exit::Usage.into();
@@ -80,6 +86,10 @@ fn live(prepared: &Prepared, newborn: nursery::Newborn) -> ExitCode {
     let held = Newborn { guard: guard.as_fd(), tcp: tcp.as_fd() };
     let locked_in = lock_in(&prepared.setup, uid, held);
     rigged::point("worker.locked-in");
+    #[cfg(feature = "rigged")]
+    if locked_in.is_ok() {
+        red_team::perform(red_team::Stage::admission(guard, tcp.as_fd()));
+    }
     match locked_in.and_then(|()| run::serve(prepared, guard, tcp, deadline)) {
         Ok(ended) => {
             tell(guard, ended);

@@ -79,6 +79,8 @@ pub fn run(guard: NurseryEnd) -> Outcome<Option<Newborn>> {
             return Err(Failure::new(Exit::Malformed, "the guard's order came without its descriptors"));
         };
         rigged::read_orders();
+        #[cfg(feature = "rigged")]
+        crate::red_team::look_around();
         match spawn::fork_sibling() {
             Ok(Forked::Child) => {
                 let guard = WorkerEnd::from_fd(channel);
