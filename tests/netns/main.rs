@@ -54,6 +54,7 @@ mod mtu;
 mod nat;
 mod on_demand;
 mod plaintext;
+mod red_team;
 mod remotes;
 mod resume;
 mod routing;
