@@ -15,6 +15,7 @@ use std::fmt::Write;
 use std::fs;
 use std::net::{TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -119,7 +120,10 @@ fn no_layer_of_the_sandbox_is_there_for_nothing() {
         };
         let (before, after) = (leave_out(behind), leave_out(&[behind, &[layer]].concat()));
         let first = team.report(moment, &[act], &before)[act].clone();
+        // Without users of their own they share an allowance of queues.
+        team.server.wait_for_children(1);
         let second = team.report(moment, &[act], &after)[act].clone();
+        team.server.wait_for_children(1);
         let _ =
             writeln!(table, "| `{layer}` | {} | {moment}.{act} | {first} | {second} |", behind.join(", "));
         assert!(first.starts_with(kept) && second.starts_with(gone), "{layer} behind {behind:?}:\n{table}");
@@ -208,7 +212,14 @@ impl Drop for Attempt {
 impl<'a> Team<'a> {
     fn new(lab: &'a Lab, tun_write: &str) -> Team<'a> {
         lab.order(&[]);
-        let config = lab.server().set("data.tun_write", format_args!("'{tun_write}'"));
+        // Queues are charged to users: so many of them are not to be anybody else's on this host.
+        static SERVERS: AtomicU32 = AtomicU32::new(0);
+        let number = std::process::id() % 100_000 * 10 + SERVERS.fetch_add(1, Ordering::Relaxed) % 10;
+        let first = 1_000_000 + number * 1_000;
+        let config = lab
+            .server()
+            .set("data.tun_write", format_args!("'{tun_write}'"))
+            .set("worker_uids", format_args!("[{first}, {}]", first + 999));
         let server = lab.start_server(&config).attacked();
         let bystander = lab.start_client(2, &lab.client(2));
         let talk = Conversation::start(&lab.c(2), &lab.srv(), ip(INNER_V4));
