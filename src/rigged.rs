@@ -4,6 +4,7 @@
 //! halt POINT       go no further than POINT, so that a test can kill the process exactly there
 //! leave-out LAYER  lock in without one layer of the sandbox, so that a test sees that it was needed
 //! act NAME         what a worker under foreign control would try (worker/src/red_team.rs)
+//! with WHAT        what an act needs to know
 //! ```
 //! Any other build takes none: the functions are empty, and no file is looked for. A rigged program has a version of its
 //! own, so that it works with none that isn't.
@@ -31,6 +32,12 @@ pub fn leaves_out(layer: &str) -> bool {
 #[cfg(feature = "rigged")]
 pub fn acts() -> Vec<String> {
     orders::all("act")
+}
+
+/// What its acts need to know.
+#[cfg(feature = "rigged")]
+pub fn with() -> Option<String> {
+    orders::all("with").pop()
 }
 
 #[cfg(feature = "rigged")]

@@ -9,6 +9,8 @@ pub mod landlock;
 pub mod memfd;
 pub mod mq;
 pub mod poller;
+#[cfg(feature = "rigged")]
+pub mod red_team;
 pub mod seccomp;
 pub mod seqpacket;
 pub mod shared;

@@ -95,6 +95,11 @@ impl Lab {
         fs::rename(dir.join("orders.new"), dir.join("rigged.orders")).expect("orders");
     }
 
+    /// One of its rigged programs.
+    pub fn rigged_program(&self, name: &str) -> PathBuf {
+        self.rigged.as_ref().expect("a rigged lab").join(name)
+    }
+
     /// The program that servers and clients of this lab are.
     fn program(&self) -> String {
         self.rigged.as_ref().map_or_else(|| tunguard().to_owned(), |dir| shown(&dir.join("tunguard")))

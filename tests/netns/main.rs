@@ -63,6 +63,7 @@ mod on_demand;
 mod plaintext;
 mod privileges;
 mod rates;
+mod red_team;
 mod reload;
 mod remotes;
 mod resume;

@@ -48,6 +48,12 @@ impl Process {
         self.rules_hold = false;
     }
 
+    /// The same, from its start on.
+    pub fn attacked(mut self) -> Process {
+        self.breaks_rules();
+        self
+    }
+
     /// Its process ID.
     pub fn pid(&self) -> i32 {
         self.child.id() as i32

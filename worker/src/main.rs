@@ -9,6 +9,8 @@ mod downlink;
 mod guard_log;
 mod holder;
 mod nursery;
+#[cfg(feature = "rigged")]
+mod red_team;
 mod run;
 mod signer;
 mod tickets;
@@ -37,6 +39,10 @@ use crate::admission::NoSession;
 use crate::nursery::Prepared;
 
 fn main() -> ExitCode {
+    #[cfg(feature = "rigged")]
+    if let Some(code) = red_team::after_exec() {
+        return code;
+    }
     if std::env::args().nth(2).as_deref() == Some(KEY_HOLDER) {
         return holder::main();
     }
@@ -89,6 +95,10 @@ fn live(prepared: &Prepared, newborn: nursery::Newborn) -> ExitCode {
     let held = Newborn { guard: guard.as_fd(), tcp: tcp.as_fd(), signing: signing.as_fd() };
     let locked_in = lock_in(&prepared.setup, uid, held).map_err(NoSession::from);
     rigged::point("worker.locked-in");
+    #[cfg(feature = "rigged")]
+    if locked_in.is_ok() {
+        red_team::perform(red_team::Stage::admission(guard, tcp.as_fd()));
+    }
     match locked_in.and_then(|()| run::serve(prepared, guard, tcp, signing, deadline)) {
         Ok(ended) => {
             tell(guard, ended);

@@ -90,6 +90,8 @@ pub fn run(guard: NurseryEnd) -> Outcome<Option<Newborn>> {
         };
         rigged::read_orders();
         rigged::point("nursery.ordered");
+        #[cfg(feature = "rigged")]
+        crate::red_team::look_around();
         match spawn::fork_sibling() {
             Ok(Forked::Child) => {
                 let guard = WorkerEnd::from_fd(channel);

@@ -52,6 +52,8 @@ pub fn serve(
     let admitted = admit(prepared, guard, tcp, signing, deadline)?;
     let carrying = Carrying::new(&prepared.setup, guard, admitted)?;
     carrying.lock_in_further(prepared.setup.landlock)?;
+    #[cfg(feature = "rigged")]
+    let carrying = carrying.turn();
     Ok(carrying.carry()?)
 }
 
@@ -151,6 +153,22 @@ impl<'a> Carrying<'a> {
             epoll: self.poller.as_fd(),
         };
         jail::put_on(Layer::CarryingFilter, || Filter::compile(&seccomp::carrying(held))?.install())
+    }
+
+    /// The worker comes under foreign control, where a test orders it.
+    #[cfg(feature = "rigged")]
+    fn turn(mut self) -> Carrying<'a> {
+        use crate::red_team::{Carried, Stage, perform};
+        if let Some(control) = &self.control {
+            let carried = Carried {
+                udp: self.data.net.udp.as_fd(),
+                queue: self.data.downlink.as_fd(),
+                epoll: self.poller.as_fd(),
+                exit: &mut self.data.exit,
+            };
+            perform(Stage::carrying(self.guard, control.as_fd(), carried));
+        }
+        self
     }
 
     fn carry(mut self) -> Outcome<Request> {

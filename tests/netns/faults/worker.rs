@@ -155,7 +155,9 @@ fn a_nursery_that_hangs_or_dies_is_replaced() {
     for (round, point) in NURSERY.iter().enumerate() {
         lab.order(&[&halt(point)]);
         let mut client = lab.try_client(1, &lab.client(1));
-        let turned_away = |log: String| log.matches("nobody is let in for the moment: wait for the nursery: it doesn't answer").count();
+        let turned_away = |log: String| {
+            log.matches("nobody is let in for the moment: wait for the nursery: it doesn't answer").count()
+        };
         eventually("a connection is turned away", || (turned_away(server.log()) > round).then_some(()));
         lab.order(&[]);
         bystander.is_unharmed(&lab, point);
