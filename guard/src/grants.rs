@@ -452,7 +452,10 @@ impl Guard {
                 }
             }
             // Something here is broken, and the next client will meet it, too.
-            None if cause == Cause::Ours => log::error!("{label}: no session: {}", Escaped(text)),
+            None if cause == Cause::Ours => {
+                log::error!("{label}: no session: {}", Escaped(text));
+                self.spawner.change_users();
+            }
             None => self.mention(format_args!("{label}: no session: {}", Escaped(text))),
         }
     }

@@ -14,7 +14,7 @@ use nix::unistd::{Pid, getpid};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use tunguard::VERSION;
+use tunguard::{VERSION, random};
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::ipc::{GuardEnd, NurseryGuardEnd, NurseryReply, NurseryRequest, Setup};
@@ -186,6 +186,14 @@ impl Spawner {
                     .err()
                     .unwrap_or_else(|| Failure::system("start a worker", "the nursery is confused")))
             }
+        }
+    }
+
+    /// A worker failed by this host's fault, which may be its user's: another server of this host may have the same, and
+    /// have used up what the kernel allows each for queues. The next ones are taken from somewhere else.
+    pub fn change_users(&mut self) {
+        if let Ok(random) = random::bytes() {
+            self.uids.jump(random);
         }
     }
 

@@ -47,8 +47,9 @@ impl Uids {
     /// Starts anywhere: another guard of this host may have the same range, and RLIMIT_MSGQUEUE is charged by
     /// user across all of them.
     fn range((first, last): (u32, u32), random: [u8; 4]) -> Uids {
-        let next = first + u32::from_le_bytes(random) % (last - first + 1);
-        Uids::Own(Range { first, last, next, used: HashSet::new() })
+        let mut range = Range { first, last, next: first, used: HashSet::new() };
+        range.next = range.place(random);
+        Uids::Own(range)
     }
 
     /// One for a worker; `None` while all are in use.
@@ -56,6 +57,13 @@ impl Uids {
         match self {
             Uids::Own(range) => range.take(),
             Uids::Shared(uid) => Some(*uid),
+        }
+    }
+
+    /// Goes on somewhere else: those that come next may be in use by another server of this host.
+    pub fn jump(&mut self, random: [u8; 4]) {
+        if let Uids::Own(range) = self {
+            range.next = range.place(random);
         }
     }
 
@@ -68,6 +76,10 @@ impl Uids {
 }
 
 impl Range {
+    fn place(&self, random: [u8; 4]) -> u32 {
+        self.first + u32::from_le_bytes(random) % (self.last - self.first + 1)
+    }
+
     fn take(&mut self) -> Option<u32> {
         for _ in 0..=self.last - self.first {
             let uid = self.next;
@@ -128,6 +140,11 @@ mod tests {
         assert_eq!([uids.take(), uids.take(), uids.take()], [Some(70_002), Some(70_000), None]);
         uids.release(70_001);
         assert_eq!(uids.take(), Some(70_001));
+        uids.jump([0, 0, 0, 1]);
+        assert_eq!(uids.take(), None, "all are in use");
+        uids.release(70_000);
+        uids.jump([1, 0, 0, 0]);
+        assert_eq!(uids.take(), Some(70_000));
     }
 
     #[test]

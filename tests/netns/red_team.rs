@@ -218,6 +218,8 @@ impl<'a> Team<'a> {
         let first = 1_000_000 + number * 1_000;
         let config = lab
             .server()
+            // Each that dies counts against its source.
+            .set("exempt_sources", "['198.18.0.0/15']")
             .set("data.tun_write", format_args!("'{tun_write}'"))
             .set("worker_uids", format_args!("[{first}, {}]", first + 999));
         let server = lab.start_server(&config).attacked();

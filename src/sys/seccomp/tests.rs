@@ -9,7 +9,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
 use seccompiler::SeccompAction;
 
-use super::{Call, Filter, allow, is, lookup, tunnel, worker};
+use super::{Call, Filter, allow, holder, is, lookup, tunnel, worker};
 
 /// Descriptors that stand for those of a worker or a tunnel process.
 struct Held([UnixStream; 9]);
@@ -46,6 +46,10 @@ impl Held {
 
     fn admission(&self) -> Filter {
         Filter::compile(&worker::admission(self.newborn())).expect("compiles")
+    }
+
+    fn holder(&self) -> Filter {
+        Filter::compile(&holder::life(holder::Newborn { epoll: self.fd(EPOLL) })).expect("compiles")
     }
 
     fn tunnel(&self) -> Filter {
@@ -288,10 +292,11 @@ fn dangerous() -> Vec<(c_long, Vec<c_long>)> {
 #[test]
 fn what_is_dangerous_ends_whoever_reads_from_the_network() {
     let held = Held::new();
-    let (admission, tunnel) = (held.admission(), held.tunnel());
+    let (admission, tunnel, holder) = (held.admission(), held.tunnel(), held.holder());
     let carrying = held.carrying(worker::Exit::Device(held.fd(TUN)));
     for (number, arguments) in dangerous() {
-        for filter in [&admission, &carrying, &tunnel] {
+        // The key holder reads what workers send, which is what the network may have made of them.
+        for filter in [&admission, &carrying, &tunnel, &holder] {
             dies(&[filter], number, &arguments);
         }
     }
