@@ -18,10 +18,10 @@ out=$PWD/${CARGO_TARGET_DIR:-target}/mutants
 export CARGO_TARGET_DIR=$out/build
 mkdir -p "$out"
 
-# mutants NAME "FILE..." TEST...: the tests are cargo test's own options
+# mutants NAME PACKAGE "FILE..." TEST...: the tests are cargo test's own options
 mutants() {
-    local name=$1 files=$2 options=()
-    shift 2
+    local name=$1 files=$3 options=(--package "$2")
+    shift 3
     for file in $files; do
         options+=(-f "$file")
     done
@@ -33,13 +33,15 @@ mutants() {
         "${options[@]}" || failed=1
 }
 
+# The patterns are cargo-mutants' to expand.
+set -f
 failed=0
 if [ $# -gt 0 ]; then
-    mutants chosen "$*" --lib --test=stories --test=moving --test=keeping --test=path_mtu --test=tls
+    mutants chosen tunguard "$*" --lib --test=stories --test=moving --test=keeping --test=path_mtu --test=tls
 else
-    mutants seals "src/replay.rs src/seal.rs src/resume.rs" --lib --test=stories --test=protocol_doc
-    mutants certificates "src/tls/verify.rs src/tls/identity.rs src/tls/revoked.rs" --lib --test=tls
-    mutants paths "src/path.rs src/paths/*.rs" --lib --test=stories --test=moving --test=keeping --test=path_mtu
-    mutants guard "guard/src/routes.rs guard/src/tickets.rs" --package=tunguard-guard --bins
+    mutants seals tunguard "src/replay.rs src/seal.rs src/resume.rs" --lib --test=stories --test=protocol_doc
+    mutants certificates tunguard "src/tls/verify.rs src/tls/identity.rs src/tls/revoked.rs" --lib --test=tls
+    mutants paths tunguard "src/path.rs src/paths/*.rs" --lib --test=stories --test=moving --test=keeping --test=path_mtu
+    mutants guard tunguard-guard "guard/src/routes.rs guard/src/tickets.rs" --bins
 fi
 exit $failed

@@ -232,6 +232,22 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_text_is_one_and_less_is_none() {
+        for suite in Suite::ALL {
+            let keys = Secret::from_bytes(SELF_TEST_SECRET).direction(suite, Role::Client);
+            let mut cryptor = Cryptor::new(suite, &keys).expect("a cipher");
+            let mut datagram = [0; OVERHEAD];
+            cryptor.seal(&SELF_TEST_HEADER, &mut datagram).expect("seals");
+            for len in 0..OVERHEAD {
+                let mut short = datagram[..len].to_vec();
+                assert!(cryptor.open(&SELF_TEST_HEADER, &mut short).is_err(), "{suite}, {len} bytes");
+            }
+            let text = cryptor.open(&SELF_TEST_HEADER, &mut datagram).expect("opens");
+            assert_eq!(text, HEADER_LEN..HEADER_LEN, "{suite}");
+        }
+    }
+
+    #[test]
     fn vectors() {
         self_test().expect("the vectors hold");
     }
