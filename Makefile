@@ -12,7 +12,7 @@ RELEASE := $(TARGET)/release
 PROGRAMS := tunguard tunguard-guard tunguard-worker
 
 .DEFAULT_GOAL := help
-.PHONY: help build run-server run-client client certs demo test check soak endure bench bench-roam bench-attacks bench-ondemand bench-micro install clean
+.PHONY: help build run-server run-client client certs demo test check soak endure bench bench-roam bench-attacks bench-ondemand bench-floods bench-micro install clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' Makefile
@@ -67,6 +67,9 @@ bench-ondemand: build ## Measures how long the first packet waits for a tunnel o
 
 bench-attacks: build ## Measures whose traffic somebody without keys can move (root; ARGS="--times 1 ...")
 	@BIN=$(RELEASE) bench/attacks.sh $(ARGS)
+
+bench-floods: build ## Measures what clients notice while their server is flooded (root; ARGS="--rounds 1 ...")
+	@BIN=$(RELEASE) bench/floods.sh $(ARGS)
 
 bench-micro: ## Times each step of the data path, without a network (ARGS="--quick seal")
 	@scripts/packages.sh build

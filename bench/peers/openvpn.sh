@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
 # OpenVPN over UDP, TLS 1.3 with certificates on both sides, AES-256-GCM; everything else as it comes. MOBILE: as who
-# moves would have it.
+# moves would have it. PROTO=tcp: over TCP.
 set -eu
 . "$(dirname "$0")/../lib.sh"
 dir=$WORK/peer
-proto=udp4
-[ "$OUTER_HOST" = "$OUTER_SERVER" ] || proto=udp6
+family=4
+[ "$OUTER_HOST" = "$OUTER_SERVER" ] || family=6
+case ${PROTO:-udp} in
+    udp) proto=udp$family client_proto=udp$family ;;
+    tcp) proto=tcp$family-server client_proto=tcp$family-client ;;
+esac
 keepalive=(--keepalive 10 60) mobile=()
 [ -z "${MOBILE:-}" ] || keepalive=(--keepalive 5 15) mobile=(--float --persist-tun --persist-key)
 server() {
@@ -21,7 +25,7 @@ case $1 in
         "$BIN/tunguard-swarm" mint --dir . --count 1 --server "$OUTER_SERVER"
         server
         eventually 100 grep -q 'Initialization Sequence Completed' server.log || { cat server.log >&2; exit 1; }
-        background client "$NS_CLIENT" openvpn --client --dev tun --proto $proto --remote "$OUTER_SERVER" 1194 --nobind \
+        background client "$NS_CLIENT" openvpn --client --dev tun --proto $client_proto --remote "$OUTER_SERVER" 1194 --nobind \
             --ca ca.pem --cert swarm-00000.pem --key swarm-00000.key --remote-cert-tls server \
             --data-ciphers AES-256-GCM "${mobile[@]}" --verb 3
         eventually 100 answers 10.8.0.1 || { cat server.log client.log >&2; exit 1; }
