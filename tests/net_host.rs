@@ -497,6 +497,7 @@ fn a_killed_clients_host_routes_are_repaired() {
         topology();
         let state = dir.join("deep/routes.json");
         let (_, tg0) = tunnel();
+        await_all_carriers();
         let before = (ip("route"), ip("-6 route"));
         let killed = || {
             let mut keeper = RouteKeeper::new(tg0, &tg("tg0"), state.clone()).unwrap();

@@ -14,7 +14,6 @@ use nix::unistd::{Pid, getpid};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use tunguard::{VERSION, random};
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::ipc::{GuardEnd, NurseryGuardEnd, NurseryReply, NurseryRequest, Setup};
@@ -22,6 +21,7 @@ use tunguard::sandbox::Means;
 use tunguard::sys::seqpacket::{Channel, Incoming};
 use tunguard::sys::{clock, memfd, seqpacket, spawn};
 use tunguard::wire::control::Settings;
+use tunguard::{VERSION, random};
 
 use crate::holder::KeyHolder;
 use crate::trust::Trust;
