@@ -5,6 +5,7 @@
 
 mod client;
 mod guard;
+mod holder;
 mod worker;
 
 use std::collections::BTreeSet;
@@ -32,7 +33,7 @@ fn every_point_is_one_that_a_process_is_killed_at() {
             points.extend(named.map(|(name, _)| name.to_owned()));
         }
     }
-    let tables = [worker::TABLES, guard::TABLES, client::TABLES].concat().concat();
+    let tables = [worker::TABLES, guard::TABLES, holder::TABLES, client::TABLES].concat().concat();
     let killed: BTreeSet<String> = tables.iter().map(|point| (*point).to_owned()).collect();
     assert_eq!(killed.len(), tables.len(), "a point is in two tables");
     assert_eq!(points, killed);

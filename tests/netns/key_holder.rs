@@ -313,7 +313,7 @@ fn message<Tx: serde::Serialize, Rx: serde::de::DeserializeOwned>(channel: &Chan
     })
 }
 
-fn holders(server: &Process) -> Vec<i32> {
+pub fn holders(server: &Process) -> Vec<i32> {
     let mut found = children(server.pid());
     found.retain(|pid| alive(*pid) && field(*pid, "Name").as_deref() == Some("tg-keyholder"));
     found

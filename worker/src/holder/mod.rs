@@ -78,6 +78,7 @@ fn prepare(setup: OwnedFd, key: OwnedFd, poller: &Poller) -> Outcome<(SigningKey
     let bytes = memfd::read(setup).map_err(|e| Failure::system("read the key holder's setup", e))?;
     let setup = HolderSetup::decode(&bytes)
         .ok_or_else(|| Failure::new(Exit::Malformed, "the key holder's setup doesn't decode"))?;
+    rigged::point("holder.started");
     // 4. The key, while we may be root: its file is open already, and is closed with this.
     let key = SigningKey::read(key, &setup.cert, &setup.names)?;
     // 5. No network but our own empty one, and none of the queues. Where the kernel refuses that (containers), the rest
@@ -211,6 +212,7 @@ impl Holder {
     }
 
     fn sign(&self, number: u64, wanted: &ToSign) {
+        rigged::point("holder.asked");
         let answer = match self.key.sign(wanted) {
             Ok(Some(signature)) => Signature::Made(signature),
             Ok(None) => {
@@ -218,6 +220,7 @@ impl Holder {
             }
             Err(failure) => Signature::Failed { text: failure.text },
         };
+        rigged::point("holder.signed");
         if let Some(channel) = self.channels.get(&number) {
             // A worker that is gone, or doesn't read what fits an empty channel, does without.
             let _ = channel.send(&answer, &[]);
