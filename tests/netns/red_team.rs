@@ -35,7 +35,7 @@ fn a_worker_that_turns_before_it_has_a_session_gets_nowhere() {
     let mut team = Team::new(&lab, "direct");
     // It is killed when its time is over, which takes the longest.
     let deaf = team.start("admission", &[DEAF], &[]);
-    let mut report = team.report_all("admission", AT_ADMISSION, &[DEAF, "leave-queues"]);
+    let mut report = team.report_all("admission", AT_ADMISSION, &[DEAF]);
     report.insert(DEAF.to_owned(), team.outcome(&deaf, DEAF));
     drop(deaf);
     team.lines_are_cut("admission");
@@ -92,15 +92,6 @@ fn a_worker_that_forges_packets_is_found_out_where_the_guard_writes() {
     {
         assert_eq!(team.report("carrying", &[act], &[])[act], SIGSYS, "{act}");
     }
-    team.nobody_else_noticed();
-}
-
-#[test]
-#[ignore = "it fails: a known gap (docs/red-team.md)"]
-fn queues_that_a_worker_leaves_behind_are_in_nobodys_way() {
-    let Some(lab) = Lab::rigged("litter", 2) else { return };
-    let mut team = Team::new(&lab, "direct");
-    team.report("admission", &["leave-queues"], &[]);
     team.nobody_else_noticed();
 }
 
@@ -452,9 +443,7 @@ const AT_ADMISSION: Expected = &[
     ("ticket-before-session", "killed by the guard: a request out of place"),
     ("move-before-session", "killed by the guard: a request out of place"),
     ("lose-before-session", "killed by the guard: a request out of place"),
-    ("register-nothing", "refused by the guard"),
     ("register-another-size", "refused by the guard"),
-    ("register-queue-of-another-size", "refused by the guard"),
     ("unknown-request", "killed by the guard: a message that doesn't decode"),
     ("cut-request", "killed by the guard: a message that doesn't decode"),
     ("too-long-request", "killed by the guard: a message that is too long"),
@@ -469,8 +458,8 @@ const AT_ADMISSION: Expected = &[
     ("lines-in-a-line", "done"),
     // By design: the guard believes a worker who its client is (docs/red-team.md).
     ("claim-any-name", "done"),
-    // `queues_that_are_left_behind_...`
-    ("leave-queues", "EMFILE"),
+    // It has made its queues, and can make no more.
+    ("leave-queues", "EMFILE after 0"),
 ];
 
 /// The same where it has claimed a session itself, so that it has no second filter: a real session's descriptors, and the
@@ -483,8 +472,7 @@ const WITH_A_GRANT: Expected = &[
     // No file of any kind can be written: `limits`.
     ("gather-into-memory", "signal SIGXFSZ"),
     ("map-memory-to-read", "done"),
-    // A known gap, too.
-    ("queue-of-own-once-more", "done"),
+    ("queue-of-own-once-more", "EMFILE"),
 ];
 
 /// The same while there is a session.
