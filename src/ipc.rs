@@ -64,7 +64,7 @@ pub enum Request {
     Redeem(TicketId),
     /// The client proved who it is: a lease, a session and a slot are asked for. Answer: `Granted` or `Refused`.
     Claim(Claim),
-    /// The queues named in the grant are there. Answer: `Registered` or `Refused`.
+    /// The queues are to be used. Answer: `Registered` or `Refused`.
     Register {
         /// Size of the queue to the worker.
         size: QueueSize,
@@ -243,14 +243,27 @@ pub struct Grant {
     pub subnets: Vec<IpNet>,
     /// For the client, to take the session up again.
     pub resume_secret: ResumeSecret,
-    /// Name under which the worker creates the queue of packets to the client.
-    pub downlink: String,
-    /// Size to create it with.
-    pub size: QueueSize,
-    /// Name and size of the queue of packets to the guard, where the guard writes to the TUN device.
-    pub uplink: Option<(String, QueueSize)>,
     /// How much the client may send.
     pub rate_up: Option<Rate>,
+}
+
+/// The queues that a worker makes before it reads anything from the network, and no others after.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueuePlan {
+    /// What all names begin with: nobody else can guess them, and take them first.
+    pub prefix: String,
+    /// Size of the queue of packets to the client.
+    pub downlink: QueueSize,
+    /// Size of the queue of packets to the guard, where the guard writes to the TUN device.
+    pub uplink: Option<QueueSize>,
+}
+
+impl QueuePlan {
+    /// Names of the queues of the worker with this user, which no other worker has at the same time.
+    pub fn names(&self, uid: u32) -> (String, Option<String>) {
+        let name = |end: &str| format!("{}-{uid}-{end}", self.prefix);
+        (name("down"), self.uplink.map(|_| name("up")))
+    }
 }
 
 /// What every worker is started with: in a sealed memory file, the nursery's descriptor 4.
@@ -276,6 +289,8 @@ pub struct Setup {
     pub linger_ms: u64,
     /// UDP super-packets may be written to the device.
     pub uso: bool,
+    /// The queues of each.
+    pub queues: QueuePlan,
     /// The version of Landlock that workers use, `None` where the configuration does without.
     pub landlock: Option<i32>,
     /// The most verbose level the guard's log shows (`log::LevelFilter`).

@@ -43,6 +43,8 @@ pub struct Worker {
     pub pid: i32,
     /// Its user.
     pub uid: u32,
+    /// Names of its queues, to the worker and, where the guard writes to the device, from it.
+    pub queues: (String, Option<String>),
     /// The channel to it.
     pub channel: GuardEnd,
     /// The number of its channel to the key holder.
@@ -91,8 +93,6 @@ pub struct Session {
     pub addresses: Vec<IpNet>,
     /// Subnets behind the client.
     pub subnets: Vec<IpNet>,
-    /// Names of its queues, to the worker and, where the guard writes to the device, from it.
-    pub queues: (String, Option<String>),
     /// When it was granted.
     pub since: Time,
     /// Memory of the queue to the worker, until that is there.

@@ -262,23 +262,12 @@ impl Guard {
             }
         };
         let ClientEntry { subnets, .. } = entry;
-        // Names that no other worker can guess, so none can take them first.
-        let name = |end: &str| -> Outcome<String> {
-            let random: [u8; 16] = random::bytes()?;
-            Ok(format!("/tunguard-{}-{end}", random.map(|b| format!("{b:02x}")).concat()))
-        };
-        let uplink = self.queues.uplink.map(|_| name("up")).transpose();
-        let memory = || {
-            let failed = |e| Failure::system("make the memory of a session's queue", e);
-            Filler::create("tunguard-queue", outbox::MEMORY).map_err(failed)
-        };
-        let made = name("down").and_then(|down| Ok(((down, uplink?), memory()?)));
-        let (queues, (memory, file)) = match made {
+        let (memory, file) = match Filler::create("tunguard-queue", outbox::MEMORY) {
             Ok(made) => made,
-            Err(failure) => {
+            Err(error) => {
                 self.slots.release(id);
                 self.leases.release(&holder);
-                return Err(internal(failure));
+                return Err(internal(Failure::system("make the memory of a session's queue", error)));
             }
         };
         let grant = Grant {
@@ -286,9 +275,6 @@ impl Guard {
             addresses: addresses.clone(),
             subnets: subnets.clone(),
             resume_secret: resume_secret.clone(),
-            downlink: queues.0.clone(),
-            size: self.queues.downlink,
-            uplink: queues.1.clone().zip(self.queues.uplink),
             rate_up: rates.up,
         };
         if let Some((old, _)) = resumed {
@@ -304,7 +290,6 @@ impl Guard {
             resume_secret,
             addresses,
             subnets,
-            queues,
             since: now,
             memory: Some(memory),
             outbox: None,
@@ -393,16 +378,15 @@ impl Guard {
         self.serve_waiting();
     }
 
-    /// Opens the queues under the names we gave, checks that they are this worker's and of the size agreed, and
+    /// Opens the queues that the worker made at its start, checks that they are this worker's and of the size agreed, and
     /// takes the names away.
     fn open_queues(&mut self, key: u64, size: QueueSize) -> Outcome<(Outbox, Option<Reader>)> {
         let Some(worker) = self.workers.get_mut(key) else {
             return Err(Failure::system("open the session's queues", "the worker is gone"));
         };
-        let uid = worker.uid;
-        let granted =
-            worker.session.as_mut().and_then(|s| Some((s.queues.clone(), s.memory.take()?, s.rates)));
-        let Some(((down, up), memory, rates)) = granted else {
+        let (uid, (down, up)) = (worker.uid, worker.queues.clone());
+        let granted = worker.session.as_mut().and_then(|s| Some((s.memory.take()?, s.rates)));
+        let Some((memory, rates)) = granted else {
             return Err(Failure::system("open the session's queues", "nothing was granted"));
         };
         let writer = Writer::open(&down);

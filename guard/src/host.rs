@@ -180,8 +180,8 @@ fn host_forwards() -> Outcome<bool> {
 /// The queues' namespace, and the size the sessions' queues get in it.
 pub fn prepare_queues(config: &ServerConfig) -> Outcome<Queues> {
     let guard_writes = config.tun_write == TunWrite::Guard;
-    // Two a session, and those of sessions that drain.
-    let count = usize::from(config.max_clients) * 3 + 64;
+    // Two a worker, and those of sessions that drain.
+    let count = usize::from(config.max_clients) * 3 + usize::from(config.max_handshakes) * 2 + 64;
     let (messages, bytes) =
         if guard_writes { (DOWNLINK.messages, UPLINK.bytes) } else { (DOWNLINK.messages, DOWNLINK.bytes) };
     // Where one user has them all, and in a user namespace, where the kernel charges whoever made that.

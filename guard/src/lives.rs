@@ -40,6 +40,7 @@ impl Guard {
         let key = self.workers.insert(Worker {
             pid: started.pid,
             uid: started.uid,
+            queues: started.queues,
             channel: started.channel,
             signing: started.signing,
             tcp_peer: peer,
@@ -118,14 +119,14 @@ impl Guard {
         }
         self.gate.handle_gone(from, worker.stage, now);
         let _ = self.poller.remove(worker.channel.as_fd());
+        // They have their names until the worker registers them.
+        for name in std::iter::once(&worker.queues.0).chain(&worker.queues.1) {
+            let _ = unlink(name);
+        }
         self.spawner.release(worker.uid);
         if let Some(session) = worker.session {
             for net in session.nets() {
                 self.routes.remove(net, key);
-            }
-            // Left where it died between creating and registering them.
-            for name in std::iter::once(&session.queues.0).chain(&session.queues.1) {
-                let _ = unlink(name);
             }
             self.leases.release(&leases::holder(&session.name, session.seat));
             self.meters.leave(&session.name, session.rates, key);

@@ -80,16 +80,16 @@ fn start(log: StderrLog) -> Outcome<run::Guard> {
     host::require_root()?;
     capabilities::keep(privileges::START)?;
     let mut config = ServerConfig::load(&file)?;
-    // 2. What this kernel can lock processes in with, the binaries beside us, and what decides whom to trust.
+    // 2. What this kernel can lock processes in with, and what decides whom to trust.
     let sandbox = Means::find(config.sandbox)?;
-    let spawner = spawn::Spawner::new(&config, sandbox)?;
     let trust = trust::Trust::load(&mut config, sandbox)?;
-    // 3. Ports: a second server on them ends here, before it disturbs the first.
-    let (listener, slots) = slots::bind(&config)?;
-    // 4. The host: device, addresses, routes, forwarding, nftables; undone in reverse when dropped.
-    let host = host::Host::set_up(&config)?;
-    // 5. Queues in a namespace of our own.
+    // 3. Queues in a namespace of our own, and the binaries beside us.
     let queues = host::prepare_queues(&config)?;
+    let spawner = spawn::Spawner::new(&config, sandbox, &queues)?;
+    // 4. Ports: a second server on them ends here, before it disturbs the first.
+    let (listener, slots) = slots::bind(&config)?;
+    // 5. The host: device, addresses, routes, forwarding, nftables; undone in reverse when dropped.
+    let host = host::Host::set_up(&config)?;
     // 6. What was promised to whom before.
     let leases = leases::Leases::load(&config)?;
     let admin = Admin::listen(&config.socket, "server", |key| run::Source::Conversation(key).token())?;

@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Exit, Failure, Outcome};
-use tunguard::ipc::{GuardEnd, NurseryGuardEnd, NurseryReply, NurseryRequest, Setup};
+use tunguard::ipc::{GuardEnd, NurseryGuardEnd, NurseryReply, NurseryRequest, QueuePlan, Setup};
 use tunguard::sandbox::Means;
 use tunguard::sys::seqpacket::{Channel, Incoming};
 use tunguard::sys::{clock, memfd, seqpacket, spawn};
@@ -24,6 +24,7 @@ use tunguard::wire::control::Settings;
 use tunguard::{VERSION, random};
 
 use crate::holder::KeyHolder;
+use crate::host::Queues;
 use crate::trust::Trust;
 use crate::uids::Uids;
 
@@ -34,6 +35,7 @@ pub struct Spawner {
     uids: Uids,
     /// What workers are locked in with.
     pub sandbox: Means,
+    queues: QueuePlan,
     setup: Option<OwnedFd>,
     nursery: Option<Nursery>,
 }
@@ -54,16 +56,21 @@ pub struct Started {
     pub uid: u32,
     /// The number of its channel to the key holder.
     pub signing: u64,
+    /// Names of its queues, to the worker and, where the guard writes to the device, from it.
+    pub queues: (String, Option<String>),
 }
 
 impl Spawner {
     /// Finds the worker's program and the empty directory workers are locked into, by `sandbox`.
-    pub fn new(config: &ServerConfig, sandbox: Means) -> Outcome<Spawner> {
+    pub fn new(config: &ServerConfig, sandbox: Means, queues: &Queues) -> Outcome<Spawner> {
+        let random: [u8; 16] = random::bytes()?;
+        let prefix = format!("/tunguard-{}", random.map(|b| format!("{b:02x}")).concat());
         Ok(Spawner {
             program: worker_program()?,
             root: empty_root()?,
             uids: Uids::new(config)?,
             sandbox,
+            queues: QueuePlan { prefix, downlink: queues.downlink, uplink: queues.uplink },
             setup: None,
             nursery: None,
         })
@@ -85,6 +92,7 @@ impl Spawner {
             rekey_packets: config.data.rekey_packets,
             linger_ms: config.linger.as_millis() as u64,
             uso,
+            queues: self.queues.clone(),
             landlock: self.sandbox.landlock,
             log_level: log::max_level() as u8,
         };
@@ -175,7 +183,10 @@ impl Spawner {
             Err(error) => Err(failed(error)),
         };
         match answer {
-            Ok(NurseryReply::Started { pid }) => Ok(Started { pid, channel, uid, signing: signing.channel }),
+            Ok(NurseryReply::Started { pid }) => {
+                let queues = self.queues.names(uid);
+                Ok(Started { pid, channel, uid, signing: signing.channel, queues })
+            }
             Ok(NurseryReply::Failed { text }) => Err(Failure::system("start a worker", text)),
             Ok(NurseryReply::Ready) | Err(_) => {
                 // Stuck or gone: the next worker comes from a new one.

@@ -336,6 +336,7 @@ mod tests {
             let key = self.workers.insert(Worker {
                 pid,
                 uid: 0,
+                queues: (String::new(), None),
                 channel: seqpacket::pair().expect("a channel").0,
                 signing: 0,
                 tcp_peer: ([192, 0, 2, 1], 1).into(),
@@ -360,7 +361,6 @@ mod tests {
                 resume_secret: secret(),
                 addresses: vec![IpNet::new(address_of(seat), 24).expect("a network")],
                 subnets: vec![format!("192.168.{}.0/24", 7 + seat).parse().expect("a network")],
-                queues: (String::new(), None),
                 since: now,
                 memory: None,
                 outbox: None,

@@ -1,6 +1,7 @@
-//! From an accepted connection to a session: TLS, Hello, the guard's grant, queues, Welcome. One thing after
+//! From an accepted connection to a session: TLS, Hello, the guard's grant, Welcome. One thing after
 //! the other, all under one deadline.
 
+use std::io;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::OnceLock;
@@ -14,13 +15,13 @@ use tunguard::config::common::Suite;
 use tunguard::epochs::Limits;
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::hardware;
-use tunguard::ipc::{Cause, Claim, Grant, Reply, Request, Resumption, Setup, WorkerEnd};
+use tunguard::ipc::{Cause, Claim, Grant, QueuePlan, Reply, Request, Resumption, Setup, WorkerEnd};
 use tunguard::keys::{Role, Secret};
 use tunguard::rate::Rate;
 use tunguard::rigged::point;
 use tunguard::session::{Session, Start};
 use tunguard::sys::clock;
-use tunguard::sys::mq::{self, Reader, Writer};
+use tunguard::sys::mq::{QueueSize, Reader, Writer};
 use tunguard::sys::poller::Interest;
 use tunguard::sys::seqpacket::Incoming;
 use tunguard::sys::shared::Viewer;
@@ -67,6 +68,27 @@ pub enum TunExit {
     Guard(Uplink),
 }
 
+/// The queues of a worker, made before anything was read from the network.
+pub struct Queues {
+    downlink: Reader,
+    downlink_size: QueueSize,
+    /// With the bytes of a message.
+    uplink: Option<(Writer, usize)>,
+}
+
+impl Queues {
+    /// Makes them, for the worker with this user, which it is already.
+    pub fn make(plan: &QueuePlan, uid: u32) -> io::Result<Queues> {
+        let (down, up) = plan.names(uid);
+        let downlink = Reader::create(&down, plan.downlink)?;
+        let uplink = match up.zip(plan.uplink) {
+            Some((name, size)) => Some((Writer::create(&name, size)?, size.bytes)),
+            None => None,
+        };
+        Ok(Queues { downlink, downlink_size: plan.downlink, uplink })
+    }
+}
+
 /// Why there is no session, and whose doing it is.
 pub struct NoSession {
     /// Whose doing.
@@ -87,9 +109,10 @@ pub fn admit(
     guard: &'static WorkerEnd,
     tcp: TcpStream,
     signing: OwnedFd,
+    queues: io::Result<Queues>,
     deadline: Time,
 ) -> Result<Admitted, NoSession> {
-    let admitted = try_admit(prepared, guard, tcp, signing, deadline);
+    let admitted = try_admit(prepared, guard, tcp, signing, queues, deadline);
     admitted.map_err(|none| match none.cause {
         Cause::Left if clock::now() >= deadline => NoSession { cause: Cause::Deadline, ..none },
         _ => none,
@@ -101,6 +124,7 @@ fn try_admit(
     guard: &'static WorkerEnd,
     tcp: TcpStream,
     signing: OwnedFd,
+    queues: io::Result<Queues>,
     deadline: Time,
 ) -> Result<Admitted, NoSession> {
     // A client that vanished while idle: its session is given up after `linger`, as one whose connection broke.
@@ -116,7 +140,7 @@ fn try_admit(
         deadline,
     };
     admission.handshake(&tickets.ordered)?;
-    match admission.negotiate() {
+    match admission.negotiate(queues) {
         Ok(made) => Ok(made.into_admitted(admission.control)),
         Err(Refusal { reason, failure }) => {
             let _ = admission.control.send(&Message::Bye(reason));
@@ -198,7 +222,7 @@ impl Admission<'_> {
         Ok(())
     }
 
-    fn negotiate(&mut self) -> Result<Made, Refusal> {
+    fn negotiate(&mut self, queues: io::Result<Queues>) -> Result<Made, Refusal> {
         // 1. Who is it?
         let revoked = self.revoked()?;
         let identity = tls::peer_identity(self.control.ssl(), revoked)?;
@@ -222,15 +246,9 @@ impl Admission<'_> {
             (other, _) => return Err(out_of_place(&other).into()),
         };
         point("worker.granted");
-        // 4. Our queues, charged to our own user; then the guard sends packets into them.
-        let downlink = Reader::create(&grant.downlink, grant.size).map_err(queue_failed)?;
-        let uplink = match &grant.uplink {
-            Some((name, size)) => Some((Writer::create(name, *size).map_err(queue_failed)?, size.bytes)),
-            None => None,
-        };
-        mq::make_no_more().map_err(queue_failed)?;
-        point("worker.queues-made");
-        self.ask(&Request::Register { size: grant.size })?;
+        // 4. The guard sends packets into our queue.
+        let Queues { downlink, downlink_size, uplink } = queues.map_err(queue_failed)?;
+        self.ask(&Request::Register { size: downlink_size })?;
         match self.answer()? {
             (Reply::Registered, _) => {}
             (Reply::Refused { reason, text }, _) => {
@@ -255,7 +273,7 @@ impl Admission<'_> {
             identity.name,
             grant.addresses.iter().map(|a| a.addr().to_string()).collect::<Vec<_>>().join(" "),
         );
-        let downlink = Downlink::new(downlink, memory, grant.size.bytes);
+        let downlink = Downlink::new(downlink, memory, downlink_size.bytes);
         Ok(Made { session, carrier, downlink, exit, name: identity.name, on_demand, rate_up: grant.rate_up })
     }
 
@@ -448,7 +466,7 @@ fn take_devices(fds: Vec<OwnedFd>, uplink: Option<(Writer, usize)>) -> Outcome<(
     Ok((carrier, memory, exit))
 }
 
-fn queue_failed(error: std::io::Error) -> Refusal {
+fn queue_failed(error: io::Error) -> Refusal {
     let what = "create the session's queue";
     match error.raw_os_error().map(Errno::from_raw) {
         // As mq_open(3) says it.

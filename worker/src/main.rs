@@ -17,6 +17,7 @@ mod tickets;
 mod uplink;
 
 use std::ffi::CStr;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -32,10 +33,10 @@ use tunguard::sys::jail::{self, Layer};
 use tunguard::sys::landlock::{self, GiveUp};
 use tunguard::sys::seccomp::worker::{Newborn, admission};
 use tunguard::sys::seccomp::{self, Filter};
-use tunguard::sys::{clock, memfd, signals, spawn};
+use tunguard::sys::{clock, memfd, mq, signals, spawn};
 use tunguard::{VERSION, rigged};
 
-use crate::admission::NoSession;
+use crate::admission::{NoSession, Queues};
 use crate::nursery::Prepared;
 
 fn main() -> ExitCode {
@@ -99,7 +100,7 @@ fn live(prepared: &Prepared, newborn: nursery::Newborn) -> ExitCode {
     if locked_in.is_ok() {
         red_team::perform(red_team::Stage::admission(guard, tcp.as_fd()));
     }
-    match locked_in.and_then(|()| run::serve(prepared, guard, tcp, signing, deadline)) {
+    match locked_in.and_then(|queues| run::serve(prepared, guard, tcp, signing, queues, deadline)) {
         Ok(ended) => {
             tell(guard, ended);
             ExitCode::SUCCESS
@@ -113,7 +114,7 @@ fn live(prepared: &Prepared, newborn: nursery::Newborn) -> ExitCode {
 
 /// The worker's loss of privilege, in order. Nothing from the network is read before it is over. What the nursery
 /// held is closed already but for its memory: its channel went with [`nursery::run`].
-fn lock_in(setup: &Setup, uid: u32, held: Newborn<'_>) -> Outcome<()> {
+fn lock_in(setup: &Setup, uid: u32, held: Newborn<'_>) -> Outcome<io::Result<Queues>> {
     // 1. Own user, no capabilities, empty root, no dumps, bound to the guard's life.
     let jail = jail::Jail {
         uid,
@@ -124,18 +125,24 @@ fn lock_in(setup: &Setup, uid: u32, held: Newborn<'_>) -> Outcome<()> {
         parent: setup.guard,
     };
     jail::enter(&jail)?;
-    // 2. No files, ports or other processes; the session's queues are still to be made.
+    // 2. The queues of the session that there may be, charged to our own user, and never another one. Where they can't
+    //    be made, the client is told so when there is TLS to tell it by.
+    let queues = Queues::make(&setup.queues, uid);
+    mq::make_no_more().map_err(|e| Failure::system("forbid more queues", e))?;
+    rigged::point("worker.queues-made");
+    // 3. No files, ports or other processes.
     jail::put_on(Layer::LandlockAtFirst, || match setup.landlock {
         Some(version) => landlock::restrict(version, GiveUp::AllButQueues),
         None => Ok(()),
     })?;
-    // 3. The system calls of admission. What is left of them when the session is established: `lock_in_further`
+    // 4. The system calls of admission. What is left of them when the session is established: `lock_in_further`
     //    (worker/src/run.rs).
     signals::end_by_faults().map_err(|e| Failure::system("let faults end us", e))?;
     jail::put_on(Layer::FirstFilter, || {
         Filter::compile(&admission(held))?.install()?;
         seccomp::confirm()
-    })
+    })?;
+    Ok(queues)
 }
 
 fn check_version() -> Outcome<()> {

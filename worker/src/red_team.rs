@@ -340,19 +340,9 @@ static OTHERS: &[(&str, &[Moment], Attempt)] = &[
     ("lose-before-session", FIRST, |s| s.provoke(&[Request::ControlLost])),
     // The guard: what is granted, and what is made of it.
     ("claim-any-name", FIRST, |s| s.granted("somebody-else").map(drop)),
-    ("register-nothing", FIRST, |s| {
-        let (grant, _fds) = s.granted("somebody-else")?;
-        s.register(grant.size)
-    }),
     ("register-another-size", FIRST, |s| {
-        let (grant, _fds) = s.granted("somebody-else")?;
-        let _queue = Reader::create(&grant.downlink, grant.size).map_err(|e| shown(&e))?;
+        let (_grant, _fds) = s.granted("somebody-else")?;
         s.register(TINY)
-    }),
-    ("register-queue-of-another-size", FIRST, |s| {
-        let (grant, _fds) = s.granted("somebody-else")?;
-        let _queue = Reader::create(&grant.downlink, TINY).map_err(|e| shown(&e))?;
-        s.register(grant.size)
     }),
     // The guard: what is no request.
     ("unknown-request", BOTH, |s| s.provoke_raw(&[99, 0, 0, 0], &[])),

@@ -6,7 +6,7 @@
 //!    the network, control messages and orders in between, until the session ends
 //! 4. the client is told, and the guard learns why from the last word and the exit code
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -36,7 +36,7 @@ use tunguard::time::Time;
 use tunguard::wire::control::{Message, Reason, Settings};
 use tunguard::wire::vnet::VnetHeader;
 
-use crate::admission::{Admitted, NoSession, TunExit, admit};
+use crate::admission::{Admitted, NoSession, Queues, TunExit, admit};
 use crate::downlink::Downlink;
 use crate::nursery::Prepared;
 
@@ -47,9 +47,10 @@ pub fn serve(
     guard: &'static WorkerEnd,
     tcp: TcpStream,
     signing: OwnedFd,
+    queues: io::Result<Queues>,
     deadline: Time,
 ) -> Result<Request, NoSession> {
-    let admitted = admit(prepared, guard, tcp, signing, deadline)?;
+    let admitted = admit(prepared, guard, tcp, signing, queues, deadline)?;
     let carrying = Carrying::new(&prepared.setup, guard, admitted)?;
     carrying.lock_in_further(prepared.setup.landlock)?;
     #[cfg(feature = "rigged")]

@@ -14,12 +14,12 @@ use crate::scarce::nursery;
 
 /// From the accepted connection to the session.
 const ENTERING: &[&str] = &[
+    "worker.queues-made",
     "worker.locked-in",
     "worker.handshaking",
     "worker.identified",
     "worker.claimed",
     "worker.granted",
-    "worker.queues-made",
     "worker.registered",
     "worker.welcomed",
     "worker.first-datagram",
