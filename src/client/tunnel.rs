@@ -30,7 +30,7 @@ use super::{role, tunnel_log};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::rigged::point;
 use crate::sys::jail::{self, Layer};
-use crate::sys::landlock::{self, GiveUp};
+use crate::sys::landlock;
 use crate::sys::poller::{Interest, Poller};
 use crate::sys::seccomp::tunnel::{Newborn, life};
 use crate::sys::seccomp::{self, Filter};
@@ -100,7 +100,7 @@ fn start(setup: OwnedFd, held: Newborn<'_>) -> Outcome<Setup> {
     jail::enter(&jail)?;
     // 6. No files, ports or other processes.
     jail::put_on(Layer::Landlock, || match setup.landlock {
-        Some(version) => landlock::restrict(version, GiveUp::All),
+        Some(version) => landlock::restrict(version),
         None => Ok(()),
     })?;
     // 7. The C library looks for the host's time zone at the first date it handles, once, and the next call wouldn't be

@@ -47,9 +47,7 @@ pub enum Layer {
     NotDumpable,
     /// It ends with its parent.
     ParentsLife,
-    /// Landlock, before there is a session: files, ports, other processes.
-    LandlockAtFirst,
-    /// Landlock, from then on: queues, too.
+    /// Landlock: files, ports, other processes.
     Landlock,
     /// The system calls of a process that has no session, or of one that has no stages.
     FirstFilter,
@@ -59,7 +57,7 @@ pub enum Layer {
 
 impl Layer {
     /// All, in the order in which a worker puts them on.
-    pub const ALL: [Layer; 11] = [
+    pub const ALL: [Layer; 10] = [
         Layer::Limits,
         Layer::EmptyRoot,
         Layer::BoundingSet,
@@ -67,9 +65,8 @@ impl Layer {
         Layer::NoNewPrivs,
         Layer::NotDumpable,
         Layer::ParentsLife,
-        Layer::LandlockAtFirst,
-        Layer::FirstFilter,
         Layer::Landlock,
+        Layer::FirstFilter,
         Layer::CarryingFilter,
     ];
 
@@ -83,7 +80,6 @@ impl Layer {
             Layer::NoNewPrivs => "no-new-privs",
             Layer::NotDumpable => "not-dumpable",
             Layer::ParentsLife => "parents-life",
-            Layer::LandlockAtFirst => "landlock-at-first",
             Layer::Landlock => "landlock",
             Layer::FirstFilter => "first-filter",
             Layer::CarryingFilter => "carrying-filter",

@@ -14,16 +14,6 @@ use nix::errno::Errno;
 use crate::config::common::Landlock;
 use crate::exit::{Exit, Failure, Outcome};
 
-/// What is given up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GiveUp {
-    /// Everything but to read and to write files: a message queue that is still to be made is one, and no rule can be
-    /// written for a place that no directory leads to.
-    AllButQueues,
-    /// Everything.
-    All,
-}
-
 /// The version of Landlock to be used, `None` where it is to be done without.
 ///
 /// Errors: it is required, and this kernel has none.
@@ -68,13 +58,9 @@ pub fn restrict_to_resolving(version: i32) -> Outcome<()> {
 }
 
 /// Gives up what version `version` can give up. It has to be allowed no new privileges.
-pub fn restrict(version: i32, what: GiveUp) -> Outcome<()> {
+pub fn restrict(version: i32) -> Outcome<()> {
     let abi = ABI::from(version);
-    let files = match what {
-        GiveUp::AllButQueues => AccessFs::from_all(abi) & !(AccessFs::ReadFile | AccessFs::WriteFile),
-        GiveUp::All => AccessFs::from_all(abi),
-    };
-    enforce(handle(abi, files)?.create().map_err(failed)?)
+    enforce(handle(abi, AccessFs::from_all(abi))?.create().map_err(failed)?)
 }
 
 /// A ruleset that is about these uses of files, and about all there is of the rest.
@@ -160,7 +146,7 @@ mod tests {
         let _abstract = UnixListener::bind_addr(&name).expect("binds");
         let version = version();
         let judged = thread::spawn(move || {
-            restrict(version, GiveUp::All).expect("restricts");
+            restrict(version).expect("restricts");
             let denied = |error: std::io::Error| error.kind() == ErrorKind::PermissionDenied;
             assert!(File::open(&file).is_err_and(denied));
             assert!(File::create(file.with_extension("new")).is_err_and(denied));
@@ -182,17 +168,19 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_can_be_made_until_everything_is_given_up() {
-        use crate::sys::mq::{QueueSize, Reader, unlink};
+    fn a_queue_that_was_made_before_is_used_and_no_other_is_made() {
+        use crate::sys::mq::{QueueSize, Reader, Writer, unlink};
         let version = version();
         let judged = thread::spawn(move || {
             let size = QueueSize { messages: 2, bytes: 100 };
             let name = |at: &str| format!("/tunguard-landlock-{at}-{}", std::process::id());
-            restrict(version, GiveUp::AllButQueues).expect("restricts");
-            drop(Reader::create(&name("before"), size).expect("a queue"));
+            let before = Reader::create(&name("before"), size).expect("a queue");
+            let writer = Writer::open(&name("before")).expect("its other end");
             unlink(&name("before")).expect("its name goes");
-            assert!(std::fs::read_dir("/").is_err(), "but directories are closed");
-            restrict(version, GiveUp::All).expect("restricts further");
+            restrict(version).expect("restricts");
+            assert!(writer.send(b"as before").expect("room"));
+            let mut buffer = [0; 100];
+            assert_eq!(before.receive(&mut buffer).expect("a message"), Some(9));
             let refused = Reader::create(&name("after"), size).expect_err("none");
             let _ = unlink(&name("after"));
             assert_eq!(refused.kind(), ErrorKind::PermissionDenied);

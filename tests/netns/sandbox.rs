@@ -19,7 +19,7 @@ fn a_worker_is_filtered_before_it_reads_and_further_with_a_session() {
         eventually("it is filtered", || (filters(worker) == before + 1).then_some(()));
         assert_eq!(field(worker, "Seccomp").as_deref(), Some("2"));
         assert_eq!(field(worker, "NoNewPrivs").as_deref(), Some("1"));
-        assert_eq!(limit(worker, "Max open files"), "11");
+        assert_eq!(limit(worker, "Max open files"), "10");
         drop(silent);
         server.wait_for_children(0);
 

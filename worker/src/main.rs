@@ -30,7 +30,7 @@ use tunguard::ipc::{HANDSHAKE_SECONDS, NurseryEnd, NurseryReply, Request, Setup,
 use tunguard::key_ipc::KEY_HOLDER;
 use tunguard::sys::capabilities::{self, Capability, Kept};
 use tunguard::sys::jail::{self, Layer};
-use tunguard::sys::landlock::{self, GiveUp};
+use tunguard::sys::landlock;
 use tunguard::sys::seccomp::worker::{Newborn, admission};
 use tunguard::sys::seccomp::{self, Filter};
 use tunguard::sys::{clock, memfd, mq, signals, spawn};
@@ -131,8 +131,8 @@ fn lock_in(setup: &Setup, uid: u32, held: Newborn<'_>) -> Outcome<io::Result<Que
     mq::make_no_more().map_err(|e| Failure::system("forbid more queues", e))?;
     rigged::point("worker.queues-made");
     // 3. No files, ports or other processes.
-    jail::put_on(Layer::LandlockAtFirst, || match setup.landlock {
-        Some(version) => landlock::restrict(version, GiveUp::AllButQueues),
+    jail::put_on(Layer::Landlock, || match setup.landlock {
+        Some(version) => landlock::restrict(version),
         None => Ok(()),
     })?;
     // 4. The system calls of admission. What is left of them when the session is established: `lock_in_further`
@@ -179,8 +179,8 @@ const NOT_BY_HAND: &str =
 // As `ps -o comm` and `top` show them: at most 15 bytes.
 const NURSERY_NAME: &CStr = c"tg-nursery";
 const WORKER_NAME: &CStr = c"tunguard-worker";
-/// /dev/null three times, channel, TCP, UDP, memory (until it is mapped), TUN or the queue to the guard, the queue to us,
-/// epoll, and Landlock's ruleset for a moment. The channel to the key holder is closed with the handshake.
-const DESCRIPTORS: u64 = 11;
+/// /dev/null three times, channel, TCP, UDP, memory (until it is mapped), TUN or the queue to the guard, the queue to us, and
+/// epoll. The channel to the key holder is closed with the handshake.
+const DESCRIPTORS: u64 = 10;
 /// A bound against runaway memory, far above what a session touches.
 const ADDRESS_SPACE: u64 = 1 << 30;

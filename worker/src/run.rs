@@ -27,7 +27,6 @@ use tunguard::rigged::point;
 use tunguard::session::{Event, Session};
 use tunguard::sys::clock;
 use tunguard::sys::jail::{self, Layer};
-use tunguard::sys::landlock::{self, GiveUp};
 use tunguard::sys::poller::{Interest, Poller};
 use tunguard::sys::seccomp::{Filter, worker as seccomp};
 use tunguard::sys::seqpacket::Incoming;
@@ -52,7 +51,7 @@ pub fn serve(
 ) -> Result<Request, NoSession> {
     let admitted = admit(prepared, guard, tcp, signing, queues, deadline)?;
     let carrying = Carrying::new(&prepared.setup, guard, admitted)?;
-    carrying.lock_in_further(prepared.setup.landlock)?;
+    carrying.lock_in_further()?;
     #[cfg(feature = "rigged")]
     let carrying = carrying.turn();
     Ok(carrying.carry()?)
@@ -130,15 +129,10 @@ impl<'a> Carrying<'a> {
         })
     }
 
-    /// The last of the worker's loss of privilege, in order: from here on everything it holds is good for one thing.
-    fn lock_in_further(&self, landlock: Option<i32>) -> Outcome<()> {
-        // 1. Files, now that the queues are there.
-        jail::put_on(Layer::Landlock, || match landlock {
-            Some(version) => landlock::restrict(version, GiveUp::All),
-            None => Ok(()),
-        })?;
-        // 2. The system calls of a session, each on the descriptors it is for. Nothing is left to ask the kernel with
-        //    whether it is in force: installing it has to succeed, or the worker ends.
+    /// The last of the worker's loss of privilege: from here on everything it holds is good for one thing.
+    fn lock_in_further(&self) -> Outcome<()> {
+        // The system calls of a session, each on the descriptors it is for. Nothing is left to ask the kernel with whether
+        // it is in force: installing it has to succeed, or the worker ends.
         let Some(control) = &self.control else {
             return Err(Failure::system("lock in", "the control connection is gone"));
         };

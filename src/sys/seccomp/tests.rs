@@ -234,6 +234,12 @@ fn dangerous() -> Vec<(c_long, Vec<c_long>)> {
         // Others' queues, and all that System V left.
         (libc::SYS_mq_open, vec![0, libc::O_RDWR.into()]),
         (libc::SYS_mq_open, vec![0, libc::O_RDONLY.into()]),
+        (
+            libc::SYS_mq_open,
+            vec![0, (libc::O_RDONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NONBLOCK).into()],
+        ),
+        (libc::SYS_prlimit64, vec![0, libc::RLIMIT_MSGQUEUE.into(), 0, 0]),
+        (libc::SYS_landlock_create_ruleset, vec![0, 0]),
         (libc::SYS_mq_unlink, vec![0]),
         (libc::SYS_mq_notify, vec![99, 0]),
         (libc::SYS_mq_getsetattr, vec![99, 0, 0]),
@@ -398,13 +404,10 @@ fn with_a_session_options_and_the_set_of_descriptors_stay_but_for_two_uses() {
     dies(&both, libc::SYS_epoll_ctl, &epoll(libc::EPOLL_CTL_DEL, GUARD));
     // Nothing that only admission needs.
     for (number, arguments) in [
-        (libc::SYS_mq_open, [0, (libc::O_RDONLY | libc::O_CREAT | libc::O_EXCL | libc::O_NONBLOCK).into()]),
         (libc::SYS_seccomp, [libc::SECCOMP_SET_MODE_FILTER.into(), 0]),
         (libc::SYS_prctl, [libc::PR_GET_SECCOMP.into(), 0]),
         (libc::SYS_prctl, [libc::PR_SET_NO_NEW_PRIVS.into(), 0]),
-        (libc::SYS_prlimit64, [0, libc::RLIMIT_MSGQUEUE.into()]),
         (libc::SYS_epoll_create1, [0, 0]),
-        (libc::SYS_landlock_create_ruleset, [0, 0]),
         (libc::SYS_getsockname, [held.number(UDP), 0]),
         (libc::SYS_uname, [0, 0]),
         (libc::SYS_sysinfo, [0, 0]),

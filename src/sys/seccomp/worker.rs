@@ -47,7 +47,6 @@ pub enum Exit<'a> {
 /// making and taking over what the session needs; besides everything of [`carrying`], as filters only ever take away.
 pub fn admission(held: Newborn<'_>) -> Vec<Call> {
     let tcp = on(held.tcp);
-    let made = libc::O_CREAT | libc::O_EXCL | libc::O_NONBLOCK;
     let mut calls = common(process::id() as i32);
     calls.extend(take_over_udp());
     calls.extend([
@@ -66,10 +65,6 @@ pub fn admission(held: Newborn<'_>) -> Vec<Call> {
         allow(libc::SYS_recvmsg, &[on(held.guard)]),
         // The signature of its handshake.
         allow(libc::SYS_recvmsg, &[on(held.signing)]),
-        // The session's queues: new ones only, each for one direction. Then its allowance of queues goes.
-        allow(libc::SYS_mq_open, &[is(1, libc::O_RDONLY | made)]),
-        allow(libc::SYS_mq_open, &[is(1, libc::O_WRONLY | made)]),
-        allow(libc::SYS_prlimit64, &[is(0, 0), is(1, libc::RLIMIT_MSGQUEUE as i32)]),
         // The memory of its queue, to be read and nothing else: how long is it, can it shrink?
         allow(libc::SYS_fcntl, &[is(1, libc::F_GET_SEALS)]),
         allow(libc::SYS_fstat, &[]),
@@ -82,8 +77,6 @@ pub fn admission(held: Newborn<'_>) -> Vec<Call> {
         // of the memory.
         allow(libc::SYS_sysinfo, &[]),
         // Stage two.
-        allow(libc::SYS_landlock_create_ruleset, &[]),
-        allow(libc::SYS_landlock_restrict_self, &[]),
         allow(libc::SYS_prctl, &[is(0, libc::PR_SET_NO_NEW_PRIVS)]),
         allow(libc::SYS_prctl, &[is(0, libc::PR_GET_SECCOMP)]),
         allow(libc::SYS_seccomp, &[is(0, libc::SECCOMP_SET_MODE_FILTER as i32)]),

@@ -61,7 +61,11 @@ fn killed_in_a_reload(lab: &Lab, server: &Process, point: &str) -> (Option<i32>,
     let out = thread::scope(|scope| {
         let reload = scope.spawn(|| {
             let mut command = Command::new(tunguard());
-            command.args(["reload", "--socket"]).arg(lab.path("admin.sock")).output().expect("tunguard starts")
+            command
+                .args(["reload", "--socket"])
+                .arg(lab.path("admin.sock"))
+                .output()
+                .expect("tunguard starts")
         });
         let new = eventually("a key holder that has halted", || {
             let new = holders(server).into_iter().find(|pid| !before.contains(pid))?;

@@ -26,7 +26,7 @@ use tunguard::key_ipc::{
 use tunguard::rigged;
 use tunguard::sys::capabilities::{self, Capability, Kept};
 use tunguard::sys::jail::{self, Layer};
-use tunguard::sys::landlock::{self, GiveUp};
+use tunguard::sys::landlock;
 use tunguard::sys::poller::{Interest, Poller, Ready};
 use tunguard::sys::seccomp::holder::{Newborn, life};
 use tunguard::sys::seccomp::{self, Filter};
@@ -96,7 +96,7 @@ fn prepare(setup: OwnedFd, key: OwnedFd, poller: &Poller) -> Outcome<(SigningKey
     })?;
     // 7. No files, ports or other processes.
     jail::put_on(Layer::Landlock, || match setup.landlock {
-        Some(version) => landlock::restrict(version, GiveUp::All),
+        Some(version) => landlock::restrict(version),
         None => Ok(()),
     })?;
     // 8. The system calls of what is left to do: to hear, to sign and to answer.
