@@ -118,6 +118,9 @@ fn list(moment: Moment, others: bool) {
 
 /// Whom a worker could attack: an attacker would have to guess their numbers. Called in the nursery, right before it forks.
 pub fn look_around() {
+    if rigged::acts().is_empty() {
+        return;
+    }
     let guard = getppid().as_raw();
     let read = |path: String| fs::read_to_string(path).unwrap_or_default();
     let children = read(format!("/proc/{guard}/task/{guard}/children"));
