@@ -98,7 +98,9 @@ impl Guard {
         if let Some(key) = self.workers.key_of(pid.as_raw()) {
             self.hear_last_words(key);
         }
-        let Some((key, worker)) = self.workers.remove_pid(pid.as_raw()) else { return };
+        let Some((key, worker)) = self.workers.remove_pid(pid.as_raw()) else {
+            return self.spawner.forget_astray();
+        };
         let (from, now) = (worker.tcp_peer.ip(), clock::now());
         match worker.explained {
             // Whatever it said before: nothing of ours makes such a call.

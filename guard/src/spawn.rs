@@ -18,6 +18,7 @@ use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::ipc::{GuardEnd, NurseryGuardEnd, NurseryReply, NurseryRequest, QueuePlan, Setup};
 use tunguard::sandbox::Means;
+use tunguard::sys::mq::unlink;
 use tunguard::sys::seqpacket::{Channel, Incoming};
 use tunguard::sys::{clock, memfd, seqpacket, spawn};
 use tunguard::wire::control::Settings;
@@ -36,6 +37,8 @@ pub struct Spawner {
     /// What workers are locked in with.
     pub sandbox: Means,
     queues: QueuePlan,
+    /// Queues of workers that may be there, though the nursery never said so.
+    astray: Vec<(String, Option<String>)>,
     setup: Option<OwnedFd>,
     nursery: Option<Nursery>,
 }
@@ -71,6 +74,7 @@ impl Spawner {
             uids: Uids::new(config)?,
             sandbox,
             queues: QueuePlan { prefix, downlink: queues.downlink, uplink: queues.uplink },
+            astray: Vec::new(),
             setup: None,
             nursery: None,
         })
@@ -106,6 +110,14 @@ impl Spawner {
     pub fn renew(&mut self) {
         // It ends when its channel does.
         self.nursery = None;
+    }
+
+    /// A process has ended that nobody knows: a worker whose nursery ended before it could tell. Its queues lose their
+    /// names.
+    pub fn forget_astray(&mut self) {
+        for name in self.astray.drain(..).flat_map(|(down, up)| std::iter::once(down).chain(up)) {
+            let _ = unlink(&name);
+        }
     }
 
     /// A process has ended: whether it was the nursery.
@@ -164,6 +176,7 @@ impl Spawner {
             .ok_or_else(|| Failure::system("start a worker", "every user ID of worker_uids is in use"))?;
         let started = self.order(tcp, uid, holder);
         if started.is_err() {
+            self.astray.push(self.queues.names(uid));
             self.uids.release(uid);
         }
         started
