@@ -475,7 +475,8 @@ const AT_ADMISSION: Expected = &[
 const WITH_A_GRANT: Expected = &[
     ("map-descriptor-to-read", "ENODEV"),
     ("watch-more", "EBADF"),
-    ("new-epoll-set", "done"),
+    // Everything that a worker may hold is held.
+    ("new-epoll-set", "EMFILE"),
     ("poll-device", "done"),
     // No file of any kind can be written: `limits`.
     ("gather-into-memory", "signal SIGXFSZ"),

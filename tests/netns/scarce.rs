@@ -73,7 +73,7 @@ fn a_server_without_room_for_processes_refuses_and_recovers() {
     };
     survives(
         &lab,
-        "turned away: start a worker: Resource temporarily unavailable",
+        "nobody is let in for the moment: start a worker: Resource temporarily unavailable",
         |server| {
             group.set("pids.max", "1");
             group.set("cgroup.procs", &nursery(server).to_string());
