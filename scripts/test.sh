@@ -95,7 +95,8 @@ else
     # The e2e tests run the programs of all packages, which `cargo test` alone doesn't make, and some run rigged ones.
     check "rigged build" scripts/rigged.sh
     check build cargo build --locked --workspace
-    tests "all tests" cargo test --locked --workspace --no-fail-fast
+    # Most of the e2e tests wait for a network, not for a processor.
+    RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((2 * $(nproc)))} tests "all tests" cargo test --locked --workspace --no-fail-fast
 fi
 
 if [ -e "$TUNGUARD_SKIPPED_FILE" ] || [ -e "$marker" ]; then

@@ -80,12 +80,13 @@ fn start(log: StderrLog) -> Outcome<run::Guard> {
     host::require_root()?;
     capabilities::keep(privileges::START)?;
     let mut config = ServerConfig::load(&file)?;
-    // 2. What this kernel can lock processes in with, and what decides whom to trust.
+    // 2. What this kernel can lock processes in with, queues in a namespace of our own, the binaries beside us, and
+    //    whether the users exist that they are to be.
     let sandbox = Means::find(config.sandbox)?;
-    let trust = trust::Trust::load(&mut config, sandbox)?;
-    // 3. Queues in a namespace of our own, and the binaries beside us.
     let queues = host::prepare_queues(&config)?;
     let spawner = spawn::Spawner::new(&config, sandbox, &queues)?;
+    // 3. What decides whom to trust: the key holder is the first of these.
+    let trust = trust::Trust::load(&mut config, sandbox)?;
     // 4. Ports: a second server on them ends here, before it disturbs the first.
     let (listener, slots) = slots::bind(&config)?;
     // 5. The host: device, addresses, routes, forwarding, nftables; undone in reverse when dropped.

@@ -40,7 +40,7 @@ fn each_process_has_the_capabilities_on_its_list() {
     let check = || {
         guard_and_nursery(&server);
         holds(server.pid(), worker, &[], &[]);
-        threads_hold(client.pid(), OWN, &[OWN, JAIL].concat(), &[]);
+        threads_hold(client.pid(), OWN, &[OWN, JAIL].concat(), &[("log", &[])]);
         holds(client.pid(), tunnel, &[], &[]);
     };
     check();
@@ -285,10 +285,13 @@ fn guard_and_nursery(server: &Process) {
     let all = [OWN, JAIL].concat();
     // The thread that writes the log can do nothing.
     threads_hold(server.pid(), OWN, &all, &[("log", &[])]);
-    let nursery =
-        children(server.pid()).into_iter().find(|pid| field(*pid, "Name").as_deref() == Some("tg-nursery"));
-    let nursery = nursery.expect("a nursery");
+    let named = |name: &str| {
+        let mut all = children(server.pid()).into_iter();
+        all.find(|pid| field(*pid, "Name").as_deref() == Some(name)).expect(name)
+    };
+    let (nursery, holder) = (named("tg-nursery"), named("tg-keyholder"));
     holds(nursery, nursery, JAIL, JAIL);
+    holds(holder, holder, &[], &[]);
 }
 
 /// All threads of a process hold this, but for those with a name that hold other.
