@@ -10,6 +10,7 @@ use crate::exit::{Exit, Failure};
 use crate::keys::Role;
 use crate::path::canonical;
 use crate::sys::poller::Interest;
+use crate::sys::tcp::make_nonblocking;
 use crate::tls::{self, Stranger};
 use crate::wire::control::{self, LENGTH_LEN, MAX_MESSAGE, Message};
 
@@ -53,7 +54,7 @@ impl ControlChannel {
     /// A channel over `tcp`, nothing sent yet.
     pub fn new(ssl: Ssl, tcp: TcpStream, role: Role) -> Result<ControlChannel, Failure> {
         let setup = |e: io::Error| Failure::system("prepare the control connection", e);
-        tcp.set_nonblocking(true).map_err(setup)?;
+        make_nonblocking(&tcp).map_err(setup)?;
         tcp.set_nodelay(true).map_err(setup)?;
         let capped = Capped { tcp, left: Some(HANDSHAKE_BYTES) };
         let stream = SslStream::new(ssl, capped).map_err(|e| Failure::new(Exit::Tls, e.to_string()))?;

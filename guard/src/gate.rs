@@ -48,6 +48,8 @@ use tunguard::config::server::ServerConfig;
 use tunguard::ipc::Cause;
 use tunguard::time::Time;
 
+use crate::host;
+
 /// Where connections come from, as far as it can be told apart from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Source(IpAddr);
@@ -86,11 +88,12 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Those of a configuration.
-    pub fn of(config: &ServerConfig) -> Limits {
+    /// As configured, or fewer where the queues of all are charged to one allowance (`shared`).
+    pub fn of(config: &ServerConfig, shared: bool) -> Limits {
+        let handshakes = host::handshakes(config, shared);
         Limits {
-            handshakes: config.max_handshakes.into(),
-            per_source: config.max_handshakes_per_source.into(),
+            handshakes: handshakes.into(),
+            per_source: config.max_handshakes_per_source.min(handshakes).into(),
             penalty: config.penalty,
             exempt: config.exempt_sources.clone(),
         }

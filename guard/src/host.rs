@@ -186,7 +186,7 @@ pub fn prepare_queues(config: &ServerConfig) -> Outcome<Queues> {
         if guard_writes { (DOWNLINK.messages, UPLINK.bytes) } else { (DOWNLINK.messages, DOWNLINK.bytes) };
     // Where one user has them all, and in a user namespace, where the kernel charges whoever made that.
     let shared = config.single_uid.is_some() || !ids::in_initial_namespace();
-    let sharers = if shared { sharers(config.max_clients) } else { 1 };
+    let sharers = if shared { sharers(config) } else { 1 };
     let charge = DOWNLINK.charge() + if guard_writes { UPLINK.charge() } else { 0 };
     let limits = mq::prepare(messages, bytes, count, charge * sharers)
         .map_err(|e| Failure::system("prepare the message queues (is CONFIG_POSIX_MQUEUE missing?)", e))?;
@@ -221,13 +221,22 @@ pub fn prepare_queues(config: &ServerConfig) -> Outcome<Queues> {
         if limits.private { "in an IPC namespace of their own" } else { "in the host's IPC namespace" },
         if shared { ", from one allowance for all" } else { "" },
     );
-    Ok(Queues { private: limits.private, downlink, uplink })
+    Ok(Queues { private: limits.private, shared, downlink, uplink })
 }
 
-/// Sessions that have queues at once: every client's, and those of clients whose older session drains.
-fn sharers(max_clients: u16) -> u64 {
-    let clients = u64::from(max_clients);
-    clients + clients.div_ceil(4) + 1
+/// Workers that have queues at once: every client's, those of clients whose older session drains, and those that have no
+/// session yet.
+fn sharers(config: &ServerConfig) -> u64 {
+    let clients = u64::from(config.max_clients);
+    clients + clients.div_ceil(4) + 1 + u64::from(handshakes(config, true))
+}
+
+/// Handshakes at once: fewer where all have one allowance for their queues, or strangers could use it up.
+pub fn handshakes(config: &ServerConfig, shared: bool) -> u16 {
+    match shared {
+        true => config.max_handshakes.min((config.max_clients / 4).max(HANDSHAKES_SHARED)),
+        false => config.max_handshakes,
+    }
 }
 
 fn no_room(limits: &QueueLimits, max_clients: u16) -> Failure {
@@ -246,12 +255,16 @@ fn no_room(limits: &QueueLimits, max_clients: u16) -> Failure {
 pub struct Queues {
     /// They are in an IPC namespace of their own.
     pub private: bool,
+    /// All of them are charged to one allowance.
+    pub shared: bool,
     /// Size of the queue to a worker.
     pub downlink: QueueSize,
     /// Size of the queue from a worker, where we write to the device.
     pub uplink: Option<QueueSize>,
 }
 
+/// Where queues share an allowance and clients are few.
+const HANDSHAKES_SHARED: u16 = 8;
 /// What is longer lies in the session's memory, and a message only says where. The charge stays within the default
 /// RLIMIT_MSGQUEUE of 819,200 bytes.
 const DOWNLINK: QueueSize = QueueSize { messages: 64, bytes: 8192 };

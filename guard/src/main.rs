@@ -39,9 +39,10 @@ use tunguard::VERSION;
 use tunguard::admin::Admin;
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Exit, Failure, Outcome};
+use tunguard::key_ipc;
 use tunguard::sandbox::Means;
 use tunguard::stderr_log::{self, StderrLog};
-use tunguard::sys::capabilities;
+use tunguard::sys::{capabilities, jail};
 
 fn main() -> ExitCode {
     let (log, flush) = match stderr_log::start() {
@@ -94,6 +95,8 @@ fn start(log: StderrLog) -> Outcome<run::Guard> {
     // 6. What was promised to whom before.
     let leases = leases::Leases::load(&config)?;
     let admin = Admin::listen(&config.socket, "server", |key| run::Source::Conversation(key).token())?;
+    // Key holders that are started later inherit the limit, and not the privilege to raise it.
+    jail::allow_locked_memory(key_ipc::ADDRESS_SPACE);
     // 7. What only the start needed goes, before anybody is served.
     capabilities::keep(privileges::LIFE)?;
     run::Guard::new(config, trust, spawner, listener, slots, host, queues, leases, admin)

@@ -253,7 +253,7 @@ impl Guard {
         self.host.change(&self.config, &new)?;
         self.trust.follow(next);
         self.config = new;
-        self.gate.set_limits(Limits::of(&self.config));
+        self.gate.set_limits(Limits::of(&self.config, self.queues.shared));
         let ServerConfig { max_clients, max_sessions_per_identity, .. } = self.config;
         self.tickets.set_sessions(max_clients.into(), max_sessions_per_identity.into());
         self.leases.configure(&self.config);

@@ -190,7 +190,7 @@ impl Guard {
             open: Vec::new(),
             pool: Pool::default(),
             uplink: vec![0; queues.uplink.map_or(0, |size| size.bytes)],
-            gate: Gate::new(Limits::of(&config)),
+            gate: Gate::new(Limits::of(&config, queues.shared)),
             waiting: Waiting::new(),
             starts: Tries::default(),
             room_for: config.max_clients,
@@ -230,6 +230,8 @@ impl Guard {
     pub fn run(mut self) -> Outcome<()> {
         log::info!("tunguard {} is ready, pid {}", tunguard::VERSION, std::process::id());
         let result = self.serve();
+        // Whatever it ended by: nobody new comes in.
+        self.accept_later(Accepting::No);
         self.end_all_workers();
         rigged::point("guard.workers-gone");
         if self.leases.is_dirty()

@@ -36,7 +36,7 @@ pub struct Slots {
 pub fn bind(config: &ServerConfig) -> Outcome<(TcpListener, Slots)> {
     // Every client may come back at once, while its old session drains.
     let count = config.max_clients + config.max_clients.max(SPARE_SLOTS);
-    make_room(count)?;
+    make_room(count, config.max_handshakes)?;
     let listener = listen(config.listen)?;
     let address = listener.local_addr().map_err(|e| Failure::system("ask for our own address", e))?;
     let refused = |error| refused("UDP", address, error);
@@ -64,7 +64,7 @@ impl Slots {
         let session = SessionId::new(slot, random::bytes()?);
         let socket = &self.sockets[usize::from(slot)];
         // Still shut; what slipped in between two filters long ago goes now.
-        let opened = drain(socket)
+        let opened = reset(socket)
             .and_then(|()| steer::admit_only(socket, session))
             // A worker could have put another program in its place.
             .and_then(|()| steer::attach_slot_steering(socket));
@@ -79,7 +79,7 @@ impl Slots {
     pub fn release(&mut self, session: SessionId) {
         let socket = &self.sockets[usize::from(session.slot())];
         let shut = steer::admit_nothing(socket).and_then(|()| steer::attach_slot_steering(socket));
-        match shut.and_then(|()| drain(socket)) {
+        match shut.and_then(|()| reset(socket)) {
             Ok(()) => self.free.push_back(session.slot()),
             // Never to be given to another session.
             Err(error) => log::error!("UDP slot {} can't be shut and stays unused: {error}", session.slot()),
@@ -92,8 +92,14 @@ impl Slots {
     }
 }
 
-/// Takes everything out that waits in a socket that is shut. Each call says that it must not block: the worker that
-/// had the socket may have changed its O_NONBLOCK.
+/// A socket that is shut as it was at first. Whether it blocks is shared with the worker that had it, and the next one
+/// isn't allowed to change that.
+fn reset(socket: &UdpSocket) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    drain(socket)
+}
+
+/// Takes everything out that waits in a socket that is shut. Each call says by itself that it must not block.
 fn drain(socket: &UdpSocket) -> io::Result<()> {
     let mut byte = [0];
     for _ in 0..MOST_WAITING {
@@ -159,8 +165,9 @@ fn refused(protocol: &str, address: SocketAddr, error: io::Error) -> Failure {
 }
 
 /// A slot, a channel and two queues a session, and the handshakes.
-fn make_room(slots: u16) -> Outcome<()> {
-    let need = u64::from(slots) * 4 + 1024;
+fn make_room(slots: u16, handshakes: u16) -> Outcome<()> {
+    // Those that wait for a handshake and all that is there once are in the last number.
+    let need = u64::from(slots) * 4 + u64::from(handshakes) + 1024;
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)
         .map_err(|e| Failure::system("read the limit of descriptors", e))?;
     if soft < need && setrlimit(Resource::RLIMIT_NOFILE, need.min(hard), hard).is_ok() && hard < need {

@@ -1,5 +1,6 @@
 //! Starting workers, each with a user of its own.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
@@ -38,7 +39,9 @@ pub struct Spawner {
     pub sandbox: Means,
     queues: QueuePlan,
     /// Queues of workers that may be there, though the nursery never said so.
-    astray: Vec<(String, Option<String>)>,
+    astray: VecDeque<(String, Option<String>)>,
+    /// Workers that were ordered so far.
+    ordered: u64,
     setup: Option<OwnedFd>,
     nursery: Option<Nursery>,
 }
@@ -74,7 +77,8 @@ impl Spawner {
             uids: Uids::new(config)?,
             sandbox,
             queues: QueuePlan { prefix, downlink: queues.downlink, uplink: queues.uplink },
-            astray: Vec::new(),
+            astray: VecDeque::new(),
+            ordered: 0,
             setup: None,
             nursery: None,
         })
@@ -112,12 +116,13 @@ impl Spawner {
         self.nursery = None;
     }
 
-    /// A process has ended that nobody knows: a worker whose nursery ended before it could tell. Its queues lose their
-    /// names.
+    /// A process has ended that nobody knows: it may be a worker whose nursery ended before it could tell. Its queues lose
+    /// their names, which nobody else ever has.
     pub fn forget_astray(&mut self) {
-        for name in self.astray.drain(..).flat_map(|(down, up)| std::iter::once(down).chain(up)) {
-            let _ = unlink(&name);
-        }
+        self.astray.retain(|(down, up)| {
+            let removed = std::iter::once(down).chain(up).filter(|name| unlink(name).is_ok()).count();
+            removed == 0
+        });
     }
 
     /// A process has ended: whether it was the nursery.
@@ -176,7 +181,6 @@ impl Spawner {
             .ok_or_else(|| Failure::system("start a worker", "every user ID of worker_uids is in use"))?;
         let started = self.order(tcp, uid, holder);
         if started.is_err() {
-            self.astray.push(self.queues.names(uid));
             self.uids.release(uid);
         }
         started
@@ -185,9 +189,11 @@ impl Spawner {
     fn order(&mut self, tcp: &TcpStream, uid: u32, holder: &mut KeyHolder) -> Outcome<Started> {
         let failed = |e| Failure::system("start a worker", e);
         let (channel, theirs) = seqpacket::pair().map_err(failed)?;
+        let number = self.ordered;
+        self.ordered += 1;
         let nursery = self.nursery(holder)?;
         let signing = holder.channel()?;
-        let order = NurseryRequest::Start { uid };
+        let order = NurseryRequest::Start { uid, number };
         let fds = [theirs.as_fd(), tcp.as_fd(), signing.worker.as_fd()];
         let sent = nursery.channel.send(&order, &fds);
         let answer = match sent {
@@ -197,12 +203,16 @@ impl Spawner {
         };
         match answer {
             Ok(NurseryReply::Started { pid }) => {
-                let queues = self.queues.names(uid);
+                let queues = self.queues.names(number);
                 Ok(Started { pid, channel, uid, signing: signing.channel, queues })
             }
             Ok(NurseryReply::Failed { text }) => Err(Failure::system("start a worker", text)),
             Ok(NurseryReply::Ready) | Err(_) => {
-                // Stuck or gone: the next worker comes from a new one.
+                // Stuck or gone: the next worker comes from a new one. This one may be there all the same.
+                if self.astray.len() == MOST_ASTRAY {
+                    self.astray.pop_front();
+                }
+                self.astray.push_back(self.queues.names(number));
                 if let Some(stuck) = self.nursery.take() {
                     let _ = kill(Pid::from_raw(stuck.pid), Signal::SIGKILL);
                 }
@@ -261,6 +271,12 @@ pub fn answer<Tx: Serialize, Rx: DeserializeOwned>(
 
 /// What a process of ours that is ending had to say by its exit code.
 pub fn exit_of(child: &mut Child) -> Exit {
+    // It is on its way: nobody waits for one that isn't.
+    let until = clock::now() + EXIT_WAIT;
+    while matches!(child.try_wait(), Ok(None)) && clock::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let _ = child.kill();
     let code = child.wait().ok().and_then(|status| status.code()).and_then(|code| u8::try_from(code).ok());
     code.and_then(Exit::from_code).unwrap_or(Exit::System)
 }
@@ -305,5 +321,9 @@ pub fn empty_root() -> Outcome<PathBuf> {
 const EMPTY_ROOT: &str = "/run/tunguard/empty";
 /// From the nursery's exec to its first word: the cipher library starts, and certificates are read.
 const READY_WAIT: Duration = Duration::from_secs(10);
+/// From a process's last word to its end.
+const EXIT_WAIT: Duration = Duration::from_secs(1);
+/// Workers that nobody knows of, at once.
+const MOST_ASTRAY: usize = 64;
 /// For one fork.
 const FORK_WAIT: Duration = Duration::from_secs(1);

@@ -91,7 +91,8 @@ impl Trust {
     pub fn list_changed(&self) -> bool {
         let name = self.list.as_ref().and_then(|path| path.file_name());
         let events = self.watch.as_ref().and_then(|w| w.read_events().ok()).unwrap_or_default();
-        events.iter().any(|e| e.name.as_deref() == name.map(OsStr::new))
+        // One without a name says that some were lost, or that the folder is another: the list may be among them.
+        events.iter().any(|e| e.name.is_none() || e.name.as_deref() == name.map(OsStr::new))
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Pid, Uid, chdir, chroot, getppid, getresuid, setresgid, setresuid};
 
@@ -152,6 +152,15 @@ pub fn keep_memory_private(bytes: u64) -> Outcome<()> {
         unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE | libc::MCL_ONFAULT) };
     }
     Ok(())
+}
+
+/// Lets this process and those that it starts lock so many bytes in memory, if it may.
+pub fn allow_locked_memory(bytes: u64) {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_MEMLOCK)
+        && hard < bytes
+    {
+        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, soft, bytes);
+    }
 }
 
 /// Ties our life to our parent's, for a process that keeps its privileges.

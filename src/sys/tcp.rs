@@ -4,7 +4,14 @@ use std::io;
 use std::net::TcpStream;
 use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use socket2::{SockRef, TcpKeepalive};
+
+/// No call on it waits. Whoever has made it so before may not be allowed to ask for it again: it is looked at first.
+pub fn make_nonblocking(tcp: &TcpStream) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(tcp, FcntlArg::F_GETFL)?);
+    if flags.contains(OFlag::O_NONBLOCK) { Ok(()) } else { tcp.set_nonblocking(true) }
+}
 
 /// Lets the kernel find out that the peer's host is gone without a word, once the connection was silent for
 /// `idle`.

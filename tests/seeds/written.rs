@@ -248,7 +248,7 @@ fn channels(seeds: &mut Vec<Seed>) {
     push(0, "log", encoded(server::Request::Log { level: 3, text: "a line".into() }));
     push(1, "redeemed", encoded(server::Reply::Redeemed(Some(SavedSession::from_bytes(vec![1, 2])))));
     push(1, "end", encoded(server::Reply::End(Reason::Shutdown)));
-    push(2, "start", encoded(server::NurseryRequest::Start { uid: 60_000 }));
+    push(2, "start", encoded(server::NurseryRequest::Start { uid: 60_000, number: 7 }));
     push(3, "started", encoded(server::NurseryReply::Started { pid: 7 }));
     push(4, "dial", encoded(client::Request::Dial { remote: 1 }));
     push(4, "ended", encoded(client::Request::Ended { failure: None, permanent: true }));

@@ -77,9 +77,9 @@ pub struct Queues {
 }
 
 impl Queues {
-    /// Makes them, for the worker with this user, which it is already.
-    pub fn make(plan: &QueuePlan, uid: u32) -> io::Result<Queues> {
-        let (down, up) = plan.names(uid);
+    /// Makes them, for the worker with this number. It is its own user already.
+    pub fn make(plan: &QueuePlan, number: u64) -> io::Result<Queues> {
+        let (down, up) = plan.names(number);
         let downlink = Reader::create(&down, plan.downlink)?;
         let uplink = match up.zip(plan.uplink) {
             Some((name, size)) => Some((Writer::create(&name, size)?, size.bytes)),

@@ -26,7 +26,7 @@ use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
 
 use tunguard::exit::{Exit, Failure, Outcome};
-use tunguard::ipc::{HANDSHAKE_SECONDS, NurseryEnd, NurseryReply, Request, Setup, WorkerEnd};
+use tunguard::ipc::{Cause, HANDSHAKE_SECONDS, NurseryEnd, NurseryReply, Request, Setup, WorkerEnd};
 use tunguard::key_ipc::KEY_HOLDER;
 use tunguard::sys::capabilities::{self, Capability, Kept};
 use tunguard::sys::jail::{self, Layer};
@@ -89,12 +89,24 @@ fn prepare(setup: OwnedFd, signing: OwnedFd) -> Outcome<Prepared> {
 /// A worker's life.
 fn live(prepared: &Prepared, newborn: nursery::Newborn) -> ExitCode {
     let deadline = clock::now() + Duration::from_secs(HANDSHAKE_SECONDS);
-    let nursery::Newborn { uid, guard, tcp, signing } = newborn;
+    let nursery::Newborn { uid, number, guard, tcp, signing } = newborn;
     let _ = prctl::set_name(WORKER_NAME);
     let guard = guard_log::install(guard);
     guard_log::set_level(prepared.setup.log_level);
+    // Whether a file blocks belongs to whoever else has it, too: no worker may change that once it reads.
+    if let Err(error) = tcp.set_nonblocking(true) {
+        tell(
+            guard,
+            Request::Ended {
+                reason: None,
+                cause: Cause::Ours,
+                text: format!("prepare the connection: {error}"),
+            },
+        );
+        return Exit::System.into();
+    }
     let held = Newborn { guard: guard.as_fd(), tcp: tcp.as_fd(), signing: signing.as_fd() };
-    let locked_in = lock_in(&prepared.setup, uid, held).map_err(NoSession::from);
+    let locked_in = lock_in(&prepared.setup, (uid, number), held).map_err(NoSession::from);
     rigged::point("worker.locked-in");
     #[cfg(feature = "rigged")]
     if locked_in.is_ok() {
@@ -114,7 +126,7 @@ fn live(prepared: &Prepared, newborn: nursery::Newborn) -> ExitCode {
 
 /// The worker's loss of privilege, in order. Nothing from the network is read before it is over. What the nursery
 /// held is closed already but for its memory: its channel went with [`nursery::run`].
-fn lock_in(setup: &Setup, uid: u32, held: Newborn<'_>) -> Outcome<io::Result<Queues>> {
+fn lock_in(setup: &Setup, (uid, number): (u32, u64), held: Newborn<'_>) -> Outcome<io::Result<Queues>> {
     // 1. Own user, no capabilities, empty root, no dumps, bound to the guard's life.
     let jail = jail::Jail {
         uid,
@@ -127,7 +139,7 @@ fn lock_in(setup: &Setup, uid: u32, held: Newborn<'_>) -> Outcome<io::Result<Que
     jail::enter(&jail)?;
     // 2. The queues of the session that there may be, charged to our own user, and never another one. Where they can't
     //    be made, the client is told so when there is TLS to tell it by.
-    let queues = Queues::make(&setup.queues, uid);
+    let queues = Queues::make(&setup.queues, number);
     mq::make_no_more().map_err(|e| Failure::system("forbid more queues", e))?;
     rigged::point("worker.queues-made");
     // 3. No files, ports or other processes.

@@ -60,6 +60,8 @@ impl Prepared {
 pub struct Newborn {
     /// Its user.
     pub uid: u32,
+    /// Its number, for the names of its queues.
+    pub number: u64,
     /// Its channel to the guard.
     pub guard: WorkerEnd,
     /// Its client.
@@ -77,8 +79,8 @@ pub fn run(guard: NurseryEnd) -> Outcome<Option<Newborn>> {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(Failure::system("wait for orders", errno)),
         }
-        let (uid, fds) = match guard.receive(true) {
-            Ok(Incoming::Message(NurseryRequest::Start { uid }, fds)) => (uid, fds),
+        let (uid, number, fds) = match guard.receive(true) {
+            Ok(Incoming::Message(NurseryRequest::Start { uid, number }, fds)) => (uid, number, fds),
             Ok(Incoming::Nothing) => continue,
             Ok(Incoming::Closed) => return Ok(None),
             Err(violation) => {
@@ -95,7 +97,7 @@ pub fn run(guard: NurseryEnd) -> Outcome<Option<Newborn>> {
         match spawn::fork_sibling() {
             Ok(Forked::Child) => {
                 let guard = WorkerEnd::from_fd(channel);
-                return Ok(Some(Newborn { uid, guard, tcp: TcpStream::from(tcp), signing }));
+                return Ok(Some(Newborn { uid, number, guard, tcp: TcpStream::from(tcp), signing }));
             }
             Ok(Forked::Parent(pid)) => {
                 rigged::point("nursery.forked");

@@ -2,7 +2,7 @@
 
 use libc::{c_int, pid_t};
 
-use super::{Call, allow, has, is, lacks};
+use super::{Call, allow, bits, is, lacks};
 
 /// The allocator's calls, the clock's, and those of an orderly or a sudden end of process `own`.
 pub(super) fn common(own: pid_t) -> Vec<Call> {
@@ -10,7 +10,13 @@ pub(super) fn common(own: pid_t) -> Vec<Call> {
     let mut calls = vec![
         // The allocator. Nothing becomes executable; mprotect is not here at all.
         allow(libc::SYS_brk, &[]),
-        allow(libc::SYS_mmap, &[has(3, libc::MAP_ANONYMOUS | libc::MAP_PRIVATE), lacks(2, libc::PROT_EXEC)]),
+        allow(
+            libc::SYS_mmap,
+            &[
+                bits(3, libc::MAP_TYPE | libc::MAP_ANONYMOUS, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),
+                lacks(2, libc::PROT_EXEC),
+            ],
+        ),
         allow(libc::SYS_munmap, &[]),
         allow(libc::SYS_mremap, &[]),
         allow(libc::SYS_madvise, &[is(2, libc::MADV_DONTNEED)]),

@@ -144,6 +144,11 @@ fn is_not(at: u8, value: libc::c_int) -> Argument {
     Argument::IsNot(at, value as u32)
 }
 
+/// Of these bits, exactly those.
+fn bits(at: u8, mask: libc::c_int, value: libc::c_int) -> Argument {
+    Argument::Bits(at, mask as u32, value as u32)
+}
+
 fn has(at: u8, bits: libc::c_int) -> Argument {
     Argument::Bits(at, bits as u32, bits as u32)
 }

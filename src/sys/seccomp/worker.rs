@@ -54,7 +54,6 @@ pub fn admission(held: Newborn<'_>) -> Vec<Call> {
         allow(libc::SYS_recvfrom, &[tcp]),
         allow(libc::SYS_sendto, &[tcp]),
         allow(libc::SYS_getpeername, &[tcp]),
-        allow(libc::SYS_ioctl, &[tcp, is(1, libc::FIONBIO as i32)]),
         allow(libc::SYS_setsockopt, &[tcp, is(1, libc::SOL_SOCKET), is(2, libc::SO_KEEPALIVE)]),
         allow(libc::SYS_setsockopt, &[tcp, is(1, libc::IPPROTO_TCP), is(2, libc::TCP_KEEPIDLE)]),
         allow(libc::SYS_setsockopt, &[tcp, is(1, libc::IPPROTO_TCP), is(2, libc::TCP_KEEPINTVL)]),

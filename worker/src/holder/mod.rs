@@ -21,7 +21,7 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::key_ipc::{
-    DeskEnd, HolderEnd, HolderReply, HolderRequest, HolderSetup, Misuse, MisuseEnd, Signature,
+    ADDRESS_SPACE, DeskEnd, HolderEnd, HolderReply, HolderRequest, HolderSetup, Misuse, MisuseEnd, Signature,
 };
 use tunguard::rigged;
 use tunguard::sys::capabilities::{self, Capability, Kept};
@@ -253,5 +253,3 @@ const EVENTS: usize = 64;
 const ORDERS_PER_TURN: usize = 64;
 /// Channel twice, misuse, epoll, Landlock's ruleset for a moment, /dev/null three times, an order's descriptors on their way.
 const OWN_DESCRIPTORS: usize = 24;
-/// A bound against runaway memory.
-const ADDRESS_SPACE: u64 = 1 << 28;
