@@ -52,6 +52,7 @@ fn every_fault_has_its_row_and_every_test_of_a_fault_its_place() {
         "tests/netns/faults.rs",
         "tests/netns/faults/client.rs",
         "tests/netns/faults/guard.rs",
+        "tests/netns/faults/holder.rs",
         "tests/netns/faults/worker.rs",
         "tests/netns/frozen.rs",
         "tests/netns/kill.rs",

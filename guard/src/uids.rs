@@ -39,7 +39,7 @@ impl Uids {
         };
         log::warn!(
             "weaker mode, sandbox.single_uid: all workers are user {uid}, with one allowance for their queues, and \
-             one that is taken over may send signals to the others"
+             only their filters keep one that is taken over from sending signals to the others"
         );
         Ok(Uids::Shared(uid))
     }

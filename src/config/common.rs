@@ -342,7 +342,6 @@ pub(super) fn quoted(text: &str) -> Cow<'static, str> {
     }
 }
 
-/// Units of a duration and their milliseconds.
 /// `socket`, which must fit into a socket address.
 pub(super) fn read_socket(value: &Value<'_>) -> Option<PathBuf> {
     let path = value.path()?;
