@@ -43,7 +43,7 @@ impl Rate {
         )
     }
 
-    /// What may pass at once after a pause: what passes in [`BURST_TIME`], and never less than [`BURST_LEAST`].
+    /// What may pass at once after a pause: what passes in 100 ms, and never less than 64 KiB.
     pub fn burst(self) -> u64 {
         self.bytes_in(BURST_TIME).max(BURST_LEAST)
     }

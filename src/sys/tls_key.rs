@@ -67,7 +67,7 @@ pub fn use_remote_key(ssl: &mut SslRef, public: &PKeyRef<Public>, sign: Sign) ->
     ok(unsafe { ffi::SSL_use_PrivateKey(ssl.as_ptr(), key.as_ptr()) })
 }
 
-/// Has [`crate::tls::signing::heard`] called with each handshake message of the context's connections, sent or
+/// Has `heard` (src/tls/signing.rs) called with each handshake message of the context's connections, sent or
 /// received, in plaintext and in order.
 pub fn hear_messages(context: &mut SslContextBuilder) {
     // SAFETY: the context is valid, and the function has the type that is asked for.
