@@ -107,3 +107,71 @@ fn a_client_says_what_a_path_is_for_where_it_is_asked_on_another() {
     paths.heard(start(), way(1), true, PACKET, Some(InBand::PathChallenge(nonce)));
     assert_eq!(said(&mut paths), [(way(1), InBand::PathStatus(PathStatus::Standby)), (way(1), answer)]);
 }
+
+/// A server that knows these paths beside the one in use, all of them proven but the last.
+fn server_with(statuses: &[Option<PathStatus>], lost: &[Option<known::Lost>]) -> Paths {
+    let mut paths = server(at("192.0.2.1:4000"));
+    for (n, (status, lost)) in statuses.iter().zip(lost).enumerate() {
+        paths.add(start(), Path::new(([203, 0, 113, 1], 1_000 + n as u16).into(), None));
+        let known = paths.list.last_mut().expect("one");
+        (known.proven, known.status, known.lost) = (n + 1 < statuses.len(), *status, *lost);
+    }
+    paths.refresh();
+    paths
+}
+
+const SILENT: Option<known::Lost> =
+    Some(known::Lost { ask_at: Time::from_nanos(0), wait: Duration::from_secs(1), back: None });
+const BACK: Option<known::Lost> = Some(known::Lost {
+    ask_at: Time::from_nanos(0),
+    wait: Duration::from_secs(1),
+    back: Some(Time::from_nanos(0)),
+});
+
+#[test]
+fn what_a_path_is_good_for() {
+    let standby = Some(PathStatus::Standby);
+    let lost = [None, BACK, SILENT, None, None, None];
+    let paths = server_with(&[standby, standby, standby, None, Some(PathStatus::Dropped), standby], &lost);
+    let of = |what: fn(&Paths, usize) -> bool| (0..7).filter(|at| what(&paths, *at)).collect::<Vec<_>>();
+    assert_eq!(of(Paths::is_usable), [0, 1]);
+    assert_eq!(of(Paths::is_spare), [0, 1, 2]);
+    assert_eq!(of(Paths::is_other), [1, 2, 3, 6]);
+}
+
+#[test]
+fn copies_go_wherever_something_answers() {
+    let copy = Some(PathStatus::Copy);
+    let paths = server_with(&[copy, copy, copy, None, copy], &[None, BACK, SILENT, None, None]);
+    assert_eq!(paths.targets, [0, 1, 2]);
+}
+
+#[test]
+fn one_other_path_helps_while_the_one_in_use_is_in_doubt() {
+    let standby = Some(PathStatus::Standby);
+    let mut paths = server_with(&[standby, standby, standby, standby], &[SILENT, BACK, None, None]);
+    for (tries, targets) in [(0, &[0][..]), (1, &[0]), (2, &[0, 2]), (3, &[0, 2])] {
+        if tries > 0 {
+            paths.list[0].asked.take_if(|_| tries == 1);
+            paths.ask(start(), 0, false);
+        }
+        paths.refresh();
+        assert_eq!(paths.targets, targets, "after {tries} tries");
+    }
+}
+
+#[test]
+fn data_goes_to_both_until_a_move_is_proven_and_to_none_twice() {
+    let (old, new) = (at("192.0.2.1:4000"), at("203.0.113.5:6000"));
+    let mut paths = server(old);
+    paths.heard(start() + 30 * MS, new, true, PACKET, None);
+    assert_eq!(paths.targets, [0, 1]);
+    answer(&mut paths, start() + 31 * MS, new);
+    paths.handle_timeout(start() + 500 * MS);
+    assert_eq!((here(&paths), paths.targets.as_slice()), (new, &[0][..]));
+    // Where it was before it is at once, and the other gets its data for a while.
+    paths.heard(start() + 600 * MS, old, true, PACKET, None);
+    assert_eq!((here(&paths), paths.targets.as_slice()), (old, &[0, 1][..]));
+    paths.switch(start() + 601 * MS, 1);
+    assert_eq!((here(&paths), paths.targets.as_slice()), (new, &[0][..]));
+}
