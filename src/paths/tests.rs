@@ -175,3 +175,194 @@ fn data_goes_to_both_until_a_move_is_proven_and_to_none_twice() {
     paths.switch(start() + 601 * MS, 1);
     assert_eq!((here(&paths), paths.targets.as_slice()), (new, &[0][..]));
 }
+
+/// A client with ways of these carriers, all of them proven.
+fn client(carriers: &[u8]) -> Paths {
+    let ways: Vec<Path> = carriers.iter().map(|carrier| at("198.51.100.1:55555").by(*carrier)).collect();
+    let mut paths = Paths::dialled(Secret::from_bytes([1; 32]), ways[0], start());
+    paths.set_ways(start(), &ways);
+    for known in &mut paths.list {
+        (known.proven, known.asked, known.rtt) = (true, None, Some(20 * MS));
+    }
+    paths.refresh();
+    said(&mut paths);
+    paths
+}
+
+#[test]
+fn a_clients_spare_way_is_asked_now_and_then_while_there_is_traffic() {
+    let mut paths = client(&[0, 1]);
+    assert_eq!(paths.due(1), None, "nothing was sent");
+    paths.sent = start();
+    assert_eq!(paths.due(1), None, "it was asked since");
+    paths.sent = start() + MS;
+    assert_eq!((paths.due(0), paths.due(1)), (None, Some(start() + Duration::from_secs(20))));
+    paths.list[1].lost = SILENT;
+    assert_eq!(paths.due(1), Some(Time::default()), "when its turn is");
+    let mut server = server_with(&[Some(PathStatus::Standby), None], &[None, None]);
+    server.sent = start() + Duration::from_secs(60);
+    assert_eq!(server.due(1), None);
+}
+
+#[test]
+fn how_long_silence_is_borne_is_a_matter_of_what_else_there_is() {
+    let second = Duration::from_secs(1);
+    let lost = |wait| Some(known::Lost { ask_at: start(), wait, back: None });
+    let with = |carrier, proven, lost| {
+        let mut paths = client(&[0, carrier]);
+        (paths.list[1].proven, paths.list[1].lost) = (proven, lost);
+        paths.patience(0)
+    };
+    assert_eq!(with(1, true, None), Some(30 * MS));
+    assert_eq!(with(1, true, lost(8 * second)), Some(30 * MS), "it may be back");
+    assert_eq!(with(1, true, lost(16 * second)), Some(second));
+    assert_eq!(with(INSIDE, true, None), Some(second));
+    for carrier in [1, INSIDE] {
+        assert_eq!(with(carrier, false, None), Some(3 * second), "it never answered");
+    }
+    assert_eq!(client(&[0]).patience(0), Some(3 * second));
+    assert_eq!(server(at("192.0.2.1:4000")).patience(0), None);
+}
+
+#[test]
+fn the_only_path_that_answers_nothing_is_suspected_once() {
+    let suspected = |paths: &mut Paths| {
+        let mut events = Vec::new();
+        for ms in (0..2_000).step_by(10) {
+            paths.handle_timeout(start() + ms * MS);
+            let suspect = |event| (event == PathEvent::Suspect).then_some(ms);
+            events.extend(std::iter::from_fn(|| paths.poll_event()).filter_map(suspect));
+        }
+        events
+    };
+    let mut alone = client(&[0]);
+    alone.probe(start());
+    let events = suspected(&mut alone);
+    assert!(events.len() == 1 && events[0] >= 1_500, "{events:?}");
+    let mut blind = client(&[0]);
+    blind.list[0].proven = false;
+    blind.probe(start());
+    let events = suspected(&mut blind);
+    assert!(events.len() == 1 && (700..1_500).contains(&events[0]), "{events:?}");
+    let mut another = client(&[0, 1]);
+    another.probe(start());
+    assert_eq!(suspected(&mut another), []);
+}
+
+#[test]
+fn shared_flows_leave_a_path_after_its_third_try() {
+    for (mode, tries) in [(Mode::Balance, 3), (Mode::Failover, 8)] {
+        let mut paths = client(&[0, 1]);
+        paths.mode = mode;
+        paths.ask(start(), 1, false);
+        let mut most = 1;
+        while !paths.list[1].is_lost() {
+            let due = paths.due(1).expect("something to do");
+            paths.look_at(due, 1);
+            most = paths.list[1].asked.as_ref().map_or(most, |asked| most.max(asked.tries.len()));
+        }
+        assert_eq!(most, tries, "{mode:?}");
+    }
+}
+
+#[test]
+fn a_lost_path_is_asked_less_and_less_often() {
+    let mut paths = client(&[0, 1]);
+    paths.lose(start(), 1);
+    let mut waits = Vec::new();
+    let mut now = start();
+    for _ in 0..7 {
+        let due = paths.due(1).expect("a turn");
+        waits.push((due - now).as_secs());
+        now = due;
+        paths.look_at(now, 1);
+        paths.list[1].asked = None;
+    }
+    assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
+}
+
+#[test]
+fn tries_follow_each_other_at_the_pace_of_the_path() {
+    let waits = |mut paths: Paths, rtt: Option<Duration>| -> Vec<u128> {
+        paths.list[0].rtt = rtt;
+        let wait = |paths: &mut Paths| {
+            paths.ask(start(), 0, false);
+            paths.list[0].asked.as_ref().map(|asked| (asked.again - start()).as_millis())
+        };
+        (0..5).filter_map(|_| wait(&mut paths)).collect()
+    };
+    assert_eq!(waits(client(&[0]), None), [250, 500, 1_000, 2_000, 2_000]);
+    assert_eq!(waits(client(&[0]), Some(10 * MS)), [50, 100, 200, 400, 800]);
+    assert_eq!(waits(client(&[0]), Some(100 * MS)), [200, 400, 800, 1_600, 2_000]);
+    // There is another: no time for a second round trip.
+    assert_eq!(waits(client(&[0, 1]), Some(100 * MS)), [180, 360, 720, 1_440, 2_000]);
+    let mut lost = client(&[0, 1]);
+    lost.list[1].lost = SILENT;
+    assert_eq!(waits(lost, Some(100 * MS)), [200, 400, 800, 1_600, 2_000]);
+}
+
+#[test]
+fn a_path_in_doubt_has_the_others_asked() {
+    let mut paths = client(&[0, 1, 2]);
+    paths.list[2].proven = false;
+    let asked = |paths: &Paths| -> Vec<usize> {
+        let tries = |known: &Known| known.asked.as_ref().map_or(0, |asked| asked.tries.len());
+        paths.list.iter().map(tries).collect()
+    };
+    let mut seen = vec![];
+    paths.probe(start());
+    for _ in 0..3 {
+        seen.push(asked(&paths));
+        let again = paths.due(0).expect("another try");
+        paths.look_at(again, 0);
+    }
+    seen.push(asked(&paths));
+    assert_eq!(seen, [[1, 0, 0], [2, 1, 0], [3, 1, 0], [4, 1, 0]]);
+    // One that was asked before, and may have to wait long for its next turn, is asked anew with the second try.
+    let mut paths = client(&[0, 1]);
+    paths.probe(start());
+    (0..3).for_each(|_| paths.ask(start(), 1, false));
+    paths.look_at(start() + Duration::from_secs(1), 0);
+    assert_eq!(asked(&paths), [2, 1]);
+    // Of a server, what its client doesn't use beside the first is left alone.
+    let mut paths = server_with(&[None, Some(PathStatus::Standby), None], &[None, None, None]);
+    paths.probe(start());
+    paths.look_at(start() + Duration::from_secs(1), 0);
+    assert_eq!(asked(&paths), [2, 0, 1, 0]);
+}
+
+#[test]
+fn every_try_of_a_rebind_is_one() {
+    let mut paths = client(&[0]);
+    paths.rebind(start());
+    paths.ask(start(), 0, false);
+    let rebinds = said(&mut paths).into_iter().filter(|(_, message)| *message == InBand::Rebind).count();
+    assert_eq!(rebinds, 2);
+}
+
+#[test]
+fn what_the_client_says_of_its_ways() {
+    use PathStatus::{Copy, Preferred, Share, Standby};
+    for (carriers, mode, words) in [
+        ([0, 1, INSIDE], Mode::Failover, [Preferred, Standby, Standby]),
+        ([0, 1, INSIDE], Mode::Redundant, [Copy, Copy, Standby]),
+        ([0, 1, INSIDE], Mode::Balance, [Share, Share, Standby]),
+        ([INSIDE, 0, 1], Mode::Failover, [Preferred, Standby, Standby]),
+        ([INSIDE, 0, 1], Mode::Redundant, [Preferred, Copy, Copy]),
+        ([INSIDE, 0, 1], Mode::Balance, [Preferred, Share, Share]),
+    ] {
+        let mut paths = client(&carriers);
+        paths.mode = mode;
+        assert_eq!([0, 1, 2].map(|at| paths.word_on(at)), words, "{mode:?} of {carriers:?}");
+    }
+}
+
+#[test]
+fn a_round_trip_is_smoothed() {
+    let mut paths = client(&[0]);
+    for (sample, rtt) in [(100, 30), (30, 30), (110, 40)] {
+        paths.probe(start());
+        answer(&mut paths, start() + sample * MS, at("198.51.100.1:55555"));
+        assert_eq!(paths.list[0].rtt, Some(rtt * MS));
+    }
+}
