@@ -1,5 +1,6 @@
 //! What a datagram from somewhere does to where the peer is taken to be.
 
+use super::follow::MOST_KNOWN;
 use super::*;
 
 const MS: Duration = Duration::from_millis(1);
@@ -246,7 +247,7 @@ fn the_only_path_that_answers_nothing_is_suspected_once() {
     assert!(events.len() == 1 && (700..1_500).contains(&events[0]), "{events:?}");
     let mut another = client(&[0, 1]);
     another.probe(start());
-    assert_eq!(suspected(&mut another), []);
+    assert!(suspected(&mut another).is_empty());
 }
 
 #[test]
@@ -365,4 +366,125 @@ fn a_round_trip_is_smoothed() {
         answer(&mut paths, start() + sample * MS, at("198.51.100.1:55555"));
         assert_eq!(paths.list[0].rtt, Some(rtt * MS));
     }
+}
+
+#[test]
+fn another_that_answers_takes_over_from_one_that_was_asked_twice() {
+    for (tries, moves) in [(0, false), (1, false), (2, true), (3, true)] {
+        let mut paths = client(&[0, 1]);
+        (0..tries).for_each(|_| paths.ask(start(), 0, false));
+        paths.ask(start(), 1, false);
+        let other = paths.list[1].path;
+        answer(&mut paths, start() + 20 * MS, other);
+        assert_eq!(here(&paths) == other, moves, "after {tries} tries");
+    }
+}
+
+#[test]
+fn the_client_says_which_path_it_is_on() {
+    let standby = Some(PathStatus::Standby);
+    let fresh = || server_with(&[standby, standby, None], &[None, None, None]);
+    let tell = |paths: &mut Paths, at: usize, status| {
+        let path = paths.list[at].path;
+        paths.heard(start() + 30 * MS, path, true, PACKET, Some(InBand::PathStatus(status)));
+        path
+    };
+    let mut paths = fresh();
+    let other = tell(&mut paths, 1, PathStatus::Preferred);
+    assert_eq!((here(&paths), paths.nomination.is_some_and(|n| n.rebind)), (other, true));
+    let mut paths = fresh();
+    let same = tell(&mut paths, 0, PathStatus::Preferred);
+    assert_eq!((here(&paths), paths.nomination.is_some()), (same, false));
+    let mut paths = fresh();
+    let left = tell(&mut paths, 0, PathStatus::Dropped);
+    assert_eq!((here(&paths) != left, paths.list[1].path), (true, left));
+    let mut paths = fresh();
+    let same = here(&paths);
+    tell(&mut paths, 1, PathStatus::Dropped);
+    assert_eq!((here(&paths), paths.is_other(1)), (same, false));
+    // Where there is no other it stays.
+    let mut alone = server(at("192.0.2.1:4000"));
+    let same = tell(&mut alone, 0, PathStatus::Dropped);
+    assert_eq!(here(&alone), same);
+}
+
+#[test]
+fn a_spare_that_is_heard_is_no_move() {
+    use PathStatus::{Copy, Share, Standby};
+    let (new, now) = (at("203.0.113.5:6000"), start() + 30 * MS);
+    let tell = |paths: &mut Paths, path: Path, status| {
+        paths.heard(now, path, true, PACKET, Some(InBand::PathStatus(status)));
+    };
+    for (status, message, stays) in [
+        (Standby, None, false),
+        (Standby, Some(InBand::Rebind), false),
+        (Copy, None, false),
+        (Copy, Some(InBand::Rebind), true),
+        (Share, None, false),
+        (Share, Some(InBand::Rebind), true),
+    ] {
+        let mut paths = server(at("192.0.2.1:4000"));
+        paths.heard(now, new, true, REBIND_BYTES, message);
+        tell(&mut paths, new, status);
+        assert_eq!(paths.nomination.is_some(), stays, "{status:?} after {message:?}");
+    }
+    // That says nothing of another's move, nor of one that was made already.
+    let mut paths = server_with(&[None, None], &[None, None]);
+    paths.heard(now, new, true, PACKET, None);
+    let other = paths.list[1].path;
+    said(&mut paths);
+    tell(&mut paths, other, Standby);
+    assert_eq!(paths.nomination.map(|n| n.key), Some(new.key()));
+    assert!(said(&mut paths).is_empty(), "it has answered");
+    let unproven = paths.list[2].path;
+    for asked in [true, false] {
+        tell(&mut paths, unproven, Standby);
+        assert_eq!(said(&mut paths).len(), usize::from(asked), "once is enough");
+    }
+    let mut paths = server_with(&[None, None], &[None, None]);
+    let other = paths.list[1].path;
+    paths.heard(now, other, true, PACKET, None);
+    tell(&mut paths, other, Standby);
+    assert_eq!((here(&paths), paths.nomination.is_some()), (other, true));
+}
+
+#[test]
+fn of_too_many_paths_a_stranger_silent_for_longest_is_forgotten() {
+    let standby = Some(PathStatus::Standby);
+    let mut paths = server(at("192.0.2.1:4000"));
+    let path = |n: u16| Path::new(([203, 0, 113, 1], 1_000 + n).into(), None);
+    // As long ago as they were heard: (how long, proven, status).
+    for (n, (ago, proven, status)) in [
+        (900, false, standby),
+        (800, true, standby),
+        (700, true, None),
+        (500, false, None),
+        (600, false, None),
+        (400, true, None),
+        (300, true, None),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        paths.add(start(), path(n as u16));
+        let known = paths.list.last_mut().expect("one");
+        (known.proven, known.status) = (proven, status);
+        known.heard = Time::from_nanos(1_000 - ago);
+    }
+    let mut forgotten = Vec::new();
+    for n in 7..12 {
+        let before: Vec<Path> = paths.list.iter().map(|known| known.path).collect();
+        paths.add(start(), path(n));
+        assert_eq!(paths.list.len(), MOST_KNOWN);
+        forgotten
+            .extend((0..n).filter(|n| before.contains(&path(*n)) && paths.find(path(*n).key()).is_none()));
+        // It has come to stay.
+        paths.list.last_mut().expect("one").proven = true;
+    }
+    assert_eq!(forgotten, [4, 3, 2, 5, 6]);
+    // The one that is being looked into stays.
+    let mut paths = server(at("192.0.2.1:4000"));
+    paths.heard(start(), path(0), true, PACKET, None);
+    (1..20).for_each(|n| paths.add(start() + MS, path(n)));
+    assert!(paths.find(path(0).key()).is_some());
 }
