@@ -488,3 +488,89 @@ fn of_too_many_paths_a_stranger_silent_for_longest_is_forgotten() {
     (1..20).for_each(|n| paths.add(start() + MS, path(n)));
     assert!(paths.find(path(0).key()).is_some());
 }
+
+#[test]
+fn a_move_to_a_known_path_is_taken_back_if_only_the_old_one_answers() {
+    let standby = Some(PathStatus::Standby);
+    let now = start() + 30 * MS;
+    // Where it is said to be by what; who answers; what the client said of the old one; when that is decided.
+    for (message, [old_answers, new_answers], status, stays, decided) in [
+        (None, [true, false], None, false, 1_000),
+        (None, [true, false], Some(PathStatus::Preferred), false, 1_000),
+        (None, [true, false], standby, true, 3_000),
+        (None, [false, false], None, true, 3_000),
+        (None, [true, true], None, true, 100),
+        (Some(InBand::Rebind), [true, false], None, true, 3_000),
+    ] {
+        let mut paths = server_with(&[None, None], &[None, None]);
+        let (old, new) = (here(&paths), paths.list[1].path);
+        paths.heard(now, new, true, PACKET, message);
+        assert_eq!(here(&paths), new);
+        let answered = |paths: &mut Paths, path: Path| {
+            let at = paths.find(path.key()).expect("known");
+            (paths.list[at].answered, paths.list[at].asked) = (Some(now + 20 * MS), None);
+        };
+        if old_answers {
+            answered(&mut paths, old);
+        }
+        if new_answers {
+            answered(&mut paths, new);
+        }
+        let at = paths.find(old.key()).expect("known");
+        paths.list[at].status = status;
+        let mut when = 0;
+        for ms in (100..4_000).step_by(100) {
+            paths.handle_timeout(now + ms * MS);
+            if paths.nomination.is_none() && when == 0 {
+                when = ms;
+            }
+        }
+        assert_eq!((here(&paths) == new, when), (stays, decided), "{message:?}, {status:?}");
+        let at = paths.find(new.key()).expect("known");
+        assert_eq!(paths.list[at].proven, stays, "it has to answer first next time");
+    }
+}
+
+#[test]
+fn who_left_the_old_path_moves_with_the_first_answer() {
+    let (new, now) = (at("203.0.113.5:6000"), start() + 30 * MS);
+    for (status, moves) in [
+        (None, false),
+        (Some(PathStatus::Preferred), false),
+        (Some(PathStatus::Standby), true),
+        (Some(PathStatus::Dropped), true),
+    ] {
+        let mut paths = server(at("192.0.2.1:4000"));
+        paths.heard(now, new, true, PACKET, None);
+        paths.list[0].status = status;
+        answer(&mut paths, now + MS, new);
+        assert_eq!(here(&paths) == new, moves, "{status:?}");
+        if !moves {
+            // One and a half round trips of 20 ms, and 10 more.
+            assert_eq!(paths.nomination.map(|n| n.grace), Some(now + 40 * MS));
+        }
+    }
+}
+
+#[test]
+fn what_the_client_left_has_no_word_of_it_any_more() {
+    use PathStatus::{Preferred, Standby};
+    for (status, lost, after) in [
+        (Some(Preferred), None, None),
+        (Some(Standby), None, Some(Standby)),
+        (Some(Preferred), SILENT, Some(Preferred)),
+    ] {
+        let mut paths = server_with(&[None, None], &[None, None]);
+        (paths.list[0].status, paths.list[0].lost) = (status, lost);
+        paths.switch(start(), 1);
+        assert_eq!(paths.list[1].status, after, "{status:?}, {lost:?}");
+    }
+    // A spare that a REBIND came by is the client's choice.
+    for status in [Standby, PathStatus::Copy] {
+        let mut paths = server_with(&[Some(status), None], &[None, None]);
+        let path = paths.list[1].path;
+        paths.heard(start() + 30 * MS, path, true, REBIND_BYTES, Some(InBand::Rebind));
+        let expected = if status == Standby { Preferred } else { status };
+        assert_eq!((here(&paths), paths.list[0].status), (path, Some(expected)));
+    }
+}
