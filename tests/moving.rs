@@ -418,6 +418,26 @@ fn an_idle_client_that_would_use_several_carriers_is_followed_with_one() {
 }
 
 #[test]
+fn what_no_socket_takes_may_go_another_way_that_works() {
+    for role in [Role::Client, Role::Server] {
+        let way_out = |mut world: World| {
+            let now = world.now;
+            let path = world.end(role).way_out(now)?;
+            Some(if role == Role::Client { path.carrier.to_string() } else { path.remote.to_string() })
+        };
+        let other = if role == Role::Client { "1" } else { "203.0.113.5:6000" };
+        assert_eq!(way_out(World::new()), None, "{role:?}: there is only one");
+        assert_eq!(way_out(World::with_two(Mode::Failover)).as_deref(), Some(other), "{role:?}");
+        assert_eq!(way_out(World::with_two(Mode::Redundant)), None, "{role:?}: data goes there already");
+        // One that never answered is none.
+        let mut world = World::new();
+        world.dead.insert("203.0.113.5:6000".to_owned());
+        world.set_carriers(&[(0, "192.0.2.1:4000"), (1, "203.0.113.5:6000")]);
+        assert_eq!(way_out(world), None, "{role:?}");
+    }
+}
+
+#[test]
 fn a_stranger_that_is_forgotten_gets_no_more_than_one_that_is_remembered() {
     let (client, stranger) = (at("192.0.2.1:4000"), at("203.0.113.9:9"));
     let now = Time::default() + Duration::from_secs(1);

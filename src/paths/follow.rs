@@ -198,7 +198,7 @@ impl Paths {
 }
 
 /// Paths remembered.
-const MOST_KNOWN: usize = 8;
+pub(super) const MOST_KNOWN: usize = 8;
 pub(super) const NOMINATIONS: u32 = 4;
 /// The client's own word has a bucket of its own, that no copies of packets can empty.
 pub(super) const REBINDS: u32 = 16;

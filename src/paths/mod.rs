@@ -23,6 +23,8 @@ mod keep;
 mod known;
 mod lead;
 mod mtu;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};

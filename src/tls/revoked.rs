@@ -187,3 +187,75 @@ const END: &[u8] = b"-----END X509 CRL-----";
 /// issuingDistributionPoint, and certificateIssuer of an entry (RFC 5280 sections 5.2.4, 5.2.5, 5.3.3).
 const PARTIAL: [[u8; 5]; 3] =
     [[0x06, 0x03, 0x55, 0x1d, 0x1b], [0x06, 0x03, 0x55, 0x1d, 0x1c], [0x06, 0x03, 0x55, 0x1d, 0x1d]];
+
+#[cfg(test)]
+mod tests {
+    use openssl::asn1::{Asn1Integer, Asn1Time};
+    use openssl::bn::BigNum;
+    use openssl::error::ErrorStack;
+    use openssl::hash::MessageDigest;
+    use openssl::nid::Nid;
+    use openssl::pkey::PKey;
+    use openssl::x509::{X509Builder, X509Name};
+
+    use super::*;
+
+    /// With serial number 7, unsigned as far as anybody looks here.
+    fn cert(name: &str, issuer: &str) -> X509 {
+        let make = || -> Result<X509, ErrorStack> {
+            let called = |name: &str| {
+                let mut builder = X509Name::builder()?;
+                builder.append_entry_by_nid(Nid::COMMONNAME, name)?;
+                Ok::<_, ErrorStack>(builder.build())
+            };
+            let key = PKey::generate_ed25519()?;
+            let mut cert = X509Builder::new()?;
+            cert.set_serial_number(&*Asn1Integer::from_bn(&*BigNum::from_u32(7)?)?)?;
+            cert.set_subject_name(&*called(name)?)?;
+            cert.set_issuer_name(&*called(issuer)?)?;
+            cert.set_not_before(&*Asn1Time::from_unix(0)?)?;
+            cert.set_not_after(&*Asn1Time::from_unix(1)?)?;
+            cert.set_pubkey(&key)?;
+            cert.sign(&key, MessageDigest::null())?;
+            Ok(cert.build())
+        };
+        make().expect("a certificate")
+    }
+
+    /// Lists of those who issued `covered`, which take back `revoked`.
+    fn lists(covered: &[&X509], revoked: &[&X509]) -> Revoked {
+        let mut lists = Revoked::default();
+        let ids = |certs: &[&X509]| -> Vec<CertId> {
+            certs.iter().map(|cert| CertId::of(cert).expect("an ID")).collect()
+        };
+        for id in ids(covered) {
+            lists.by_issuer.entry(id.issuer).or_default();
+        }
+        for id in ids(revoked) {
+            lists.by_issuer.entry(id.issuer).or_default().insert(id.serial);
+        }
+        lists
+    }
+
+    #[test]
+    fn every_certificate_below_the_anchor_is_looked_up() {
+        let (leaf, office) = (cert("alice", "Office CA"), cert("Office CA", "Below CA"));
+        // No list says anything of who issued the anchor: it is trusted by itself.
+        let (below, anchor) = (cert("Below CA", "Lab CA"), cert("Lab CA", "Elsewhere"));
+        let chain = [&leaf, &office, &below, &anchor];
+        let check = |lists: &Revoked, chain: &[&X509]| {
+            let chain = chain.iter().map(|cert| cert.as_ref());
+            lists.check_chain(chain, Side::Client).map_err(|(_, failure)| failure.exit)
+        };
+        let covered = &chain[..3];
+        assert_eq!(check(&lists(covered, &[]), &chain), Ok(()));
+        for spoiled in covered {
+            assert_eq!(check(&lists(covered, &[spoiled]), &chain), Err(Exit::CertificateRevoked));
+            let others: Vec<&X509> = covered.iter().copied().filter(|cert| cert != spoiled).collect();
+            assert_eq!(check(&lists(&others, &[]), &chain), Err(Exit::CertificateForeign));
+        }
+        // One that is trusted by itself and shown as a peer's is still a peer's.
+        assert_eq!(check(&lists(&[&leaf], &[&leaf]), &[&leaf]), Err(Exit::CertificateRevoked));
+        assert_eq!(check(&lists(&[], &[]), &[&leaf]), Err(Exit::CertificateForeign));
+    }
+}

@@ -437,6 +437,18 @@ fn a_server_of_another_name_is_refused_and_its_names_are_listed() {
 }
 
 #[test]
+fn of_a_servers_many_names_the_first_are_listed() {
+    let names: Vec<String> = (1..=10).map(|n| format!("n{n}.example.org")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    for (count, end) in
+        [(7, "\"n7.example.org\","), (8, "\"n8.example.org\","), (10, "\"n8.example.org\", 2 more,")]
+    {
+        let (_, client) = Lab::with_server(Wish { dns: &names[..count], ip: &[], ..server_wish() }).fails();
+        says(&client, Exit::CertificateForeign, &["for \"n1.example.org\", ", &format!("{end} not for")]);
+    }
+}
+
+#[test]
 fn a_servers_common_name_is_no_address_of_its() {
     let mut lab = Lab::with_server(Wish { names: &["vpn.example.org"], dns: &[], ip: &[], ..server_wish() });
     let (_, client) = lab.fails();
@@ -794,6 +806,20 @@ fn lists_that_prove_nothing_are_refused() {
     }
     files.put("crl.pem", &good);
     files.server(Some("crl.pem")).unwrap();
+}
+
+#[test]
+fn a_newer_list_is_needed_when_the_first_of_them_expires() {
+    let (one, two) = (ca("One CA"), ca("Two CA"));
+    let cas = [pem(&one), pem(&two)].concat();
+    let lists =
+        |ends: [i64; 2]| [crl(&one, &[], (-HOUR, ends[0])), crl(&two, &[], (-HOUR, ends[1]))].concat();
+    let now = tunguard::tls::time::wall_clock();
+    for ends in [[HOUR, 2 * HOUR], [2 * HOUR, HOUR]] {
+        let needed = Revoked::parse(&lists(ends), &cas).unwrap().next_update().unwrap() - now;
+        assert!((HOUR..HOUR + 1_000).contains(&needed), "{ends:?}: in {needed} s");
+    }
+    assert_eq!(Revoked::default().next_update(), None);
 }
 
 #[test]
