@@ -5,7 +5,7 @@
 # OpenSSL, and is one test program: unit tests of what is changed, and the tests of tests/ that drive it. So a
 # mutant takes seconds where the whole workspace takes a minute (scripts/mutants.sh).
 set -euo pipefail
-group=$1 dir=$2
+group=${1:?} dir=${2:?}
 cd "$(dirname "$0")/.."
 
 case $group in

@@ -574,3 +574,67 @@ fn what_the_client_left_has_no_word_of_it_any_more() {
         assert_eq!((here(&paths), paths.list[0].status), (path, Some(expected)));
     }
 }
+
+#[test]
+fn a_client_that_may_have_moved_says_so_at_once() {
+    let mut paths = client(&[0]);
+    paths.rebind(start());
+    let path = here(&paths);
+    assert_eq!(said(&mut paths).first(), Some(&(path, InBand::Rebind)));
+    // Where there is no path there is nothing to say.
+    let mut nowhere = Paths::following(Secret::from_bytes([1; 32]), None);
+    nowhere.rebind(start());
+    nowhere.handle_timeout(start());
+    assert!(said(&mut nowhere).is_empty());
+}
+
+#[test]
+fn the_best_way_answers_is_trusted_and_comes_first_in_this_order() {
+    for (first, second, best) in [
+        ((true, None), (true, None), 0),
+        ((false, None), (true, None), 1),
+        ((true, BACK), (true, None), 1),
+        ((true, SILENT), (false, BACK), 1),
+        ((true, BACK), (true, SILENT), 0),
+        ((false, None), (false, None), 0),
+    ] {
+        let mut paths = client(&[0, 1]);
+        (paths.list[0].proven, paths.list[0].lost) = first;
+        (paths.list[1].proven, paths.list[1].lost) = second;
+        assert_eq!(paths.best(), best, "{first:?}, {second:?}");
+    }
+}
+
+#[test]
+fn a_way_that_was_just_dialled_has_a_try_before_another_is_used() {
+    for (tries, moves) in [(0, true), (1, false), (2, true)] {
+        let mut paths = client(&[0, 1]);
+        paths.list[0].proven = false;
+        (0..tries).for_each(|_| paths.ask(start(), 0, false));
+        paths.choose(start());
+        assert_eq!(here(&paths).carrier == 1, moves, "after {tries} tries");
+    }
+}
+
+#[test]
+fn the_server_goes_back_to_what_its_client_prefers() {
+    let (preferred, standby) = (Some(PathStatus::Preferred), Some(PathStatus::Standby));
+    for (status, moves) in [(standby, true), (preferred, false), (None, false)] {
+        let mut paths = server_with(&[standby, preferred, None], &[None, None, None]);
+        paths.list[0].status = status;
+        let wanted = paths.list[2].path;
+        paths.choose(start());
+        assert_eq!(here(&paths) == wanted, moves, "{status:?}");
+    }
+}
+
+#[test]
+fn candidates_that_came_to_nothing_are_forgotten() {
+    let standby = Some(PathStatus::Standby);
+    let mut paths = server_with(&[None, standby, None, None], &[None, None, None, None]);
+    paths.list[2].proven = false;
+    paths.list[3].proven = false;
+    let kept: Vec<Path> = paths.list[..3].iter().map(|known| known.path).collect();
+    paths.forget_strangers();
+    assert_eq!(paths.list.iter().map(|known| known.path).collect::<Vec<_>>(), kept);
+}
