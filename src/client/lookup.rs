@@ -21,10 +21,10 @@ use crate::exit::{Exit, Failure, Outcome};
 use crate::path::canonical;
 use crate::sandbox::Means;
 use crate::sys::jail::{self, Layer};
+use crate::sys::seccomp::Filter;
 use crate::sys::seccomp::lookup::life;
-use crate::sys::seccomp::{self, Filter};
 use crate::sys::seqpacket::{self, Channel, Incoming};
-use crate::sys::{landlock, signals, spawn};
+use crate::sys::{landlock, spawn};
 use crate::time::Time;
 
 /// What the helper says, once.
@@ -167,11 +167,7 @@ fn lock_in((uid, gid): (u32, u32), landlock: i32, parent: i32) -> Outcome<()> {
         version => landlock::restrict_to_resolving(version),
     })?;
     // 3. The system calls of resolving.
-    signals::end_by_faults().map_err(|e| Failure::system("let faults end us", e))?;
-    jail::put_on(Layer::FirstFilter, || {
-        Filter::compile_mild(&life())?.install()?;
-        seccomp::confirm()
-    })
+    jail::filter_calls(|| Filter::compile_mild(&life()))
 }
 
 /// In place of a version.

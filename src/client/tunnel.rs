@@ -17,7 +17,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use nix::sys::prctl;
-use nix::sys::signal::{SigSet, Signal};
 use openssl::ssl::SslContext;
 
 use super::attempts::{Attempts, Failed, Next};
@@ -29,11 +28,10 @@ use super::settings::{Configuring, Purpose};
 use super::{role, tunnel_log};
 use crate::exit::{Exit, Failure, Outcome};
 use crate::rigged::point;
-use crate::sys::jail::{self, Layer};
-use crate::sys::landlock;
+use crate::sys::jail;
 use crate::sys::poller::{Interest, Poller};
+use crate::sys::seccomp::Filter;
 use crate::sys::seccomp::tunnel::{Newborn, life};
-use crate::sys::seccomp::{self, Filter};
 use crate::sys::seqpacket::Incoming;
 use crate::sys::tun::Tun;
 use crate::sys::{clock, memfd, signals, spawn};
@@ -79,8 +77,7 @@ fn start(setup: OwnedFd, held: Newborn<'_>) -> Outcome<Setup> {
     let _ = prctl::set_name(c"tunguard-tunnel");
     // 2. Ctrl-C reaches the whole terminal, and a service's stop its whole group: the supervisor hears it, and
     //    tells us to say goodbye.
-    let stops = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter();
-    SigSet::from_iter(stops).thread_block().map_err(|e| Failure::system("block signals", e))?;
+    signals::block_stops()?;
     // 3. What we were told; the file is closed with this.
     let bytes = memfd::read(setup).map_err(|e| Failure::system("read the tunnel's setup", e))?;
     let setup = Setup::decode(&bytes)
@@ -99,19 +96,12 @@ fn start(setup: OwnedFd, held: Newborn<'_>) -> Outcome<Setup> {
     };
     jail::enter(&jail)?;
     // 6. No files, ports or other processes.
-    jail::put_on(Layer::Landlock, || match setup.landlock {
-        Some(version) => landlock::restrict(version),
-        None => Ok(()),
-    })?;
+    jail::give_up_the_rest(setup.landlock)?;
     // 7. The C library looks for the host's time zone at the first date it handles, once, and the next call wouldn't be
     //    allowed any more. (It finds none, and all our dates are in UTC.)
     tls::time::first_date();
     // 8. The system calls of the tunnel process.
-    signals::end_by_faults().map_err(|e| Failure::system("let faults end us", e))?;
-    jail::put_on(Layer::FirstFilter, || {
-        Filter::compile(&life(held))?.install()?;
-        seccomp::confirm()
-    })?;
+    jail::filter_calls(|| Filter::compile(&life(held)))?;
     point("tunnel.locked-in");
     Ok(setup)
 }

@@ -9,7 +9,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Pid, Uid, chdir, chroot, getppid, getresuid, setresgid, setresuid};
 
-use super::{capabilities, ids};
+use super::seccomp::{self, Filter};
+use super::{capabilities, ids, landlock, signals};
 use crate::exit::{Failure, Outcome};
 
 /// What a process is left with.
@@ -140,6 +141,21 @@ fn give_up_root(uid: u32, gid: u32, parent: i32) -> Outcome<()> {
         }
     })?;
     put_on(Layer::OwnUser, || confirm(uid))
+}
+
+/// Files, ports and other processes, by this version of Landlock; `None` where the configuration does without.
+pub fn give_up_the_rest(version: Option<i32>) -> Outcome<()> {
+    put_on(Layer::Landlock, || version.map_or(Ok(()), landlock::restrict))
+}
+
+/// The last step before anything from outside is read: the system calls of `filter` are all that is left. A fault ends us
+/// as what it is, not as a call that isn't allowed.
+pub fn filter_calls(filter: impl FnOnce() -> Outcome<Filter>) -> Outcome<()> {
+    signals::end_by_faults().map_err(|e| Failure::system("let faults end us", e))?;
+    put_on(Layer::FirstFilter, || {
+        filter()?.install()?;
+        seccomp::confirm()
+    })
 }
 
 /// For a process that is going to hold a secret, while it is root: no dump of it, no tracing, and nothing of it in swap

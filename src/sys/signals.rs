@@ -5,8 +5,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
+use nix::sys::signal::{SigSet, Signal};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 use signal_hook::low_level::pipe;
+
+use crate::exit::{Failure, Outcome};
 
 /// Lets a fault end the process by its own signal, as the kernel does it. The standard library's handlers only look for
 /// a stack that overflowed, to say so on a standard error that nobody reads; under a system call filter they would be
@@ -19,6 +22,12 @@ pub fn end_by_faults() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// For a process that others tell what to do: a terminal's or a service's signals are meant for those.
+pub fn block_stops() -> Outcome<()> {
+    let stops = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+    SigSet::from_iter(stops).thread_block().map_err(|e| Failure::system("block signals", e))
 }
 
 /// What came.

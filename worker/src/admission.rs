@@ -103,30 +103,32 @@ impl From<Failure> for NoSession {
     }
 }
 
+/// What a worker has for its client before it knows it.
+pub struct Connection {
+    /// The channel to the guard.
+    pub guard: &'static WorkerEnd,
+    /// The client's.
+    pub tcp: TcpStream,
+    /// Its channel to the key holder, good for one signature.
+    pub signing: OwnedFd,
+    /// The queues of the session, or why they can't be made.
+    pub queues: io::Result<Queues>,
+    /// Until when there has to be a session.
+    pub deadline: Time,
+}
+
 /// Makes the session, or says why there is none. A client that got as far as a TLS session is told, too.
-pub fn admit(
-    prepared: &Prepared,
-    guard: &'static WorkerEnd,
-    tcp: TcpStream,
-    signing: OwnedFd,
-    queues: io::Result<Queues>,
-    deadline: Time,
-) -> Result<Admitted, NoSession> {
-    let admitted = try_admit(prepared, guard, tcp, signing, queues, deadline);
+pub fn admit(prepared: &Prepared, connection: Connection) -> Result<Admitted, NoSession> {
+    let deadline = connection.deadline;
+    let admitted = try_admit(prepared, connection);
     admitted.map_err(|none| match none.cause {
         Cause::Left if clock::now() >= deadline => NoSession { cause: Cause::Deadline, ..none },
         _ => none,
     })
 }
 
-fn try_admit(
-    prepared: &Prepared,
-    guard: &'static WorkerEnd,
-    tcp: TcpStream,
-    signing: OwnedFd,
-    queues: io::Result<Queues>,
-    deadline: Time,
-) -> Result<Admitted, NoSession> {
+fn try_admit(prepared: &Prepared, connection: Connection) -> Result<Admitted, NoSession> {
+    let Connection { guard, tcp, signing, queues, deadline } = connection;
     // A client that vanished while idle: its session is given up after `linger`, as one whose connection broke.
     tcp::notice_silence(&tcp, Duration::from_millis(prepared.setup.linger_ms))
         .map_err(|e| Failure::system("prepare the control connection", e))?;

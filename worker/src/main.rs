@@ -23,20 +23,18 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use nix::sys::prctl;
-use nix::sys::signal::{SigSet, Signal};
 
 use tunguard::exit::{Exit, Failure, Outcome};
-use tunguard::ipc::{Cause, HANDSHAKE_SECONDS, NurseryEnd, NurseryReply, Request, Setup, WorkerEnd};
+use tunguard::ipc::{HANDSHAKE_SECONDS, NurseryEnd, NurseryReply, Request, Setup, WorkerEnd};
 use tunguard::key_ipc::KEY_HOLDER;
 use tunguard::sys::capabilities::{self, Capability, Kept};
-use tunguard::sys::jail::{self, Layer};
-use tunguard::sys::landlock;
+use tunguard::sys::jail;
+use tunguard::sys::seccomp::Filter;
 use tunguard::sys::seccomp::worker::{Newborn, admission};
-use tunguard::sys::seccomp::{self, Filter};
 use tunguard::sys::{clock, memfd, mq, signals, spawn};
 use tunguard::{VERSION, rigged};
 
-use crate::admission::{NoSession, Queues};
+use crate::admission::{Connection, NoSession, Queues};
 use crate::nursery::Prepared;
 
 fn main() -> ExitCode {
@@ -75,7 +73,7 @@ fn prepare(setup: OwnedFd, signing: OwnedFd) -> Outcome<Prepared> {
     capabilities::keep(PRIVILEGES)?;
     // 3. Ctrl-C reaches the whole terminal, and a service's stop its whole group: the guard hears it, and tells
     //    workers to say goodbye.
-    block_stops()?;
+    signals::block_stops()?;
     // 4. We end with the guard, and can be told from the workers.
     let _ = prctl::set_name(NURSERY_NAME);
     jail::die_with_parent()?;
@@ -93,26 +91,20 @@ fn live(prepared: &Prepared, newborn: nursery::Newborn) -> ExitCode {
     let _ = prctl::set_name(WORKER_NAME);
     let guard = guard_log::install(guard);
     guard_log::set_level(prepared.setup.log_level);
-    // Whether a file blocks belongs to whoever else has it, too: no worker may change that once it reads.
-    if let Err(error) = tcp.set_nonblocking(true) {
-        tell(
-            guard,
-            Request::Ended {
-                reason: None,
-                cause: Cause::Ours,
-                text: format!("prepare the connection: {error}"),
-            },
-        );
-        return Exit::System.into();
-    }
     let held = Newborn { guard: guard.as_fd(), tcp: tcp.as_fd(), signing: signing.as_fd() };
-    let locked_in = lock_in(&prepared.setup, (uid, number), held).map_err(NoSession::from);
+    // Whether a file blocks belongs to whoever else has it, too: no worker may change that once it reads.
+    let prepare = |e| Failure::system("prepare the connection", e);
+    let locked_in = tcp.set_nonblocking(true).map_err(prepare);
+    let locked_in = locked_in.and_then(|()| lock_in(&prepared.setup, (uid, number), held));
     rigged::point("worker.locked-in");
     #[cfg(feature = "rigged")]
     if locked_in.is_ok() {
         red_team::perform(red_team::Stage::admission(guard, tcp.as_fd()));
     }
-    match locked_in.and_then(|queues| run::serve(prepared, guard, tcp, signing, queues, deadline)) {
+    let served = locked_in
+        .map_err(NoSession::from)
+        .and_then(|queues| run::serve(prepared, Connection { guard, tcp, signing, queues, deadline }));
+    match served {
         Ok(ended) => {
             tell(guard, ended);
             ExitCode::SUCCESS
@@ -143,17 +135,10 @@ fn lock_in(setup: &Setup, (uid, number): (u32, u64), held: Newborn<'_>) -> Outco
     mq::make_no_more().map_err(|e| Failure::system("forbid more queues", e))?;
     rigged::point("worker.queues-made");
     // 3. No files, ports or other processes.
-    jail::put_on(Layer::Landlock, || match setup.landlock {
-        Some(version) => landlock::restrict(version),
-        None => Ok(()),
-    })?;
+    jail::give_up_the_rest(setup.landlock)?;
     // 4. The system calls of admission. What is left of them when the session is established: `lock_in_further`
     //    (worker/src/run.rs).
-    signals::end_by_faults().map_err(|e| Failure::system("let faults end us", e))?;
-    jail::put_on(Layer::FirstFilter, || {
-        Filter::compile(&admission(held))?.install()?;
-        seccomp::confirm()
-    })?;
+    jail::filter_calls(|| Filter::compile(&admission(held)))?;
     Ok(queues)
 }
 
@@ -164,12 +149,6 @@ fn check_version() -> Outcome<()> {
     }
     let text = format!("this worker is version {VERSION}, its guard {version:?}: install them together");
     Err(Failure::new(Exit::Version, text))
-}
-
-/// Signals that are meant for the guard.
-fn block_stops() -> Outcome<()> {
-    let stops = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT].into_iter();
-    SigSet::from_iter(stops).thread_block().map_err(|e| Failure::system("block signals", e))
 }
 
 fn tell(guard: &WorkerEnd, ended: Request) {

@@ -6,9 +6,8 @@
 //!    the network, control messages and orders in between, until the session ends
 //! 4. the client is told, and the guard learns why from the last word and the exit code
 
-use std::io::{self, IoSlice};
-use std::net::TcpStream;
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::IoSlice;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use tunguard::batch::BatchReader;
@@ -35,21 +34,15 @@ use tunguard::time::Time;
 use tunguard::wire::control::{Message, Reason, Settings};
 use tunguard::wire::vnet::VnetHeader;
 
-use crate::admission::{Admitted, NoSession, Queues, TunExit, admit};
+use crate::admission::{Admitted, Connection, NoSession, TunExit, admit};
 use crate::downlink::Downlink;
 use crate::nursery::Prepared;
 
 /// Serves one client from its accepted connection to the end of its session; the result is the last word to
 /// the guard.
-pub fn serve(
-    prepared: &Prepared,
-    guard: &'static WorkerEnd,
-    tcp: TcpStream,
-    signing: OwnedFd,
-    queues: io::Result<Queues>,
-    deadline: Time,
-) -> Result<Request, NoSession> {
-    let admitted = admit(prepared, guard, tcp, signing, queues, deadline)?;
+pub fn serve(prepared: &Prepared, connection: Connection) -> Result<Request, NoSession> {
+    let guard = connection.guard;
+    let admitted = admit(prepared, connection)?;
     let carrying = Carrying::new(&prepared.setup, guard, admitted)?;
     carrying.lock_in_further()?;
     #[cfg(feature = "rigged")]

@@ -25,11 +25,10 @@ use tunguard::key_ipc::{
 };
 use tunguard::rigged;
 use tunguard::sys::capabilities::{self, Capability, Kept};
-use tunguard::sys::jail::{self, Layer};
-use tunguard::sys::landlock;
+use tunguard::sys::jail;
 use tunguard::sys::poller::{Interest, Poller, Ready};
+use tunguard::sys::seccomp::Filter;
 use tunguard::sys::seccomp::holder::{Newborn, life};
-use tunguard::sys::seccomp::{self, Filter};
 use tunguard::sys::seqpacket::Incoming;
 use tunguard::sys::{clock, memfd, signals, spawn, tls_key};
 use tunguard::tls::{SigningKey, ToSign};
@@ -66,7 +65,7 @@ fn prepare(setup: OwnedFd, key: OwnedFd, poller: &Poller) -> Outcome<(SigningKey
     // 1. Only this version's guard starts us, and signals to its terminal or its service are its own. Of root only what
     //    the next steps need.
     crate::check_version()?;
-    crate::block_stops()?;
+    signals::block_stops()?;
     rigged::read_orders();
     capabilities::keep(PRIVILEGES)?;
     // 2. We end with the guard, and can be told from its other processes.
@@ -95,16 +94,9 @@ fn prepare(setup: OwnedFd, key: OwnedFd, poller: &Poller) -> Outcome<(SigningKey
         parent: setup.guard,
     })?;
     // 7. No files, ports or other processes.
-    jail::put_on(Layer::Landlock, || match setup.landlock {
-        Some(version) => landlock::restrict(version),
-        None => Ok(()),
-    })?;
+    jail::give_up_the_rest(setup.landlock)?;
     // 8. The system calls of what is left to do: to hear, to sign and to answer.
-    signals::end_by_faults().map_err(|e| Failure::system("let faults end us", e))?;
-    jail::put_on(Layer::FirstFilter, || {
-        Filter::compile(&life(Newborn { epoll: poller.as_fd() }))?.install()?;
-        seccomp::confirm()
-    })?;
+    jail::filter_calls(|| Filter::compile(&life(Newborn { epoll: poller.as_fd() })))?;
     Ok((key, channels))
 }
 
