@@ -45,17 +45,16 @@ impl Next {
 impl Trust {
     /// Reads and checks everything, and starts to watch the revocation list.
     pub fn load(config: &mut ServerConfig, sandbox: Means) -> Outcome<Trust> {
-        let certificates = Certificates::read_server(&config.tls)?;
-        let revoked = revoked(&certificates)?;
+        let watch = watch(&config.tls)?;
+        let (certificates, revoked) = read(&config.tls)?;
         let holder = KeyHolder::start(config, &certificates, sandbox)?;
-        Ok(Trust { list: config.tls.crl.clone(), certificates, holder, revoked, watch: watch(&config.tls)? })
+        Ok(Trust { list: config.tls.crl.clone(), certificates, holder, revoked, watch })
     }
 
     /// Reads and checks what another configuration names. Nothing of it is in force before [`Trust::follow`].
     pub fn prepare(&self, config: &mut ServerConfig) -> Outcome<Next> {
-        let certificates = Certificates::read_server(&config.tls)?;
-        let revoked = revoked(&certificates)?;
         let watch = watch(&config.tls)?;
+        let (certificates, revoked) = read(&config.tls)?;
         let heir = self.holder.heir(config, &certificates)?;
         Ok(Next { list: config.tls.crl.clone(), certificates, revoked, watch, heir })
     }
@@ -69,8 +68,7 @@ impl Trust {
 
     /// Reads everything again. Where something is wrong with it, what we have stays.
     pub fn read_again(&mut self, config: &mut ServerConfig) -> Outcome<()> {
-        let certificates = Certificates::read_server(&config.tls)?;
-        let revoked = revoked(&certificates)?;
+        let (certificates, revoked) = read(&config.tls)?;
         let heir = self.holder.heir(config, &certificates)?;
         self.holder.follow(heir);
         (self.certificates, self.revoked) = (certificates, revoked);
@@ -96,13 +94,15 @@ impl Trust {
     }
 }
 
-fn revoked(certificates: &Certificates) -> Outcome<Revoked> {
-    let Some(crl) = &certificates.crl else { return Ok(Revoked::default()) };
+/// Certificates, and whom their list revokes. What is watched is watched before: a list that comes meanwhile is news.
+fn read(tls: &ServerTls) -> Outcome<(Certificates, Revoked)> {
+    let certificates = Certificates::read_server(tls)?;
+    let Some(crl) = &certificates.crl else { return Ok((certificates, Revoked::default())) };
     let revoked = Revoked::parse(crl, &certificates.ca)?;
     if let Some(end) = revoked.next_update().filter(|end| *end < time::wall_clock() + 7 * time::DAY) {
         log::warn!("the revocation list expires on {}: nobody gets in after that", time::date(end));
     }
-    Ok(revoked)
+    Ok((certificates, revoked))
 }
 
 /// The folder is watched, not the file: a list is replaced by renaming a new one onto it.
