@@ -12,7 +12,7 @@ shift
 PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin
 scripts/packages.sh build fuzz
 if ! command -v cargo-fuzz >/dev/null; then
-    echo "cargo-fuzz is missing: installing it from crates.io"
+    echo "cargo-fuzz is missing: installing it"
     cargo install --locked cargo-fuzz
 fi
 # shellcheck source=scripts/sanitizer-env.sh

@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin
 scripts/packages.sh build
 if ! command -v cargo-mutants >/dev/null; then
-    echo "cargo-mutants is missing: installing it from crates.io"
+    echo "cargo-mutants is missing: installing it"
     cargo install --locked cargo-mutants
 fi
 
