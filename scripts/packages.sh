@@ -11,6 +11,7 @@ set -eu
 # run    nftables                    nat, client_to_client and pushed routes; the server calls nft
 # lab    iproute2 iputils-ping       demo, e2e tests and bench: namespaces, and traffic through them
 #        iperf3 socat procps
+#        systemd                     the unit is tried with it, booted in namespaces
 # bench  jq python3 openssl         reads results, writes the report and its plots; handshakes to compare with
 #        openvpn ocserv openconnect     the peers
 #        wireguard-go wireguard-tools
@@ -19,7 +20,7 @@ packages() {
     case $1 in
         build) echo gcc libc6-dev make perl ;;
         run) echo nftables ;;
-        lab) echo iproute2 iputils-ping iperf3 socat procps ;;
+        lab) echo iproute2 iputils-ping iperf3 socat procps systemd ;;
         bench) echo jq openvpn ocserv openconnect wireguard-go wireguard-tools openssl python3 ;;
         fuzz) echo g++ ;;
         *) echo "packages.sh: no group $1: build, run, lab, bench or fuzz" >&2; exit 2 ;;
@@ -39,6 +40,7 @@ present() {
         iperf3) command -v iperf3 ;;
         socat) command -v socat ;;
         procps) command -v ps ;;
+        systemd) [ -x /lib/systemd/systemd ] && command -v systemctl ;;
         jq | python3 | openssl | openvpn | ocserv | openconnect | wireguard-go) command -v "$1" ;;
         wireguard-tools) command -v wg ;;
         g++) command -v c++ ;;

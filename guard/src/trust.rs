@@ -45,16 +45,14 @@ impl Next {
 impl Trust {
     /// Reads and checks everything, and starts to watch the revocation list.
     pub fn load(config: &mut ServerConfig, sandbox: Means) -> Outcome<Trust> {
-        let watch = watch(&config.tls)?;
-        let (certificates, revoked) = read(&config.tls)?;
+        let (certificates, revoked, watch) = watch_and_read(&config.tls)?;
         let holder = KeyHolder::start(config, &certificates, sandbox)?;
         Ok(Trust { list: config.tls.crl.clone(), certificates, holder, revoked, watch })
     }
 
     /// Reads and checks what another configuration names. Nothing of it is in force before [`Trust::follow`].
     pub fn prepare(&self, config: &mut ServerConfig) -> Outcome<Next> {
-        let watch = watch(&config.tls)?;
-        let (certificates, revoked) = read(&config.tls)?;
+        let (certificates, revoked, watch) = watch_and_read(&config.tls)?;
         let heir = self.holder.heir(config, &certificates)?;
         Ok(Next { list: config.tls.crl.clone(), certificates, revoked, watch, heir })
     }
@@ -94,7 +92,15 @@ impl Trust {
     }
 }
 
-/// Certificates, and whom their list revokes. What is watched is watched before: a list that comes meanwhile is news.
+/// The watch comes first: a list that is replaced meanwhile is news.
+fn watch_and_read(tls: &ServerTls) -> Outcome<(Certificates, Revoked, Option<Inotify>)> {
+    let watch = watch(tls);
+    // What is wrong with the files themselves is said in better words.
+    let (certificates, revoked) = read(tls)?;
+    Ok((certificates, revoked, watch?))
+}
+
+/// Certificates, and whom their list revokes.
 fn read(tls: &ServerTls) -> Outcome<(Certificates, Revoked)> {
     let certificates = Certificates::read_server(tls)?;
     let Some(crl) = &certificates.crl else { return Ok((certificates, Revoked::default())) };

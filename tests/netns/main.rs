@@ -74,6 +74,7 @@ mod seats;
 mod soak;
 mod strangers;
 mod tickets;
+mod unit;
 mod unread;
 mod watch;
 mod weather;
