@@ -57,7 +57,10 @@ fn the_systemd_unit_runs_reloads_comes_back_and_leaves_nothing() {
     assert!(client.log().contains("reconnecting"), "{}", client.log());
 
     host.must(&["systemctl", "stop", "tunguard"]);
-    assert_eq!((host.property("ActiveState").as_str(), host.property("Result").as_str()), ("inactive", "success"));
+    assert_eq!(
+        (host.property("ActiveState").as_str(), host.property("Result").as_str()),
+        ("inactive", "success")
+    );
     assert_eq!(forwarding(), before);
     assert_eq!(host.must(&["nft", "list", "tables"]), "");
     assert_eq!(host.run(&["pgrep", "tunguard|tg-"]).0, 1, "processes that stayed");
