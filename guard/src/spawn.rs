@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpid};
 use serde::Serialize;
@@ -250,22 +249,12 @@ pub fn answer<Tx: Serialize, Rx: DeserializeOwned>(
     who: &str,
     patience: Duration,
 ) -> Outcome<Rx> {
-    let until = clock::now() + patience;
     let failed = |why: &str| Failure::system(format!("wait for {who}"), why);
-    loop {
-        match channel.receive(false) {
-            Ok(Incoming::Message(reply, _)) => return Ok(reply),
-            Ok(Incoming::Nothing) => {}
-            Ok(Incoming::Closed) => return Err(failed("it is gone")),
-            Err(violation) => return Err(failed(&format!("it sent {violation}"))),
-        }
-        let left = until.since(clock::now());
-        if left.is_zero() {
-            return Err(failed("it doesn't answer"));
-        }
-        let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
-        // An interruption (a worker that ended) is only another look.
-        let _ = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+    match channel.wait(clock::now() + patience) {
+        Ok(Incoming::Message(reply, _)) => Ok(reply),
+        Ok(Incoming::Nothing) => Err(failed("it doesn't answer")),
+        Ok(Incoming::Closed) => Err(failed("it is gone")),
+        Err(violation) => Err(failed(&format!("it sent {violation}"))),
     }
 }
 
