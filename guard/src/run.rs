@@ -36,6 +36,7 @@ use crate::host::{Host, Queues};
 use crate::leases::Leases;
 use crate::meters::Meters;
 use crate::outbox::{FULL_AT, Outbox, Pool, Posted, Resumed, Valve};
+use crate::reload::Reloads;
 use crate::routes::Routes;
 use crate::slots::Slots;
 use crate::spawn::Spawner;
@@ -92,6 +93,8 @@ pub struct Guard {
     pub(crate) pushed_since: Time,
     /// `max_clients` when slots and queues were made.
     pub(crate) room_for: u16,
+    /// New configurations, and new lists.
+    pub(crate) reloads: Reloads,
     stopping: Option<Time>,
 }
 
@@ -118,6 +121,8 @@ pub enum Source {
     Conversation(u64),
     /// The key holder, about misuse.
     KeyHolder,
+    /// A process that starts.
+    Starting,
 }
 
 impl Source {
@@ -134,6 +139,7 @@ impl Source {
             Source::Uplink(key) => 7 | key << 4,
             Source::Conversation(key) => 8 | key << 4,
             Source::KeyHolder => 9,
+            Source::Starting => 10,
         }
     }
 
@@ -150,6 +156,7 @@ impl Source {
             7 => Source::Uplink(key),
             8 => Source::Conversation(key),
             9 => Source::KeyHolder,
+            10 => Source::Starting,
             _ => return None,
         })
     }
@@ -171,7 +178,8 @@ impl Guard {
     ) -> Outcome<Guard> {
         let failed = |e| Failure::system("prepare to wait for events", e);
         let signals = Signals::install().map_err(failed)?;
-        spawner.prepare(&config, &mut trust, host.offloads.uso)?;
+        spawner.prepare(&config, &trust.certificates, host.offloads.uso)?;
+        spawner.wait_for_nursery(&mut trust.holder)?;
         let poller = Poller::new(EVENTS).map_err(failed)?;
         poller.add(host.tun.as_fd(), Source::Tun.token(), Interest::Read).map_err(failed)?;
         poller.add(listener.as_fd(), Source::Listener.token(), Interest::Read).map_err(failed)?;
@@ -222,6 +230,7 @@ impl Guard {
             tickets,
             trusted_since: now,
             pushed_since: now,
+            reloads: Reloads::default(),
             stopping: None,
         })
     }
@@ -261,6 +270,7 @@ impl Guard {
                     Some(Source::Conversation(key)) => self.converse(key),
                     Some(Source::Trust) => self.reload_list(),
                     Some(Source::KeyHolder) => self.punish_misuse(),
+                    Some(Source::Starting) => self.see_to_starts(clock::now()),
                     None => {}
                 }
             }
@@ -506,6 +516,7 @@ impl Guard {
         rigged::read_orders();
         self.stopping = Some(clock::now() + STOP_WAIT);
         self.accept_later(Accepting::No);
+        self.stop_reloading();
         let all: Vec<u64> = self.workers.iter().map(|(key, _)| key).collect();
         for key in all {
             self.end_worker(key, Reason::Shutdown);
@@ -531,7 +542,7 @@ impl Guard {
             self.next_switch,
             self.meters.poll_timeout(),
             self.gate.poll_timeout(),
-            self.trust.holder.deadline(),
+            self.next_start(),
             expiry,
             resume,
             save,
@@ -551,7 +562,10 @@ impl Guard {
         if self.next_switch.is_some_and(|at| now >= at) {
             self.switch_late(now);
         }
-        self.trust.holder.handle_timeout(now);
+        if self.next_start().is_some_and(|at| now >= at) {
+            self.trust.holder.handle_timeout(now, &self.poller);
+            self.see_to_starts(now);
+        }
         if matches!(self.accepting, Accepting::Paused(until) if now >= until) {
             self.open_listener();
         }
@@ -602,6 +616,7 @@ mod tests {
             Source::Uplink(1 << 40),
             Source::Conversation(3),
             Source::KeyHolder,
+            Source::Starting,
         ] {
             assert_eq!(Source::from_token(source.token()), Some(source));
         }
