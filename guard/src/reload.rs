@@ -353,6 +353,7 @@ impl Guard {
                 self.room_for
             )));
         }
+        self.queues.suffice(&new)?;
         let next = self.trust.prepare(&mut new, &self.poller)?;
         Ok(Prepared { config: Some(new), changes, next })
     }
@@ -371,7 +372,8 @@ impl Guard {
         self.trust.follow(next);
         if let Some(new) = config {
             self.config = new;
-            self.gate.set_limits(Limits::of(&self.config, self.queues.shared));
+            self.queues.make_room(&self.config);
+            self.gate.set_limits(Limits::of(&self.config, self.queues.shared()));
             let ServerConfig { max_clients, max_sessions_per_identity, .. } = self.config;
             self.tickets.set_sessions(max_clients.into(), max_sessions_per_identity.into());
             self.leases.configure(&self.config);

@@ -198,7 +198,7 @@ impl Guard {
             open: Vec::new(),
             pool: Pool::default(),
             uplink: vec![0; queues.uplink.map_or(0, |size| size.bytes)],
-            gate: Gate::new(Limits::of(&config, queues.shared)),
+            gate: Gate::new(Limits::of(&config, queues.shared())),
             waiting: Waiting::new(),
             starts: Tries::default(),
             room_for: config.max_clients,
