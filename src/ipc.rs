@@ -152,7 +152,8 @@ impl Cause {
             | Exit::PortInUse
             | Exit::DeviceInUse
             | Exit::MissingProgram
-            | Exit::Version => Cause::Ours,
+            | Exit::Version
+            | Exit::NobodyLetIn => Cause::Ours,
         }
     }
 }

@@ -17,7 +17,7 @@ use std::fmt;
 
 use tunguard::config::common::{Data, Sandbox};
 use tunguard::config::server::{ClientEntry, Push, ServerConfig, ServerTls};
-use tunguard::exit::{Failure, Outcome};
+use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::ipc::Reply;
 use tunguard::rate::Rates;
 use tunguard::rigged;
@@ -309,7 +309,9 @@ impl Guard {
             return;
         };
         rigged::point("guard.reloaded");
-        let outcome = started.map(|()| text).map_err(|failure| failure.context(RELOADED_WITHOUT_WORKERS));
+        let outcome = started.map(|()| text).map_err(|failure| {
+            Failure::new(Exit::NobodyLetIn, failure.context(RELOADED_WITHOUT_WORKERS).text)
+        });
         self.answer_reload(wish, outcome);
         self.next_reload();
     }
@@ -405,8 +407,8 @@ impl Guard {
         self.answer_reload(wish, Err(Failure::usage(format!("nothing is changed: {why}"))));
     }
 
-    /// An error that is wrong usage: nothing has changed; any other: it is in force, and nobody is let in until workers
-    /// can be started.
+    /// Errors: [`Exit::Usage`] where nothing has changed; [`Exit::NobodyLetIn`] where it is in force, and nobody is let in
+    /// until workers can be started; [`Exit::System`] where it is, and the server stops.
     fn answer_reload(&mut self, wish: Wish, outcome: Outcome<String>) {
         let Wish::Everything { conversations, .. } = wish else { return };
         let answer = tunguard::admin::document(&match outcome {

@@ -291,7 +291,7 @@ fn without_a_nursery_nobody_is_let_in_and_sessions_go_on() {
     fs::set_permissions(&worker, fs::Permissions::from_mode(0o755)).expect("executable");
     let out = reload(&lab);
     let error = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert_eq!(out.status.code(), Some(Exit::System as i32), "{error}");
+    assert_eq!(out.status.code(), Some(Exit::NobodyLetIn as i32), "{error}");
     assert!(error.contains("nobody is let in") && error.contains("tunguard-worker"), "{error}");
     // Several try, and it is said once.
     let waiting: Vec<_> = (0..3).map(|_| Dialler::new(&lab, 2).tcp().expect("the port is open")).collect();

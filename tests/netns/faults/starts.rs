@@ -144,13 +144,36 @@ fn a_reload_whose_nursery_hangs_holds_up_no_session() {
         (answer.join().expect("a reload"), client)
     });
     let text = said(&answer);
-    assert_eq!(answer.status.code(), Some(Exit::System as i32), "{text}");
+    assert_eq!(answer.status.code(), Some(Exit::NobodyLetIn as i32), "{text}");
     assert!(text.contains("it is in force, but nobody is let in for the moment: start "), "{text}");
     assert!(text.contains("wait for the nursery: it doesn't answer"), "{text}");
     lab.wait_for_tunnel(1, &mut client);
     server.wait_for_log("workers can be started again");
     assert_eq!(client.stop(), 0);
     baseline.is_back(&lab, &server, "reloaded");
+}
+
+/// Fault: the server stops while the key holder of a reload hangs. Pass: who asked for it is told, the server ends in time
+/// and takes along what hangs; whoever asks then is told that there is none.
+#[test]
+fn a_server_that_stops_during_a_reload_says_so() {
+    let Some(lab) = Lab::rigged("hangstop", 1) else { return };
+    let mut server = lab.start_server(&lab.server());
+    let before = holders(&server);
+    lab.order(&[&halt("holder.started")]);
+    let (answer, hangs) = thread::scope(|scope| {
+        let answer = scope.spawn(|| reload(&lab));
+        let hangs = eventually("a key holder that hangs", || {
+            holders(&server).into_iter().find(|pid| !before.contains(pid) && has_halted(*pid))
+        });
+        assert_eq!(server.stop(), 0);
+        (answer.join().expect("a reload"), hangs)
+    });
+    assert!(!alive(hangs), "it is left");
+    assert_eq!(answer.status.code(), Some(Exit::Usage as i32), "{}", said(&answer));
+    assert!(said(&answer).contains("nothing is changed: reload: the server stops"), "{}", said(&answer));
+    let nobody = reload(&lab);
+    assert_eq!(nobody.status.code(), Some(Exit::System as i32), "{}", said(&nobody));
 }
 
 /// The guard does what it does for sessions: it moves their packets, answers, and takes back what one held that ends.
