@@ -20,7 +20,6 @@ use nix::unistd::Pid;
 use tunguard::ipc::HANDSHAKE_SECONDS;
 use tunguard::rigged;
 use tunguard::sys::clock;
-use tunguard::sys::mq::unlink;
 use tunguard::sys::poller::Interest;
 use tunguard::sys::seccomp::FORBIDDEN_CALL;
 use tunguard::time::Time;
@@ -122,9 +121,7 @@ impl Guard {
         self.gate.handle_gone(from, worker.stage, now);
         let _ = self.poller.remove(worker.channel.as_fd());
         // They have their names until the worker registers them.
-        for name in std::iter::once(&worker.queues.0).chain(&worker.queues.1) {
-            let _ = unlink(name);
-        }
+        worker.queues.unlink();
         self.spawner.release(worker.uid);
         if let Some(session) = worker.session {
             for net in session.nets() {

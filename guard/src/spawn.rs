@@ -14,9 +14,8 @@ use nix::unistd::{Pid, getpid};
 
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Exit, Failure, Outcome};
-use tunguard::ipc::{GuardEnd, NurseryGuardEnd, NurseryReply, NurseryRequest, QueuePlan, Setup};
+use tunguard::ipc::{GuardEnd, NurseryGuardEnd, NurseryReply, NurseryRequest, QueueNames, QueuePlan, Setup};
 use tunguard::sandbox::Means;
-use tunguard::sys::mq::unlink;
 use tunguard::sys::poller::Poller;
 use tunguard::sys::seqpacket::Incoming;
 use tunguard::sys::{clock, memfd, seqpacket};
@@ -39,7 +38,7 @@ pub struct Spawner {
     pub sandbox: Means,
     queues: QueuePlan,
     /// Queues of workers that may be there, though the nursery never said so.
-    astray: VecDeque<(String, Option<String>)>,
+    astray: VecDeque<QueueNames>,
     /// Workers that were ordered so far.
     ordered: u64,
     setup: Option<OwnedFd>,
@@ -67,8 +66,8 @@ pub struct Started {
     pub uid: u32,
     /// The number of its channel to the key holder.
     pub signing: u64,
-    /// Names of its queues, to the worker and, where the guard writes to the device, from it.
-    pub queues: (String, Option<String>),
+    /// Names of its queues.
+    pub queues: QueueNames,
 }
 
 impl Spawner {
@@ -166,10 +165,7 @@ impl Spawner {
     /// A process has ended that nobody knows: it may be a worker whose nursery ended before it could tell. Its queues lose
     /// their names, which nobody else ever has.
     pub fn forget_astray(&mut self) {
-        self.astray.retain(|(down, up)| {
-            let removed = std::iter::once(down).chain(up).filter(|name| unlink(name).is_ok()).count();
-            removed == 0
-        });
+        self.astray.retain(|queues| !queues.unlink());
     }
 
     /// A process has ended, with `code` if with any: whether it was the nursery. [`Spawner::poll`] comes next.
