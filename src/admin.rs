@@ -38,7 +38,7 @@ pub struct Admin {
 pub enum Question {
     /// Its status: [`Admin::wait_for`] comes next.
     Status,
-    /// That it reads its configuration again: [`Admin::answer`] comes next.
+    /// That it reads its configuration again: [`Admin::answer`] comes next, however long it takes.
     Reload,
 }
 
@@ -46,6 +46,8 @@ struct Conversation {
     key: u64,
     stream: UnixStream,
     question: Vec<u8>,
+    /// It has asked, and its answer is to come.
+    asked: bool,
     /// Processes whose report is awaited, and how long.
     awaited: HashSet<u64>,
     until: Option<Time>,
@@ -86,7 +88,7 @@ impl Admin {
 
     /// When the next conversation has to go on.
     pub fn deadline(&self) -> Option<Time> {
-        let waiting = self.conversations.iter().filter(|c| !c.watches);
+        let waiting = self.conversations.iter().filter(|c| c.has_deadline());
         waiting.map(|c| c.until.unwrap_or(c.deadline).min(c.deadline)).min()
     }
 
@@ -105,6 +107,7 @@ impl Admin {
                 key,
                 stream,
                 question: Vec::new(),
+                asked: false,
                 awaited: HashSet::new(),
                 until: None,
                 answer: Vec::new(),
@@ -126,9 +129,9 @@ impl Admin {
         let conversation = &mut self.conversations[at];
         let mut bytes = [0; MAX_QUESTION];
         match conversation.stream.read(&mut bytes) {
-            // It has asked, and sends nothing more: the answer is on its way.
-            Ok(0) if conversation.until.is_some() => {
-                let _ = poller.modify(conversation.stream.as_fd(), (self.token)(key), Interest::Nothing);
+            // It has asked, and sends nothing more: the answer is on its way, and its end is no news until then.
+            Ok(0) if conversation.asked => {
+                let _ = poller.remove(conversation.stream.as_fd());
                 return None;
             }
             Ok(0) => {
@@ -143,15 +146,17 @@ impl Admin {
             }
         }
         match conversation.question.iter().position(|b| *b == b'\n') {
-            Some(end) if &conversation.question[..end] == b"status" && conversation.until.is_none() => {
+            Some(end) if &conversation.question[..end] == b"status" && !conversation.asked => {
+                conversation.asked = true;
                 return Some(Question::Status);
             }
-            Some(end) if &conversation.question[..end] == b"reload" && conversation.until.is_none() => {
+            Some(end) if &conversation.question[..end] == b"reload" && !conversation.asked => {
+                conversation.asked = true;
                 return Some(Question::Reload);
             }
             Some(end)
                 if &conversation.question[..end] == b"watch"
-                    && conversation.until.is_none()
+                    && !conversation.asked
                     && !conversation.watches
                     && watchers < MAX_WATCHERS =>
             {
@@ -209,7 +214,7 @@ impl Admin {
             if conversation.until.is_some_and(ready) {
                 return Some(conversation.key);
             }
-            match now >= conversation.deadline && !conversation.watches {
+            match now >= conversation.deadline && conversation.has_deadline() {
                 true => self.hang_up(at, poller),
                 false => at += 1,
             }
@@ -245,12 +250,21 @@ impl Admin {
                 Err(_) => return self.hang_up(at, poller),
             }
         }
-        let _ = poller.modify(conversation.stream.as_fd(), (self.token)(conversation.key), Interest::Write);
+        let (fd, token) = (conversation.stream.as_fd(), (self.token)(conversation.key));
+        let _ = poller.modify(fd, token, Interest::Write).or_else(|_| poller.add(fd, token, Interest::Write));
     }
 
     fn hang_up(&mut self, at: usize, poller: &Poller) {
         let conversation = self.conversations.swap_remove(at);
         let _ = poller.remove(conversation.stream.as_fd());
+    }
+}
+
+impl Conversation {
+    /// Whoever watches may be silent, and who waits for an answer that takes its time, too.
+    fn has_deadline(&self) -> bool {
+        let waits = self.asked && self.until.is_none() && self.answer.is_empty();
+        !self.watches && !waits
     }
 }
 
@@ -352,6 +366,24 @@ mod tests {
         desk.admin.answer(1, b"{}".to_vec(), &desk.poller);
         assert_eq!(callers.map(said), ["{}", "{}"]);
         assert_eq!(desk.admin.deadline(), None);
+    }
+
+    #[test]
+    fn an_answer_may_take_its_time_even_for_one_who_says_no_more() {
+        let mut desk = Desk::new();
+        let callers = [desk.caller(b"reload\n"), desk.caller(b"reload\n")];
+        for key in [0, 1] {
+            assert_eq!(desk.admin.converse(key, &desk.poller), Some(Question::Reload));
+        }
+        callers[1].shutdown(std::net::Shutdown::Write).expect("shut down");
+        assert_eq!(desk.admin.converse(1, &desk.poller), None);
+        assert_eq!(desk.poller.wait(Some(Duration::ZERO)).expect("waits").count(), 0, "again and again");
+        assert_eq!(desk.admin.deadline(), None);
+        assert_eq!(desk.admin.due(START + PATIENCE * 5, &desk.poller), None);
+        for key in [0, 1] {
+            desk.admin.answer(key, b"{}".to_vec(), &desk.poller);
+        }
+        assert_eq!(callers.map(said), ["{}", "{}"]);
     }
 
     #[test]

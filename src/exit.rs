@@ -43,6 +43,8 @@ pub enum Exit {
     MissingProgram = 19,
     /// The binaries beside this one are of another version, or are missing.
     Version = 20,
+    /// A new configuration is in force, but nobody is let in for the moment: no worker can be started with it.
+    NobodyLetIn = 21,
 }
 
 impl Exit {
@@ -68,6 +70,7 @@ impl Exit {
             DeviceInUse,
             MissingProgram,
             Version,
+            NobodyLetIn,
         ]
         .into_iter()
         .find(|e| *e as u8 == code)

@@ -13,7 +13,7 @@ use crate::exit::Exit;
 use crate::rate::Rate;
 use crate::resume::ResumeSecret;
 use crate::session::Traffic;
-use crate::sys::mq::QueueSize;
+use crate::sys::mq::{self, QueueSize};
 use crate::sys::seqpacket::Channel;
 use crate::tls::{CertId, Certificates, SavedSession, TicketId};
 use crate::wire::control::{Reason, Settings};
@@ -152,7 +152,8 @@ impl Cause {
             | Exit::PortInUse
             | Exit::DeviceInUse
             | Exit::MissingProgram
-            | Exit::Version => Cause::Ours,
+            | Exit::Version
+            | Exit::NobodyLetIn => Cause::Ours,
         }
     }
 }
@@ -262,9 +263,26 @@ pub struct QueuePlan {
 
 impl QueuePlan {
     /// Names of the queues of the worker with this number, which no other worker ever has.
-    pub fn names(&self, number: u64) -> (String, Option<String>) {
+    pub fn names(&self, number: u64) -> QueueNames {
         let name = |end: &str| format!("{}-{number}-{end}", self.prefix);
-        (name("down"), self.uplink.map(|_| name("up")))
+        QueueNames { down: name("down"), up: self.uplink.map(|_| name("up")) }
+    }
+}
+
+/// Names of a worker's queues, until the guard has taken them away.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QueueNames {
+    /// Of the queue of packets to the client.
+    pub down: String,
+    /// Of the queue of packets to the guard, where the guard writes to the TUN device.
+    pub up: Option<String>,
+}
+
+impl QueueNames {
+    /// Takes them away, and says whether any was there; the queues live on until their last descriptor is closed.
+    pub fn unlink(&self) -> bool {
+        let all = std::iter::once(&self.down).chain(&self.up);
+        all.filter(|name| mq::unlink(name).is_ok()).count() > 0
     }
 }
 

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use ipnet::IpNet;
 
 use tunguard::escape::Escaped;
-use tunguard::ipc::{GuardEnd, Report};
+use tunguard::ipc::{GuardEnd, QueueNames, Report};
 use tunguard::rate::Rates;
 use tunguard::resume::ResumeSecret;
 use tunguard::sys::mq::Reader;
@@ -43,8 +43,8 @@ pub struct Worker {
     pub pid: i32,
     /// Its user.
     pub uid: u32,
-    /// Names of its queues, to the worker and, where the guard writes to the device, from it.
-    pub queues: (String, Option<String>),
+    /// Names of its queues.
+    pub queues: QueueNames,
     /// The channel to it.
     pub channel: GuardEnd,
     /// The number of its channel to the key holder.

@@ -39,7 +39,7 @@ impl Guard {
         // A few at a time: traffic goes on meanwhile.
         for _ in 0..CONNECTIONS_PER_TURN {
             // Nobody could show whom he talks to: connections wait where they are.
-            if let Some(at) = self.trust.holder.rests_until(clock::now()) {
+            if let Some(at) = self.trust.holder.rests_until() {
                 return self.accept_later(Accepting::Paused(at));
             }
             match self.listener.accept() {
@@ -62,6 +62,7 @@ impl Guard {
     fn judge(&mut self, tcp: TcpStream, peer: SocketAddr) {
         // Without randomness everybody is unlucky.
         let luck = random::bytes().map_or(0, u16::from_le_bytes);
+        self.prepare_to_serve();
         match self.gate.handle_connection(peer.ip(), luck, clock::now()) {
             Verdict::Serve => self.serve_client(&tcp, peer),
             Verdict::Wait(number) => {
@@ -70,6 +71,39 @@ impl Guard {
             Verdict::Refuse(why) => self.turn_away(&tcp, peer, why),
         }
         self.close_waiting();
+    }
+
+    /// Without key holder or nursery there are no workers: the gate is shut until both are there, and what isn't is
+    /// started.
+    fn prepare_to_serve(&mut self) {
+        let holder = &mut self.trust.holder;
+        let ready = match holder.is_ready() {
+            true => self.spawner.has_nursery(holder, &self.poller),
+            false => Ok(false),
+        };
+        self.gate.set_shut(!matches!(ready, Ok(true)));
+        if let Err(failure) = ready {
+            self.pause(&failure.text);
+        }
+    }
+
+    /// When the next key holder or nursery is to be started, or its time to start is over.
+    pub(crate) fn next_start(&self) -> Option<Time> {
+        let (holder, nursery) = (self.trust.holder.deadline(), self.spawner.deadline());
+        [holder, nursery, self.reloads.deadline()].into_iter().flatten().min()
+    }
+
+    /// A process that starts has said something, or has ended, or its time may be over.
+    pub(crate) fn see_to_starts(&mut self, now: Time) {
+        self.trust.holder.poll(now, &self.poller);
+        if let Some(started) = self.spawner.poll(now, &self.poller) {
+            if let Err(failure) = &started {
+                self.pause(&failure.text);
+            }
+            self.finish_reload(started);
+        }
+        self.go_on_reloading(now);
+        self.serve_waiting();
     }
 
     /// Makes a worker for a connection that holds a place.
@@ -117,6 +151,9 @@ impl Guard {
 
     /// A place may have become free: whoever has waited for one gets it.
     pub(crate) fn serve_waiting(&mut self) {
+        if self.accepting == Accepting::Yes && self.gate.waiting() > 0 {
+            self.prepare_to_serve();
+        }
         while self.accepting == Accepting::Yes {
             let Some(number) = self.gate.poll_next(clock::now()) else { return };
             let Some((tcp, peer)) = self.waiting.remove(&number) else { continue };

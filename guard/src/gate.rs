@@ -239,6 +239,8 @@ pub enum Stage {
 #[derive(Debug)]
 pub struct Gate {
     limits: Limits,
+    /// Nobody can be served for now.
+    shut: bool,
     records: HashMap<Source, Record>,
     /// Under way, of all sources.
     handshakes: usize,
@@ -289,6 +291,7 @@ impl Gate {
     pub fn new(limits: Limits) -> Gate {
         Gate {
             limits,
+            shut: false,
             records: HashMap::new(),
             handshakes: 0,
             sessions: 0,
@@ -303,6 +306,11 @@ impl Gate {
     /// Other limits, for connections to come.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
+    }
+
+    /// While it is shut nobody is served: who comes waits, as long and as many as wait for a place.
+    pub fn set_shut(&mut self, shut: bool) {
+        self.shut = shut;
     }
 
     /// How many handshakes are under way.
@@ -345,6 +353,9 @@ impl Gate {
         let standing = self.standing(address, now);
         if standing == Standing::Refused {
             return self.refuse(Refusal::Penalised);
+        }
+        if self.shut {
+            return self.wait(address, now);
         }
         let record = self.records.get(&Source::of(address));
         let first = record.is_none_or(|record| record.waiting.is_empty());
@@ -415,6 +426,9 @@ impl Gate {
 
     /// The next that waits and has a place now, which it holds with this.
     pub fn poll_next(&mut self, now: Time) -> Option<u64> {
+        if self.shut {
+            return None;
+        }
         let mut best: Option<(Standing, usize, u64)> = None;
         for (number, waiting) in &self.waiting {
             let standing = self.standing(waiting.address, now);

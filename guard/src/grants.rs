@@ -10,12 +10,12 @@ use nix::sys::stat::fstat;
 use tunguard::config::server::{ClientEntry, TunWrite};
 use tunguard::escape::Escaped;
 use tunguard::exit::{Failure, Outcome};
-use tunguard::ipc::{Cause, Claim, Grant, MAX_LOG_LINE, Reply, Report, Request};
+use tunguard::ipc::{Cause, Claim, Grant, MAX_LOG_LINE, QueueNames, Reply, Report, Request};
 use tunguard::random;
 use tunguard::resume::ResumeSecret;
 use tunguard::rigged::point;
 use tunguard::sys::clock;
-use tunguard::sys::mq::{self, QueueSize, Reader, Writer};
+use tunguard::sys::mq::{QueueSize, Reader, Writer};
 use tunguard::sys::poller::Interest;
 use tunguard::sys::seqpacket::Incoming;
 use tunguard::sys::shared::Filler;
@@ -384,20 +384,21 @@ impl Guard {
         let Some(worker) = self.workers.get_mut(key) else {
             return Err(Failure::system("open the session's queues", "the worker is gone"));
         };
-        let (uid, (down, up)) = (worker.uid, worker.queues.clone());
+        let (uid, names) = (worker.uid, worker.queues.clone());
         let granted = worker.session.as_mut().and_then(|s| Some((s.memory.take()?, s.rates)));
         let Some((memory, rates)) = granted else {
             return Err(Failure::system("open the session's queues", "nothing was granted"));
         };
-        let writer = Writer::open(&down);
-        let _ = mq::unlink(&down);
+        let (writer, reader) = (Writer::open(&names.down), names.up.as_deref().map(Reader::open));
+        names.unlink();
+        let QueueNames { down, up } = names;
         let writer = writer.map_err(|e| Failure::system(format!("open the queue {down}"), e))?;
         let downlink = self.queues.downlink;
         check_queue(&down, writer.as_fd(), writer.attributes(), uid, size, downlink)?;
         let outbox = Outbox::new(writer, downlink.bytes, memory).with_rate(rates.down);
-        let (Some(up), Some(uplink)) = (up, self.queues.uplink) else { return Ok((outbox, None)) };
-        let reader = Reader::open(&up);
-        let _ = mq::unlink(&up);
+        let (Some(up), Some(reader), Some(uplink)) = (up, reader, self.queues.uplink) else {
+            return Ok((outbox, None));
+        };
         let reader = reader.map_err(|e| Failure::system(format!("open the queue {up}"), e))?;
         check_queue(&up, reader.as_fd(), reader.attributes(), uid, uplink, uplink)?;
         Ok((outbox, Some(reader)))

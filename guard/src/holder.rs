@@ -1,6 +1,7 @@
 //! The key holder, as the guard sees it: started with the key's file, asked for a channel for each connection, watched,
 //! and replaced when there is another key. The guard opens that file and never reads it.
 
+use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,13 +17,15 @@ use tunguard::key_ipc::{
     HolderGuardEnd, HolderReply, HolderRequest, HolderSetup, KEY_HOLDER, Misuse, MisuseGuardEnd,
 };
 use tunguard::sandbox::Means;
+use tunguard::sys::poller::Poller;
 use tunguard::sys::seqpacket::{self, Incoming};
-use tunguard::sys::{clock, memfd, spawn};
+use tunguard::sys::{clock, memfd};
 use tunguard::time::Time;
 use tunguard::tls::server_key::KeyNames;
 use tunguard::tls::{Certificates, KeySource};
 
-use crate::spawn::{answer, empty_root, exit_of, worker_program};
+use crate::spawn::{empty_root, worker_program};
+use crate::starting::Starting;
 
 /// The process that signs for the server.
 pub struct KeyHolder {
@@ -30,7 +33,7 @@ pub struct KeyHolder {
     jail: Jail,
     /// With what it is started again.
     told: Told,
-    running: Option<Running>,
+    state: State,
     rest: Rest,
     next: u64,
     /// Where it tells of misuse, one after the other: our end, and theirs.
@@ -51,10 +54,19 @@ struct Told {
     key: KeySource,
 }
 
-/// One that is ready to take over.
+/// One that starts, to take over.
 pub struct Heir {
     told: Told,
-    running: Running,
+    start: Start,
+}
+
+type Start = Starting<HolderRequest, HolderReply>;
+
+enum State {
+    /// There is none, or not for long: [`Rest`] says when the next one is started.
+    Down,
+    Starting(Start),
+    Running(Running),
 }
 
 struct Running {
@@ -72,8 +84,8 @@ pub struct Signing {
 }
 
 impl KeyHolder {
-    /// Starts it, with the key of `certificates`; what is wrong with that key is its failure. A key that stands in the
-    /// configuration itself is taken out of there.
+    /// Starts it, with the key of `certificates`, and waits for it; what is wrong with that key is its failure. A key that
+    /// stands in the configuration itself is taken out of there.
     pub fn start(
         config: &mut ServerConfig,
         certificates: &Certificates,
@@ -88,90 +100,126 @@ impl KeyHolder {
         let mut holder = KeyHolder {
             program: worker_program()?,
             jail,
-            running: None,
+            state: State::Down,
             rest: Rest::default(),
             next: 0,
             told,
             misuse,
         };
-        holder.running = Some(holder.exec(&holder.told)?);
+        let (pid, channel) = holder.exec(&holder.told)?.wait()?;
+        holder.run(pid, channel);
         Ok(holder)
     }
 
-    /// Starts another one, with the key of `certificates` as `config` names it now; it has nothing to do before
-    /// [`KeyHolder::follow`], and ends where that isn't called.
-    pub fn heir(&self, config: &mut ServerConfig, certificates: &Certificates) -> Outcome<Heir> {
+    /// Starts another one, with the key of `certificates` as `config` names it now; when it is ready it may
+    /// [`KeyHolder::follow`].
+    pub fn heir(
+        &self,
+        config: &mut ServerConfig,
+        certificates: &Certificates,
+        poller: &Poller,
+    ) -> Outcome<Heir> {
         let key = match &config.tls.key {
             // It was read before, and its text isn't there any more.
             Pem::Inline { text, .. } if text.is_empty() => self.told.key.try_clone()?,
             _ => KeySource::open(&mut config.tls.key)?,
         };
         let told = Told::new(key, config, certificates, &self.jail)?;
-        let running = self.exec(&told)?;
-        Ok(Heir { told, running })
+        let start = self.exec(&told)?.watched_by(poller)?;
+        Ok(Heir { told, start })
     }
 
-    /// It takes the place of the old one, which finishes what it has begun.
+    /// One that is ready takes the place of the old one, which finishes what it has begun.
     pub fn follow(&mut self, heir: Heir) {
-        (self.running, self.told) = (Some(heir.running), heir.told);
+        if let State::Starting(start) = std::mem::replace(&mut self.state, State::Down) {
+            start.abandon();
+        }
+        self.told = heir.told;
         self.rest = Rest::default();
+        self.run(heir.start.pid(), heir.start.into_channel());
     }
 
-    /// A channel for one signature, known to the key holder, which is started where there is none.
+    /// Whether there is one to give channels to.
+    pub fn is_ready(&self) -> bool {
+        matches!(self.state, State::Running(_))
+    }
+
+    /// A channel for one signature, known to the key holder.
     pub fn channel(&mut self) -> Outcome<Signing> {
         let failed = |e| Failure::system("make a channel to the key holder", e);
         let (theirs, ours) = seqpacket::pair::<(), ()>().map_err(failed)?;
-        if self.running.is_none() {
-            self.start_again()?;
-        }
+        let State::Running(running) = &self.state else {
+            return Err(Failure::system("ask the key holder for a channel", "there is none"));
+        };
         let channel = self.next;
         self.next += 1;
-        let order = HolderRequest::Serve { channel };
-        let sent = self.running.as_ref().map(|running| running.channel.send(&order, &[theirs.as_fd()]));
-        match sent {
-            Some(Ok(true)) => Ok(Signing { channel, worker: ours }),
-            Some(Ok(false)) => {
+        match running.channel.send(&HolderRequest::Serve { channel }, &[theirs.as_fd()]) {
+            Ok(true) => Ok(Signing { channel, worker: ours }),
+            Ok(false) => {
                 // Stuck: its end is seen as a process, and the next one is started then.
-                self.kill();
+                let _ = kill(Pid::from_raw(running.pid), Signal::SIGKILL);
                 Err(Failure::system("ask the key holder for a channel", "it doesn't read"))
             }
-            Some(Err(error)) => Err(Failure::system("ask the key holder for a channel", error)),
-            None => Err(Failure::system("ask the key holder for a channel", "there is none")),
+            Err(error) => Err(Failure::system("ask the key holder for a channel", error)),
         }
     }
 
-    /// A process has ended: whether it was the key holder. Another one is started at once, or after a pause where they
-    /// die one after the other.
-    pub fn ended(&mut self, pid: i32, how: &str) -> bool {
-        let Some(running) = self.running.take_if(|running| running.pid == pid) else { return false };
-        let now = clock::now();
-        let why = match running.channel.receive(false) {
-            Ok(Incoming::Message(HolderReply::Failed { text }, _)) => format!(": {text}"),
-            _ => String::new(),
-        };
-        log::error!("the key holder, process {pid}, died: {how}{why}; handshakes that waited for it fail");
-        self.rest.fell(now, now.since(running.since));
-        self.handle_timeout(now);
+    /// A process has ended, with `code` if with any: whether it was the key holder. Another one is started at once, or
+    /// after a pause where they die one after the other. [`KeyHolder::poll`] comes next.
+    pub fn ended(&mut self, pid: i32, how: impl fmt::Display, code: Option<i32>, poller: &Poller) -> bool {
+        match &mut self.state {
+            State::Starting(start) if start.pid() == pid => start.ended(code),
+            State::Running(running) if running.pid == pid => {
+                let now = clock::now();
+                let why = match running.channel.receive(false) {
+                    Ok(Incoming::Message(HolderReply::Failed { text }, _)) => format!(": {text}"),
+                    _ => String::new(),
+                };
+                log::error!(
+                    "the key holder, process {pid}, died: {how}{why}; handshakes that waited for it fail"
+                );
+                self.rest.fell(now, now.since(running.since));
+                self.state = State::Down;
+                self.handle_timeout(now, poller);
+            }
+            _ => return false,
+        }
         true
     }
 
-    /// Starts another one where there is none and the pause is over.
-    pub fn handle_timeout(&mut self, now: Time) {
-        if self.deadline().is_some_and(|at| now >= at)
-            && let Err(failure) = self.start_again()
-        {
-            log::error!("{failure}");
+    /// Looks after one that starts, if there is one: whether it is ready is to be seen by [`KeyHolder::is_ready`].
+    pub fn poll(&mut self, now: Time, poller: &Poller) {
+        let State::Starting(start) = &mut self.state else { return };
+        let Some(outcome) = start.poll(now, poller) else { return };
+        match (outcome, std::mem::replace(&mut self.state, State::Down)) {
+            (Ok(()), State::Starting(start)) => self.run(start.pid(), start.into_channel()),
+            (Err(failure), _) => self.could_not_start(now, failure),
+            _ => {}
         }
     }
 
-    /// When another one is to be started.
-    pub fn deadline(&self) -> Option<Time> {
-        self.rest.until.filter(|_| self.running.is_none())
+    /// Starts another one where there is none and the pause is over.
+    pub fn handle_timeout(&mut self, now: Time, poller: &Poller) {
+        if self.rests_until().is_none_or(|until| now < until) {
+            return;
+        }
+        match self.exec(&self.told).and_then(|start| start.watched_by(poller)) {
+            Ok(start) => self.state = State::Starting(start),
+            Err(failure) => self.could_not_start(now, failure),
+        }
     }
 
-    /// Until when nobody can be let in, as key holders don't live.
-    pub fn rests_until(&self, now: Time) -> Option<Time> {
-        self.deadline().filter(|until| now < *until)
+    /// When [`KeyHolder::poll`] or [`KeyHolder::handle_timeout`] is due.
+    pub fn deadline(&self) -> Option<Time> {
+        match &self.state {
+            State::Starting(start) => Some(start.deadline()),
+            _ => self.rests_until(),
+        }
+    }
+
+    /// Where key holders don't live: until when no other one is started.
+    pub fn rests_until(&self) -> Option<Time> {
+        self.rest.until.filter(|_| matches!(self.state, State::Down))
     }
 
     /// Where misuse is told.
@@ -188,44 +236,50 @@ impl KeyHolder {
         }
     }
 
-    fn start_again(&mut self) -> Outcome<()> {
-        let started = clock::now();
-        match self.exec(&self.told) {
-            Ok(running) => {
-                self.running = Some(running);
-                Ok(())
-            }
-            Err(failure) => {
-                self.rest.fell(clock::now(), clock::now().since(started));
-                Err(failure.context("start the key holder again (SIGHUP reads key and certificate anew)"))
-            }
-        }
+    fn run(&mut self, pid: i32, channel: HolderGuardEnd) {
+        log::debug!("the key holder is process {pid}");
+        self.state = State::Running(Running { pid, channel, since: clock::now() });
     }
 
-    fn exec(&self, told: &Told) -> Outcome<Running> {
-        let failed = |e| Failure::system(format!("start {} as the key holder", self.program.display()), e);
-        let (channel, theirs) = seqpacket::pair().map_err(failed)?;
-        let fds = [theirs.as_fd(), told.setup.as_fd(), told.key.as_fd(), self.misuse.1.as_fd()];
-        let mut child = spawn::spawn(&self.program, &[VERSION, KEY_HOLDER], &fds).map_err(failed)?;
-        drop(theirs);
-        match answer(&channel, "the key holder", READY_WAIT) {
-            Ok(HolderReply::Ready) => {
-                let pid = child.id() as i32;
-                log::debug!("the key holder is process {pid}");
-                Ok(Running { pid, channel, since: clock::now() })
-            }
-            Ok(HolderReply::Failed { text }) => Err(Failure::new(exit_of(&mut child), text)),
-            Err(failure) => {
-                let _ = child.kill();
-                Err(Failure::new(exit_of(&mut child), failure.text))
-            }
-        }
+    fn could_not_start(&mut self, now: Time, failure: Failure) {
+        log::error!(
+            "{}",
+            failure.context("start the key holder again (SIGHUP reads key and certificate anew)")
+        );
+        // However long it took: it never stood.
+        self.rest.fell(now, Duration::ZERO);
     }
 
-    fn kill(&self) {
-        if let Some(running) = &self.running {
-            let _ = kill(Pid::from_raw(running.pid), Signal::SIGKILL);
+    fn exec(&self, told: &Told) -> Outcome<Start> {
+        let fds = [told.setup.as_fd(), told.key.as_fd(), self.misuse.1.as_fd()];
+        Starting::exec("the key holder", &self.program, &[VERSION, KEY_HOLDER], &fds)
+            .map_err(|e| Failure::system(format!("start {} as the key holder", self.program.display()), e))
+    }
+}
+
+impl Heir {
+    /// Its process has ended, with `code` if with any; `false`: it was another one.
+    pub fn ended(&mut self, pid: i32, code: Option<i32>) -> bool {
+        let ours = self.start.pid() == pid;
+        if ours {
+            self.start.ended(code);
         }
+        ours
+    }
+
+    /// Whether it is ready, or why it won't be; `None`: it isn't known yet.
+    pub fn poll(&mut self, now: Time, poller: &Poller) -> Option<Outcome<()>> {
+        self.start.poll(now, poller)
+    }
+
+    /// When [`Heir::poll`] is due at the latest.
+    pub fn deadline(&self) -> Time {
+        self.start.deadline()
+    }
+
+    /// It won't take over.
+    pub fn abandon(self) {
+        self.start.abandon();
     }
 }
 
@@ -270,8 +324,6 @@ impl Rest {
     }
 }
 
-/// From its exec to its first word.
-const READY_WAIT: Duration = Duration::from_secs(10);
 /// Who stood for so long isn't followed by a pause.
 const STEADY: Duration = Duration::from_secs(5);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);

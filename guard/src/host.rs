@@ -180,15 +180,13 @@ fn host_forwards() -> Outcome<bool> {
 /// The queues' namespace, and the size the sessions' queues get in it.
 pub fn prepare_queues(config: &ServerConfig) -> Outcome<Queues> {
     let guard_writes = config.tun_write == TunWrite::Guard;
-    // Two a worker, and those of sessions that drain.
-    let count = usize::from(config.max_clients) * 3 + usize::from(config.max_handshakes) * 2 + 64;
     let (messages, bytes) =
         if guard_writes { (DOWNLINK.messages, UPLINK.bytes) } else { (DOWNLINK.messages, DOWNLINK.bytes) };
     // Where one user has them all, and in a user namespace, where the kernel charges whoever made that.
     let shared = config.single_uid.is_some() || !ids::in_initial_namespace();
     let sharers = if shared { sharers(config) } else { 1 };
     let charge = DOWNLINK.charge() + if guard_writes { UPLINK.charge() } else { 0 };
-    let limits = mq::prepare(messages, bytes, count, charge * sharers)
+    let limits = mq::prepare(messages, bytes, queues_needed(config), charge * sharers)
         .map_err(|e| Failure::system("prepare the message queues (is CONFIG_POSIX_MQUEUE missing?)", e))?;
     let allowance = limits.per_user / sharers;
     // A worker's user is charged for its queue, and where we write to the device for a second one, to us.
@@ -221,7 +219,12 @@ pub fn prepare_queues(config: &ServerConfig) -> Outcome<Queues> {
         if limits.private { "in an IPC namespace of their own" } else { "in the host's IPC namespace" },
         if shared { ", from one allowance for all" } else { "" },
     );
-    Ok(Queues { private: limits.private, shared, downlink, uplink })
+    Ok(Queues { private: limits.private, sharers: shared.then_some(sharers), downlink, uplink })
+}
+
+/// Two a worker, and those of sessions that drain.
+fn queues_needed(config: &ServerConfig) -> usize {
+    usize::from(config.max_clients) * 3 + usize::from(config.max_handshakes) * 2 + 64
 }
 
 /// Workers that have queues at once: every client's, those of clients whose older session drains, and those that have no
@@ -251,16 +254,44 @@ fn no_room(limits: &QueueLimits, max_clients: u16) -> Failure {
 }
 
 /// The sessions' queues.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Queues {
     /// They are in an IPC namespace of their own.
     pub private: bool,
-    /// All of them are charged to one allowance.
-    pub shared: bool,
+    /// All of them are charged to one allowance, and sized so that so many workers have theirs.
+    pub sharers: Option<u64>,
     /// Size of the queue to a worker.
     pub downlink: QueueSize,
     /// Size of the queue from a worker, where we write to the device.
     pub uplink: Option<QueueSize>,
+}
+
+impl Queues {
+    /// Whether all of them are charged to one allowance.
+    pub fn shared(&self) -> bool {
+        self.sharers.is_some()
+    }
+
+    /// Whether they would do for another configuration of the same server: sizes stay what they were at the start.
+    pub fn suffice(&self, config: &ServerConfig) -> Outcome<()> {
+        let needed = sharers(config);
+        match self.sharers {
+            Some(sharers) if needed > sharers => Err(Failure::usage(format!(
+                "{}: max_handshakes = {} needs queues for {needed} workers, and all share one allowance here, sized for \
+                 {sharers} at the start: restart the server to change it",
+                config.file.display(),
+                config.max_handshakes
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// As many may be made as another configuration needs.
+    pub fn make_room(&self, config: &ServerConfig) {
+        if self.private {
+            mq::make_room_for(queues_needed(config));
+        }
+    }
 }
 
 /// Where queues share an allowance and clients are few.
@@ -272,3 +303,33 @@ const DOWNLINK: QueueSize = QueueSize { messages: 64, bytes: 8192 };
 const LEAST_MESSAGE: usize = 64;
 /// A super-packet fits.
 const UPLINK: QueueSize = QueueSize { messages: 8, bytes: 67_000 };
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn queues_of_one_allowance_suffice_for_those_they_were_sized_for() {
+        let config = |lines: &str| {
+            let text =
+                format!("networks = ['10.9.0.0/24']\n{lines}\n[tls]\nca = 'a'\ncert = 'b'\nkey = 'c'\n");
+            ServerConfig::parse(&text, Path::new("/s.toml")).expect(lines)
+        };
+        let size = QueueSize::KERNEL_DEFAULT;
+        let at_start = config("max_clients = 100\nmax_handshakes = 4");
+        let own = Queues { private: true, sharers: None, downlink: size, uplink: None };
+        let shared = Queues { sharers: Some(sharers(&at_start)), ..own };
+        let more = config("max_clients = 100\nmax_handshakes = 5");
+        assert_eq!((own.suffice(&more), shared.suffice(&at_start)), (Ok(()), Ok(())));
+        assert_eq!(
+            shared.suffice(&more).map_err(|failure| failure.text),
+            Err("/s.toml: max_handshakes = 5 needs queues for 131 workers, and all share one allowance here, sized for \
+                 130 at the start: restart the server to change it"
+                .to_owned())
+        );
+        // Fewer clients leave room for it.
+        assert_eq!(shared.suffice(&config("max_clients = 90\nmax_handshakes = 16")), Ok(()));
+    }
+}

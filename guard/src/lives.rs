@@ -20,7 +20,6 @@ use nix::unistd::Pid;
 use tunguard::ipc::HANDSHAKE_SECONDS;
 use tunguard::rigged;
 use tunguard::sys::clock;
-use tunguard::sys::mq::unlink;
 use tunguard::sys::poller::Interest;
 use tunguard::sys::seccomp::FORBIDDEN_CALL;
 use tunguard::time::Time;
@@ -87,12 +86,12 @@ impl Guard {
 
     /// A process has ended.
     fn worker_gone(&mut self, pid: Pid, how: End) {
-        if self.spawner.ended(pid.as_raw()) {
-            log::error!("the nursery, process {pid}, died: {how}; the next worker comes from a new one");
-            return;
-        }
-        if self.trust.holder.ended(pid.as_raw(), &how.to_string()) {
-            return;
+        let (raw, code) = (pid.as_raw(), how.code());
+        if self.spawner.ended(raw, how, code)
+            || self.trust.holder.ended(raw, how, code, &self.poller)
+            || self.reloads.ended(raw, code)
+        {
+            return self.see_to_starts(clock::now());
         }
         // Its last words may still be in the channel.
         if let Some(key) = self.workers.key_of(pid.as_raw()) {
@@ -122,9 +121,7 @@ impl Guard {
         self.gate.handle_gone(from, worker.stage, now);
         let _ = self.poller.remove(worker.channel.as_fd());
         // They have their names until the worker registers them.
-        for name in std::iter::once(&worker.queues.0).chain(&worker.queues.1) {
-            let _ = unlink(name);
-        }
+        worker.queues.unlink();
         self.spawner.release(worker.uid);
         if let Some(session) = worker.session {
             for net in session.nets() {
@@ -217,6 +214,13 @@ enum End {
 }
 
 impl End {
+    fn code(self) -> Option<i32> {
+        match self {
+            End::Code(code) => Some(code),
+            End::Signal(_) | End::ServerStops => None,
+        }
+    }
+
     /// Whether that was its own doing: one killed by somebody else, as when memory runs out, did nothing.
     fn is_crash(self) -> bool {
         match self {

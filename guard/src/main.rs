@@ -26,6 +26,7 @@ mod routes;
 mod run;
 mod slots;
 mod spawn;
+mod starting;
 mod succession;
 mod tickets;
 mod trust;

@@ -1,10 +1,13 @@
 //! A new configuration for a running server, on SIGHUP or `tunguard reload`, and a new revocation list.
 //!
 //! ```text
-//! read everything --> compare --> change the host --> all of it is in force --> nursery, sessions
-//!        \-- faulty    \-- fixed key   \-- fails, undone
-//!         +-------------+---------------+--> refused: the old one stays in force, whole
+//! read everything --> compare --> key holder --> change the host --> all of it is in force --> sessions --> nursery
+//!        \-- faulty    \-- fixed key \-- bad key   \-- fails, undone
+//!         +-------------+-------------+------------+--> refused: the old one stays in force, whole
 //! ```
+//! Key holder and nursery are processes that have to start: the guard serves its sessions meanwhile, one reload waits for
+//! the other, and who asked for it is answered when it is known what became of it.
+//!
 //! What can fail comes first and changes nothing for good. What comes last fails closed: where no nursery can be made
 //! that knows the new certificates and lists, none with the old ones goes on, and nobody is let in until one can be
 //! made. Sessions go on meanwhile.
@@ -14,18 +17,21 @@ use std::fmt;
 
 use tunguard::config::common::{Data, Sandbox};
 use tunguard::config::server::{ClientEntry, Push, ServerConfig, ServerTls};
-use tunguard::exit::{Failure, Outcome};
+use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::ipc::Reply;
 use tunguard::rate::Rates;
 use tunguard::rigged;
 use tunguard::sys::clock;
 use tunguard::sys::poller::Interest;
+use tunguard::time::Time;
 use tunguard::wire::control::Reason;
 
 use crate::clients::{Phase, Session};
+use crate::entrance::Accepting;
 use crate::gate::Limits;
 use crate::run::{Guard, Source};
 use crate::spawn;
+use crate::trust::Next;
 
 /// What is different in a new configuration, by key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -167,66 +173,171 @@ fn is_outdated(session: &Session, clients: &BTreeMap<String, ClientEntry>) -> bo
     taken || addresses.iter().any(|address| !has(*address)) || session.subnets != *subnets
 }
 
+/// Reloads: the one under way, and those asked for meanwhile.
+#[derive(Default)]
+pub struct Reloads {
+    current: Option<Reload>,
+    /// The revocation list changed.
+    list: bool,
+    /// SIGHUP came.
+    signal: bool,
+    /// Who asked on the admin socket.
+    conversations: Vec<u64>,
+}
+
+struct Reload {
+    wish: Wish,
+    stage: Stage,
+}
+
+/// What is to be read again.
+enum Wish {
+    /// Certificates and lists, as the present configuration names them.
+    List,
+    /// Everything, for these who asked on the admin socket, and for SIGHUP, whose outcome is in the log.
+    Everything { signal: bool, conversations: Vec<u64> },
+}
+
+enum Stage {
+    /// Nothing is changed; the key holder that has the key starts.
+    Key(Box<Prepared>),
+    /// All of it is in force, and this has changed; the nursery starts.
+    Workers(String),
+}
+
+/// What was read, and is in order as far as that can be seen without the key.
+struct Prepared {
+    /// `None`: the one there is.
+    config: Option<ServerConfig>,
+    changes: Changes,
+    next: Next,
+}
+
+impl Wish {
+    /// Why, for the log.
+    fn cause(&self) -> &'static str {
+        match self {
+            Wish::List => "the revocation list changed",
+            Wish::Everything { signal: true, .. } => "SIGHUP",
+            Wish::Everything { signal: false, .. } => "asked to reload",
+        }
+    }
+}
+
+impl Reloads {
+    /// The list comes first: whatever is wrong with the configuration, who is revoked is.
+    fn next(&mut self) -> Option<Wish> {
+        if std::mem::take(&mut self.list) {
+            return Some(Wish::List);
+        }
+        let (signal, conversations) =
+            (std::mem::take(&mut self.signal), std::mem::take(&mut self.conversations));
+        (signal || !conversations.is_empty()).then_some(Wish::Everything { signal, conversations })
+    }
+
+    /// When [`Guard::go_on_reloading`] is due at the latest.
+    pub fn deadline(&self) -> Option<Time> {
+        match &self.current {
+            Some(Reload { stage: Stage::Key(prepared), .. }) => Some(prepared.next.heir.deadline()),
+            _ => None,
+        }
+    }
+
+    /// A process has ended, with `code` if with any: whether it was the key holder of one.
+    /// [`Guard::go_on_reloading`] comes next.
+    pub fn ended(&mut self, pid: i32, code: Option<i32>) -> bool {
+        match &mut self.current {
+            Some(Reload { stage: Stage::Key(prepared), .. }) => prepared.next.heir.ended(pid, code),
+            _ => false,
+        }
+    }
+}
+
 impl Guard {
     /// SIGHUP: what comes of it is in the log.
     pub(crate) fn reload_by_signal(&mut self) {
-        let _ = self.reload("SIGHUP");
+        self.reloads.signal = true;
+        self.next_reload();
     }
 
     /// Somebody asks for it on the admin socket, and is told what came of it.
     pub(crate) fn reload_and_tell(&mut self, conversation: u64) {
-        let answer = match self.reload("asked to reload") {
-            Ok(text) => serde_json::json!({ "reloaded": text }),
-            Err(failure) => serde_json::json!({ "error": failure.text, "exit": failure.exit as u8 }),
-        };
-        self.admin.answer(conversation, tunguard::admin::document(&answer), &self.poller);
+        self.reloads.conversations.push(conversation);
+        self.next_reload();
     }
 
     /// The folder of the revocation list was changed.
     pub(crate) fn reload_list(&mut self) {
-        if !self.trust.list_changed() {
+        if self.trust.list_changed() {
+            self.reloads.list = true;
+            self.next_reload();
+        }
+    }
+
+    /// Begins with the next one, if there is none under way.
+    fn next_reload(&mut self) {
+        while self.reloads.current.is_none() && self.accepting != Accepting::No {
+            let Some(wish) = self.reloads.next() else { return };
+            rigged::read_orders();
+            match self.read_everything(&wish) {
+                Ok(prepared) => {
+                    let stage = Stage::Key(Box::new(prepared));
+                    self.reloads.current = Some(Reload { wish, stage });
+                }
+                Err(failure) => self.refuse_reload(wish, failure),
+            }
+        }
+    }
+
+    /// The key holder of a reload has said something, or ended, or its time may be over.
+    pub(crate) fn go_on_reloading(&mut self, now: Time) {
+        let Some(Reload { stage: Stage::Key(prepared), .. }) = &mut self.reloads.current else { return };
+        let Some(started) = prepared.next.heir.poll(now, &self.poller) else { return };
+        let Some(Reload { wish, stage: Stage::Key(prepared) }) = self.reloads.current.take() else { return };
+        match started.and_then(|()| self.take_over(*prepared)) {
+            Ok(changes) => self.apply(wish, &changes),
+            Err(failure) => self.refuse_reload(wish, failure),
+        }
+        self.next_reload();
+    }
+
+    /// A nursery has started, or it hasn't: where it is that of a reload, that is over.
+    pub(crate) fn finish_reload(&mut self, started: Outcome<()>) {
+        let Some(Reload { wish, stage: Stage::Workers(text) }) =
+            self.reloads.current.take_if(|reload| matches!(reload.stage, Stage::Workers(_)))
+        else {
             return;
-        }
-        const WHY: &str = "the revocation list changed";
-        match self.trust.read_again(&mut self.config) {
-            Ok(()) => {
-                log::info!("{WHY}: certificates and revocation list are read again");
-                self.end_revoked();
-                let _ = self.renew_nursery();
-            }
-            Err(failure) => log::error!("{WHY}, but what was there before stays in force: {failure}"),
-        }
-    }
-
-    /// Reads everything again. `Ok`: what has changed. An error that is wrong usage: nothing has; any other: it is
-    /// in force, and nobody is let in until workers can be started.
-    fn reload(&mut self, why: &str) -> Outcome<String> {
-        rigged::read_orders();
-        let changes = match self.take_over() {
-            Ok(changes) => changes,
-            Err(failure) => {
-                log::error!("{why}, but what was there before stays in force: {failure}");
-                return Err(Failure::usage(format!("nothing is changed: {failure}")));
-            }
         };
-        log::info!("{why}: {changes}");
-        rigged::point("guard.reloading");
-        // Before the nursery, which may take its time.
-        self.end_revoked();
-        self.end_outdated();
-        if changes.pushed() {
-            self.pushed_since = clock::now();
-            let all: Vec<u64> = self.workers.iter().map(|(key, _)| key).collect();
-            all.into_iter().for_each(|key| self.push_to(key));
-        }
-        let renewed = self.renew_nursery();
         rigged::point("guard.reloaded");
-        self.serve_waiting();
-        renewed.map(|()| changes.to_string()).map_err(|failure| failure.context(RELOADED_WITHOUT_WORKERS))
+        let outcome = started.map(|()| text).map_err(|failure| {
+            Failure::new(Exit::NobodyLetIn, failure.context(RELOADED_WITHOUT_WORKERS).text)
+        });
+        self.answer_reload(wish, outcome);
+        self.next_reload();
     }
 
-    /// Puts a new configuration in force, or says why not and has changed nothing.
-    fn take_over(&mut self) -> Outcome<Changes> {
+    /// The server stops.
+    pub(crate) fn stop_reloading(&mut self) {
+        let stops = || Failure::system("reload", "the server stops");
+        match self.reloads.current.take() {
+            Some(Reload { wish, stage: Stage::Key(prepared) }) => {
+                prepared.next.heir.abandon();
+                self.refuse_reload(wish, stops());
+            }
+            Some(Reload { wish, stage: Stage::Workers(_) }) => self.answer_reload(wish, Err(stops())),
+            None => {}
+        }
+        while let Some(wish) = self.reloads.next() {
+            self.refuse_reload(wish, stops());
+        }
+    }
+
+    /// Reads and checks it, and starts a key holder with the key. Nothing of it is in force.
+    fn read_everything(&mut self, wish: &Wish) -> Outcome<Prepared> {
+        let Wish::Everything { .. } = wish else {
+            let next = self.trust.prepare(&mut self.config, &self.poller)?;
+            return Ok(Prepared { config: None, changes: Changes::default(), next });
+        };
         let mut new = ServerConfig::load(&self.config.file)?;
         let changes = Changes::between(&self.config, &new);
         if !changes.fixed.is_empty() {
@@ -244,31 +355,77 @@ impl Guard {
                 self.room_for
             )));
         }
-        let next = self.trust.prepare(&mut new)?;
+        self.queues.suffice(&new)?;
+        let next = self.trust.prepare(&mut new, &self.poller)?;
+        Ok(Prepared { config: Some(new), changes, next })
+    }
+
+    /// Puts it in force, or says why not and has changed nothing. The key holder is ready.
+    fn take_over(&mut self, prepared: Prepared) -> Outcome<Changes> {
+        let Prepared { config, changes, next } = prepared;
         if let Some(watch) = next.watch() {
             let added = self.poller.add(watch, Source::Trust.token(), Interest::Read);
             added.map_err(|e| Failure::system("watch for a new revocation list", e))?;
         }
         // The last that can fail.
-        self.host.change(&self.config, &new)?;
+        if let Some(new) = &config {
+            self.host.change(&self.config, new)?;
+        }
         self.trust.follow(next);
-        self.config = new;
-        self.gate.set_limits(Limits::of(&self.config, self.queues.shared));
-        let ServerConfig { max_clients, max_sessions_per_identity, .. } = self.config;
-        self.tickets.set_sessions(max_clients.into(), max_sessions_per_identity.into());
-        self.leases.configure(&self.config);
+        if let Some(new) = config {
+            self.config = new;
+            self.queues.make_room(&self.config);
+            self.gate.set_limits(Limits::of(&self.config, self.queues.shared()));
+            let ServerConfig { max_clients, max_sessions_per_identity, .. } = self.config;
+            self.tickets.set_sessions(max_clients.into(), max_sessions_per_identity.into());
+            self.leases.configure(&self.config);
+        }
         Ok(changes)
     }
 
-    /// Workers to come know what is in force now; others than these there won't be.
+    /// It is in force: sessions that it ends, clients that have to know, workers to come.
+    fn apply(&mut self, wish: Wish, changes: &Changes) {
+        log::info!("{}: {changes}", wish.cause());
+        rigged::point("guard.reloading");
+        self.end_revoked();
+        self.end_outdated();
+        if changes.pushed() {
+            self.pushed_since = clock::now();
+            let all: Vec<u64> = self.workers.iter().map(|(key, _)| key).collect();
+            all.into_iter().for_each(|key| self.push_to(key));
+        }
+        let renewed = self.renew_nursery();
+        self.reloads.current = Some(Reload { wish, stage: Stage::Workers(changes.to_string()) });
+        if let Err(failure) = renewed {
+            self.pause(&failure.text);
+            self.finish_reload(Err(failure));
+        }
+    }
+
+    fn refuse_reload(&mut self, wish: Wish, why: Failure) {
+        log::error!("{}, but what was there before stays in force: {why}", wish.cause());
+        self.answer_reload(wish, Err(Failure::usage(format!("nothing is changed: {why}"))));
+    }
+
+    /// Errors: [`Exit::Usage`] where nothing has changed; [`Exit::NobodyLetIn`] where it is in force, and nobody is let in
+    /// until workers can be started; [`Exit::System`] where it is, and the server stops.
+    fn answer_reload(&mut self, wish: Wish, outcome: Outcome<String>) {
+        let Wish::Everything { conversations, .. } = wish else { return };
+        let answer = tunguard::admin::document(&match outcome {
+            Ok(text) => serde_json::json!({ "reloaded": text }),
+            Err(failure) => serde_json::json!({ "error": failure.text, "exit": failure.exit as u8 }),
+        });
+        for conversation in conversations {
+            self.admin.answer(conversation, answer.clone(), &self.poller);
+        }
+    }
+
+    /// Workers to come know what is in force now; others than these there won't be. Their nursery starts.
     fn renew_nursery(&mut self) -> Outcome<()> {
         self.tickets.clear();
         self.trusted_since = clock::now();
-        let prepared = self.spawner.prepare(&self.config, &mut self.trust, self.host.offloads.uso);
-        if let Err(failure) = &prepared {
-            self.pause(&failure.text);
-        }
-        prepared
+        self.spawner.prepare(&self.config, &self.trust.certificates, self.host.offloads.uso)?;
+        self.spawner.has_nursery(&mut self.trust.holder, &self.poller).map(drop)
     }
 
     fn end_revoked(&mut self) {

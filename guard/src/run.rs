@@ -38,6 +38,7 @@ use crate::host::{Host, Queues};
 use crate::leases::Leases;
 use crate::meters::Meters;
 use crate::outbox::{FULL_AT, Outbox, Pool, Posted, Resumed, Valve};
+use crate::reload::Reloads;
 use crate::routes::Routes;
 use crate::slots::Slots;
 use crate::spawn::Spawner;
@@ -94,6 +95,8 @@ pub struct Guard {
     pub(crate) pushed_since: Time,
     /// `max_clients` when slots and queues were made.
     pub(crate) room_for: u16,
+    /// New configurations, and new lists.
+    pub(crate) reloads: Reloads,
     stopping: Option<Time>,
 }
 
@@ -120,6 +123,8 @@ pub enum Source {
     Conversation(u64),
     /// The key holder, about misuse.
     KeyHolder,
+    /// A process that starts.
+    Starting,
 }
 
 impl Source {
@@ -136,6 +141,7 @@ impl Source {
             Source::Uplink(key) => 7 | key << 4,
             Source::Conversation(key) => 8 | key << 4,
             Source::KeyHolder => 9,
+            Source::Starting => 10,
         }
     }
 
@@ -152,6 +158,7 @@ impl Source {
             7 => Source::Uplink(key),
             8 => Source::Conversation(key),
             9 => Source::KeyHolder,
+            10 => Source::Starting,
             _ => return None,
         })
     }
@@ -173,7 +180,8 @@ impl Guard {
     ) -> Outcome<Guard> {
         let failed = |e| Failure::system("prepare to wait for events", e);
         let signals = Signals::install().map_err(failed)?;
-        spawner.prepare(&config, &mut trust, host.offloads.uso)?;
+        spawner.prepare(&config, &trust.certificates, host.offloads.uso)?;
+        spawner.wait_for_nursery(&mut trust.holder)?;
         let poller = Poller::new(EVENTS).map_err(failed)?;
         poller.add(host.tun.as_fd(), Source::Tun.token(), Interest::Read).map_err(failed)?;
         poller.add(listener.as_fd(), Source::Listener.token(), Interest::Read).map_err(failed)?;
@@ -192,7 +200,7 @@ impl Guard {
             open: Vec::new(),
             pool: Pool::default(),
             uplink: vec![0; queues.uplink.map_or(0, |size| size.bytes)],
-            gate: Gate::new(Limits::of(&config, queues.shared)),
+            gate: Gate::new(Limits::of(&config, queues.shared())),
             waiting: Waiting::new(),
             starts: Tries::default(),
             room_for: config.max_clients,
@@ -224,6 +232,7 @@ impl Guard {
             tickets,
             trusted_since: now,
             pushed_since: now,
+            reloads: Reloads::default(),
             stopping: None,
         })
     }
@@ -264,6 +273,7 @@ impl Guard {
                     Some(Source::Conversation(key)) => self.converse(key),
                     Some(Source::Trust) => self.reload_list(),
                     Some(Source::KeyHolder) => self.punish_misuse(),
+                    Some(Source::Starting) => self.see_to_starts(clock::now()),
                     None => {}
                 }
             }
@@ -510,6 +520,7 @@ impl Guard {
         rigged::read_orders();
         self.stopping = Some(clock::now() + STOP_WAIT);
         self.accept_later(Accepting::No);
+        self.stop_reloading();
         let all: Vec<u64> = self.workers.iter().map(|(key, _)| key).collect();
         for key in all {
             self.end_worker(key, Reason::Shutdown);
@@ -535,7 +546,7 @@ impl Guard {
             self.next_switch,
             self.meters.poll_timeout(),
             self.gate.poll_timeout(),
-            self.trust.holder.deadline(),
+            self.next_start(),
             expiry,
             resume,
             save,
@@ -555,7 +566,10 @@ impl Guard {
         if self.next_switch.is_some_and(|at| now >= at) {
             self.switch_late(now);
         }
-        self.trust.holder.handle_timeout(now);
+        if self.next_start().is_some_and(|at| now >= at) {
+            self.trust.holder.handle_timeout(now, &self.poller);
+            self.see_to_starts(now);
+        }
         if matches!(self.accepting, Accepting::Paused(until) if now >= until) {
             self.open_listener();
         }
@@ -613,6 +627,7 @@ mod tests {
             Source::Uplink(1 << 40),
             Source::Conversation(3),
             Source::KeyHolder,
+            Source::Starting,
         ] {
             assert_eq!(Source::from_token(source.token()), Some(source));
         }

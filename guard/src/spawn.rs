@@ -1,33 +1,32 @@
 //! Starting workers, each with a user of its own.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::fs;
 use std::net::TcpStream;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpid};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Exit, Failure, Outcome};
-use tunguard::ipc::{GuardEnd, NurseryGuardEnd, NurseryReply, NurseryRequest, QueuePlan, Setup};
+use tunguard::ipc::{GuardEnd, NurseryGuardEnd, NurseryReply, NurseryRequest, QueueNames, QueuePlan, Setup};
 use tunguard::sandbox::Means;
-use tunguard::sys::mq::unlink;
-use tunguard::sys::seqpacket::{Channel, Incoming};
-use tunguard::sys::{clock, memfd, seqpacket, spawn};
+use tunguard::sys::poller::Poller;
+use tunguard::sys::seqpacket::Incoming;
+use tunguard::sys::{clock, memfd, seqpacket};
+use tunguard::time::Time;
+use tunguard::tls::Certificates;
 use tunguard::wire::control::Settings;
 use tunguard::{VERSION, random};
 
 use crate::holder::KeyHolder;
 use crate::host::Queues;
-use crate::trust::Trust;
+use crate::starting::Starting;
 use crate::uids::Uids;
 
 /// Starts workers.
@@ -39,17 +38,22 @@ pub struct Spawner {
     pub sandbox: Means,
     queues: QueuePlan,
     /// Queues of workers that may be there, though the nursery never said so.
-    astray: VecDeque<(String, Option<String>)>,
+    astray: VecDeque<QueueNames>,
     /// Workers that were ordered so far.
     ordered: u64,
     setup: Option<OwnedFd>,
-    nursery: Option<Nursery>,
+    nursery: Nursery,
 }
 
 /// The process that forks the workers.
-struct Nursery {
-    pid: i32,
-    channel: NurseryGuardEnd,
+enum Nursery {
+    /// There is none: one is started when somebody comes.
+    Down,
+    Starting(Starting<NurseryRequest, NurseryReply>),
+    Running {
+        pid: i32,
+        channel: NurseryGuardEnd,
+    },
 }
 
 /// A worker that was started.
@@ -62,8 +66,8 @@ pub struct Started {
     pub uid: u32,
     /// The number of its channel to the key holder.
     pub signing: u64,
-    /// Names of its queues, to the worker and, where the guard writes to the device, from it.
-    pub queues: (String, Option<String>),
+    /// Names of its queues.
+    pub queues: QueueNames,
 }
 
 impl Spawner {
@@ -80,18 +84,22 @@ impl Spawner {
             astray: VecDeque::new(),
             ordered: 0,
             setup: None,
-            nursery: None,
+            nursery: Nursery::Down,
         })
     }
 
-    /// Writes down what workers started from now on are told. Where that fails, there are none.
-    pub fn prepare(&mut self, config: &ServerConfig, trust: &mut Trust, uso: bool) -> Outcome<()> {
+    /// Writes down what workers started from now on are told: they come from a nursery that is started afterwards. Where
+    /// that fails, there are none.
+    pub fn prepare(&mut self, config: &ServerConfig, certificates: &Certificates, uso: bool) -> Outcome<()> {
         // Before anything can fail: what was told before doesn't hold any more.
         self.setup = None;
         self.renew();
+        if let Nursery::Starting(start) = std::mem::replace(&mut self.nursery, Nursery::Down) {
+            start.abandon();
+        }
         let setup = Setup {
             guard: getpid().as_raw(),
-            certificates: trust.certificates.clone(),
+            certificates: certificates.clone(),
             root: self.root.clone(),
             suites: config.data.suites.clone(),
             mtu: config.mtu,
@@ -106,70 +114,85 @@ impl Spawner {
         };
         let bytes = memfd::sealed("tunguard-setup", &setup.encode());
         self.setup = Some(bytes.map_err(|e| Failure::system("write down the workers' setup", e))?);
-        self.nursery(&mut trust.holder).map(drop)
+        Ok(())
     }
 
     /// Gives the nursery up: the next worker comes from a new one, with the newest setup, and with code and data at
-    /// other places in memory.
+    /// other places in memory. One that only starts has no workers that could know those.
     pub fn renew(&mut self) {
         // It ends when its channel does.
-        self.nursery = None;
+        if let Nursery::Running { .. } = self.nursery {
+            self.nursery = Nursery::Down;
+        }
+    }
+
+    /// Starts a nursery and waits for it, at the start of the server.
+    pub fn wait_for_nursery(&mut self, holder: &mut KeyHolder) -> Outcome<()> {
+        let (pid, channel) = self.exec(holder)?.wait().map_err(|failure| self.could_not_start(failure))?;
+        self.nursery = Nursery::Running { pid, channel };
+        Ok(())
+    }
+
+    /// Whether there is a nursery. Where there is none one is started, with `holder`, which must be ready; `poller` tells of
+    /// it, and [`Spawner::poll`] what has become of it.
+    pub fn has_nursery(&mut self, holder: &mut KeyHolder, poller: &Poller) -> Outcome<bool> {
+        if let Nursery::Down = self.nursery {
+            self.nursery = Nursery::Starting(self.exec(holder)?.watched_by(poller)?);
+        }
+        Ok(matches!(self.nursery, Nursery::Running { .. }))
+    }
+
+    /// Looks after a nursery that starts: `Some` when it is ready, or can't be.
+    pub fn poll(&mut self, now: Time, poller: &Poller) -> Option<Outcome<()>> {
+        let Nursery::Starting(start) = &mut self.nursery else { return None };
+        let outcome = start.poll(now, poller)?;
+        if let Nursery::Starting(start) = std::mem::replace(&mut self.nursery, Nursery::Down)
+            && outcome.is_ok()
+        {
+            self.nursery = Nursery::Running { pid: start.pid(), channel: start.into_channel() };
+        }
+        Some(outcome.map_err(|failure| self.could_not_start(failure)))
+    }
+
+    /// When [`Spawner::poll`] is due.
+    pub fn deadline(&self) -> Option<Time> {
+        match &self.nursery {
+            Nursery::Starting(start) => Some(start.deadline()),
+            _ => None,
+        }
     }
 
     /// A process has ended that nobody knows: it may be a worker whose nursery ended before it could tell. Its queues lose
     /// their names, which nobody else ever has.
     pub fn forget_astray(&mut self) {
-        self.astray.retain(|(down, up)| {
-            let removed = std::iter::once(down).chain(up).filter(|name| unlink(name).is_ok()).count();
-            removed == 0
-        });
+        self.astray.retain(|queues| !queues.unlink());
     }
 
-    /// A process has ended: whether it was the nursery.
-    pub fn ended(&mut self, pid: i32) -> bool {
-        let ours = self.nursery.as_ref().is_some_and(|n| n.pid == pid);
-        if ours {
-            self.nursery = None;
-        }
-        ours
-    }
-
-    fn nursery(&mut self, holder: &mut KeyHolder) -> Outcome<&Nursery> {
-        if self.nursery.is_none() {
-            self.nursery = Some(self.start_nursery(holder)?);
-        }
-        self.nursery.as_ref().ok_or_else(|| Failure::system("start a worker", "there is no nursery"))
-    }
-
-    fn start_nursery(&self, holder: &mut KeyHolder) -> Outcome<Nursery> {
-        let setup = self.setup.as_ref().ok_or_else(|| Failure::system("start a worker", "no setup yet"))?;
-        let failed = |e| Failure::system(format!("start {}", self.program.display()), e);
-        let (channel, theirs) = seqpacket::pair().map_err(failed)?;
-        let signing = holder.channel()?;
-        let fds = [theirs.as_fd(), setup.as_fd(), signing.worker.as_fd()];
-        let mut child = spawn::spawn(&self.program, &[VERSION], &fds).map_err(failed)?;
-        drop(theirs);
-        let nursery = Nursery { pid: child.id() as i32, channel };
-        drop(signing);
-        match nursery.answer(READY_WAIT) {
-            Ok(NurseryReply::Ready) => Ok(nursery),
-            answer => {
-                // One that says why it fails ends by itself, with the exit code that fits.
-                if !matches!(answer, Ok(NurseryReply::Failed { .. })) {
-                    let _ = child.kill();
-                }
-                let exit = exit_of(&mut child);
-                let text = match answer {
-                    Ok(NurseryReply::Failed { text }) => text,
-                    Ok(other) => format!("it answered {other:?}"),
-                    Err(failure) => failure.text,
-                };
-                Err(Failure::new(exit, format!("start {}: {text}", self.program.display())))
+    /// A process has ended, with `code` if with any: whether it was the nursery. [`Spawner::poll`] comes next.
+    pub fn ended(&mut self, pid: i32, how: impl fmt::Display, code: Option<i32>) -> bool {
+        match &mut self.nursery {
+            Nursery::Starting(start) if start.pid() == pid => start.ended(code),
+            Nursery::Running { pid: ours, .. } if *ours == pid => {
+                log::error!("the nursery, process {pid}, died: {how}; the next worker comes from a new one");
+                self.nursery = Nursery::Down;
             }
+            _ => return false,
         }
+        true
     }
 
-    /// Starts a worker for a connection, with a channel to `holder`.
+    fn exec(&self, holder: &mut KeyHolder) -> Outcome<Starting<NurseryRequest, NurseryReply>> {
+        let setup = self.setup.as_ref().ok_or_else(|| Failure::system("start a worker", "no setup yet"))?;
+        let signing = holder.channel()?;
+        Starting::exec("the nursery", &self.program, &[VERSION], &[setup.as_fd(), signing.worker.as_fd()])
+            .map_err(|e| Failure::system(format!("start {}", self.program.display()), e))
+    }
+
+    fn could_not_start(&self, failure: Failure) -> Failure {
+        failure.context(format!("start {}", self.program.display()))
+    }
+
+    /// Starts a worker for a connection, with a channel to `holder`; [`Spawner::has_nursery`] said that it can.
     pub fn start(&mut self, tcp: &TcpStream, holder: &mut KeyHolder) -> Outcome<Started> {
         // Whoever cleans up below /run may have taken it away.
         if !self.root.is_dir() {
@@ -191,13 +214,14 @@ impl Spawner {
         let (channel, theirs) = seqpacket::pair().map_err(failed)?;
         let number = self.ordered;
         self.ordered += 1;
-        let nursery = self.nursery(holder)?;
+        let Nursery::Running { pid: nursery, channel: orders } = &self.nursery else {
+            return Err(Failure::system("start a worker", "there is no nursery"));
+        };
         let signing = holder.channel()?;
         let order = NurseryRequest::Start { uid, number };
         let fds = [theirs.as_fd(), tcp.as_fd(), signing.worker.as_fd()];
-        let sent = nursery.channel.send(&order, &fds);
-        let answer = match sent {
-            Ok(true) => nursery.answer(FORK_WAIT),
+        let answer = match orders.send(&order, &fds) {
+            Ok(true) => answer(orders),
             Ok(false) => Err(Failure::system("start a worker", "the nursery doesn't read")),
             Err(error) => Err(failed(error)),
         };
@@ -213,9 +237,8 @@ impl Spawner {
                     self.astray.pop_front();
                 }
                 self.astray.push_back(self.queues.names(number));
-                if let Some(stuck) = self.nursery.take() {
-                    let _ = kill(Pid::from_raw(stuck.pid), Signal::SIGKILL);
-                }
+                let _ = kill(Pid::from_raw(*nursery), Signal::SIGKILL);
+                self.nursery = Nursery::Down;
                 Err(answer
                     .err()
                     .unwrap_or_else(|| Failure::system("start a worker", "the nursery is confused")))
@@ -237,48 +260,16 @@ impl Spawner {
     }
 }
 
-impl Nursery {
-    fn answer(&self, patience: Duration) -> Outcome<NurseryReply> {
-        answer(&self.channel, "the nursery", patience)
+/// What the nursery says to an order. It is our own code on our own host, and has nothing else to do: the guard waits for
+/// it as it would for a fork of its own.
+fn answer(nursery: &NurseryGuardEnd) -> Outcome<NurseryReply> {
+    let failed = |why: &str| Failure::system("wait for the nursery", why);
+    match nursery.wait(clock::now() + FORK_WAIT) {
+        Ok(Incoming::Message(reply, _)) => Ok(reply),
+        Ok(Incoming::Nothing) => Err(failed("it doesn't answer")),
+        Ok(Incoming::Closed) => Err(failed("it is gone")),
+        Err(violation) => Err(failed(&format!("it sent {violation}"))),
     }
-}
-
-/// What a process of ours says, within `patience`. It is our own code on our own host, and has nothing else to do: the
-/// guard waits for it as it would for a fork of its own.
-pub fn answer<Tx: Serialize, Rx: DeserializeOwned>(
-    channel: &Channel<Tx, Rx>,
-    who: &str,
-    patience: Duration,
-) -> Outcome<Rx> {
-    let until = clock::now() + patience;
-    let failed = |why: &str| Failure::system(format!("wait for {who}"), why);
-    loop {
-        match channel.receive(false) {
-            Ok(Incoming::Message(reply, _)) => return Ok(reply),
-            Ok(Incoming::Nothing) => {}
-            Ok(Incoming::Closed) => return Err(failed("it is gone")),
-            Err(violation) => return Err(failed(&format!("it sent {violation}"))),
-        }
-        let left = until.since(clock::now());
-        if left.is_zero() {
-            return Err(failed("it doesn't answer"));
-        }
-        let mut fds = [PollFd::new(channel.as_fd(), PollFlags::POLLIN)];
-        // An interruption (a worker that ended) is only another look.
-        let _ = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
-    }
-}
-
-/// What a process of ours that is ending had to say by its exit code.
-pub fn exit_of(child: &mut Child) -> Exit {
-    // It is on its way: nobody waits for one that isn't.
-    let until = clock::now() + EXIT_WAIT;
-    while matches!(child.try_wait(), Ok(None)) && clock::now() < until {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let _ = child.kill();
-    let code = child.wait().ok().and_then(|status| status.code()).and_then(|code| u8::try_from(code).ok());
-    code.and_then(Exit::from_code).unwrap_or(Exit::System)
 }
 
 /// What clients are pushed.
@@ -319,10 +310,6 @@ pub fn empty_root() -> Outcome<PathBuf> {
 }
 
 const EMPTY_ROOT: &str = "/run/tunguard/empty";
-/// From the nursery's exec to its first word: the cipher library starts, and certificates are read.
-const READY_WAIT: Duration = Duration::from_secs(10);
-/// From a process's last word to its end.
-const EXIT_WAIT: Duration = Duration::from_secs(1);
 /// Workers that nobody knows of, at once.
 const MOST_ASTRAY: usize = 64;
 /// For one fork.

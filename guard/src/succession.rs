@@ -308,7 +308,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use tunguard::ipc::{Report, Resumption};
+    use tunguard::ipc::{QueueNames, Report, Resumption};
     use tunguard::rate::Rates;
     use tunguard::resume::ResumeSecret;
     use tunguard::sys::seqpacket;
@@ -336,7 +336,7 @@ mod tests {
             let key = self.workers.insert(Worker {
                 pid,
                 uid: 0,
-                queues: (String::new(), None),
+                queues: QueueNames::default(),
                 channel: seqpacket::pair().expect("a channel").0,
                 signing: 0,
                 tcp_peer: ([192, 0, 2, 1], 1).into(),

@@ -10,6 +10,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tunguard::config::server::{ServerConfig, ServerTls};
 use tunguard::exit::{Failure, Outcome};
 use tunguard::sandbox::Means;
+use tunguard::sys::poller::Poller;
 use tunguard::tls::{CertId, Certificates, Revoked, time};
 
 use crate::holder::{Heir, KeyHolder};
@@ -32,7 +33,8 @@ pub struct Next {
     certificates: Certificates,
     revoked: Revoked,
     watch: Option<Inotify>,
-    heir: Heir,
+    /// It has to be ready before [`Trust::follow`].
+    pub heir: Heir,
 }
 
 impl Next {
@@ -50,10 +52,11 @@ impl Trust {
         Ok(Trust { list: config.tls.crl.clone(), certificates, holder, revoked, watch })
     }
 
-    /// Reads and checks what another configuration names. Nothing of it is in force before [`Trust::follow`].
-    pub fn prepare(&self, config: &mut ServerConfig) -> Outcome<Next> {
+    /// Reads and checks what another configuration names, and starts the heir of the key holder, of which `poller` tells.
+    /// Nothing of it is in force before [`Trust::follow`].
+    pub fn prepare(&self, config: &mut ServerConfig, poller: &Poller) -> Outcome<Next> {
         let (certificates, revoked, watch) = watch_and_read(&config.tls)?;
-        let heir = self.holder.heir(config, &certificates)?;
+        let heir = self.holder.heir(config, &certificates, poller)?;
         Ok(Next { list: config.tls.crl.clone(), certificates, revoked, watch, heir })
     }
 
@@ -62,15 +65,6 @@ impl Trust {
         let Next { list, certificates, revoked, watch, heir } = next;
         self.holder.follow(heir);
         (self.list, self.certificates, self.revoked, self.watch) = (list, certificates, revoked, watch);
-    }
-
-    /// Reads everything again. Where something is wrong with it, what we have stays.
-    pub fn read_again(&mut self, config: &mut ServerConfig) -> Outcome<()> {
-        let (certificates, revoked) = read(&config.tls)?;
-        let heir = self.holder.heir(config, &certificates)?;
-        self.holder.follow(heir);
-        (self.certificates, self.revoked) = (certificates, revoked);
-        Ok(())
     }
 
     /// Whether `cert` was revoked.

@@ -115,7 +115,7 @@ fn must_be_mapped(config: &ServerConfig, users: &IdMap, groups: &IdMap) -> Outco
         None => format!(
             "set worker_uids to at least {} that are mapped as users and as groups, or, which is weaker (see the \
              documentation), sandbox.single_uid to one that is, and not 0",
-            ServerConfig::worker_uids_needed(config.max_clients)
+            ServerConfig::worker_uids_needed(config.max_clients, config.max_handshakes)
         ),
     };
     Err(Failure::usage(format!(
@@ -170,7 +170,7 @@ mod tests {
         assert_eq!(
             refused.text,
             "/s.toml: worker_uids = [65536, 99999]: not mapped in this user namespace: users 65536-99999; groups \
-             none. Mapped are users 0-65535; groups 0-4294967294: set worker_uids to at least 314 that are mapped \
+             none. Mapped are users 0-65535; groups 0-4294967294: set worker_uids to at least 315 that are mapped \
              as users and as groups, or, which is weaker (see the documentation), sandbox.single_uid to one that \
              is, and not 0"
         );

@@ -12,8 +12,7 @@ use crate::exit::{Exit, Failure, Outcome};
 
 /// Have a running server read its configuration, certificates and revocations again
 ///
-/// All of it or nothing: where something is wrong, what was there before stays in force, and the exit code is 2. Sessions
-/// go on.
+/// All of it or nothing: where something is wrong, what was there before stays in force. Sessions go on.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ReloadCommand {
@@ -45,6 +44,9 @@ struct Answer {
 }
 
 fn judge(answer: &str) -> Outcome<String> {
+    if answer.is_empty() {
+        return Err(Failure::system("wait for its answer", "it hung up: its log says what came of it"));
+    }
     match serde_json::from_str(answer) {
         Ok(Answer { reloaded: Some(text), error: None, .. }) => Ok(Escaped(&text).to_string()),
         Ok(Answer { error: Some(text), exit, .. }) => {
@@ -71,13 +73,20 @@ fn the_only_server(mut sockets: Vec<PathBuf>) -> Outcome<PathBuf> {
     }
 }
 
-/// It starts a process and may wait for it.
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// It waits for two processes that start, 11 s each at most, and before that perhaps for another reload that does.
+const ANSWER_WITHIN: Duration = Duration::from_secs(50);
 
 const EXAMPLES: &str = "\
 Examples:
   tunguard reload
-  tunguard reload --socket /run/tunguard/tg1.sock";
+  tunguard reload --socket /run/tunguard/tg1.sock
+
+Exit codes:
+  0   it is in force
+  1   no server has answered: none runs here, or it stopped or took too long, and its log says what came of it
+  2   nothing is changed: something is wrong with it, or can't change while the server runs; or wrong usage
+  12  the answer makes no sense, as that of another version may
+  21  it is in force, but nobody is let in for the moment: no worker can be started with it";
 
 #[cfg(test)]
 mod tests {
@@ -88,9 +97,10 @@ mod tests {
         assert_eq!(judge(r#"{"reloaded": "push\u001b"}"#), Ok("push\\u{1b}".to_owned()));
         let refused = judge(r#"{"error": "server.toml:1: no\nserver.toml:2: no", "exit": 2}"#);
         assert_eq!(refused, Err(Failure::usage("server.toml:1: no\nserver.toml:2: no")));
-        assert_eq!(judge(r#"{"error": "x", "exit": 1}"#).map_err(|f| f.exit), Err(Exit::System));
+        assert_eq!(judge(r#"{"error": "x", "exit": 21}"#).map_err(|f| f.exit), Err(Exit::NobodyLetIn));
         assert_eq!(judge(r#"{"error": "x"}"#).map_err(|f| f.exit), Err(Exit::Usage), "an older server");
-        for nothing in ["", "{}", "7"] {
+        assert_eq!(judge("").map_err(|f| f.exit), Err(Exit::System), "it ended");
+        for nothing in ["{}", "7"] {
             assert_eq!(judge(nothing).map_err(|f| f.exit), Err(Exit::Malformed), "{nothing}");
         }
     }

@@ -116,9 +116,9 @@ pub struct ServerConfig {
     pub socket: PathBuf,
     /// Leases and the like; `state_dir`, default `/var/lib/tunguard`.
     pub state_dir: PathBuf,
-    /// User IDs of workers, one per session, the last one the key holder's: `worker_uids = [first, last]`, default 65536 to
-    /// 99999, at least `max_clients` + 64 of them, never 0 or below 1,000, and never 65534 (nobody), 65535 or
-    /// 4294967295.
+    /// User IDs of workers, one each, the last one the key holder's: `worker_uids = [first, last]`, default 65536 to
+    /// 99999, at least `max_clients` + `max_handshakes` + 1 of them, never 0 or below 1,000, and never 65534 (nobody),
+    /// 65535 or 4294967295.
     pub worker_uids: (u32, u32),
     /// One user ID for all workers, in place of `worker_uids`: `[sandbox] single_uid`, "off" (the default) or a number,
     /// never 0, 65534 (nobody), 65535 or 4294967295.
@@ -214,8 +214,9 @@ impl ServerConfig {
         let lease = root.value("lease").and_then(|v| v.duration(Duration::ZERO));
         let socket = root.value("socket").and_then(|v| read_socket(&v));
         let state_dir = root.value("state_dir").and_then(|v| v.path());
-        let worker_uids = root.value("worker_uids").and_then(|v| read_worker_uids(&v, max_clients));
         let max_handshakes = root.value("max_handshakes").and_then(|v| v.integer(1..=4_096)).unwrap_or(64);
+        let worker_uids =
+            root.value("worker_uids").and_then(|v| read_worker_uids(&v, max_clients, max_handshakes));
         let per_source = root.value("max_handshakes_per_source").and_then(|v| v.integer(1..=max_handshakes));
         let penalty = root.value("penalty").and_then(|v| read_penalty(&v));
         let exempt_sources =
@@ -287,9 +288,9 @@ impl ServerConfig {
         })
     }
 
-    /// How many user IDs are needed for so many sessions.
-    pub fn worker_uids_needed(max_clients: u16) -> u64 {
-        u64::from(max_clients) + SPARE_WORKER_UIDS
+    /// How many user IDs are needed for so many sessions, so many workers that have none yet, and the key holder.
+    pub fn worker_uids_needed(max_clients: u16, max_handshakes: u16) -> u64 {
+        u64::from(max_clients) + u64::from(max_handshakes) + 1
     }
 
     /// Whether the clients' directory is the default one, which may be missing.
@@ -359,7 +360,7 @@ fn read_limit(value: &Value<'_>, least: Duration) -> Option<Option<Duration>> {
 }
 
 /// `worker_uids = [first, last]`.
-fn read_worker_uids(value: &Value<'_>, max_clients: u16) -> Option<(u32, u32)> {
+fn read_worker_uids(value: &Value<'_>, max_clients: u16, max_handshakes: u16) -> Option<(u32, u32)> {
     let bounds = value.list("two user IDs, [first, last]")?;
     let [first, last] = &bounds[..] else {
         value
@@ -369,12 +370,12 @@ fn read_worker_uids(value: &Value<'_>, max_clients: u16) -> Option<(u32, u32)> {
     // The last user ID, -1, means "unchanged" to the kernel.
     let (first, last) = (first.integer(1_000..=u32::MAX - 1), last.integer(1_000..=u32::MAX - 1));
     let (first, last) = (first?, last?);
-    let needed = ServerConfig::worker_uids_needed(max_clients);
+    let needed = ServerConfig::worker_uids_needed(max_clients, max_handshakes);
     let found = (u64::from(last) + 1).saturating_sub(first.into());
     if found < needed {
         value.fault(format_args!(
-            "= [{first}, {last}] is {found} user IDs: at least {needed} are needed, \
-             max_clients + {SPARE_WORKER_UIDS}"
+            "= [{first}, {last}] is {found} user IDs: at least {needed} are needed, max_clients = {max_clients}, \
+             max_handshakes = {max_handshakes}, and 1 for the key holder"
         ));
         return None;
     }
@@ -424,8 +425,6 @@ fn without_place<T>(words: Vec<(T, Value<'_>)>) -> Vec<T> {
 const DEFAULT_CLIENTS_DIR: &str = "clients.d";
 /// Above the IDs of users, services and nobody, below those that /etc/subuid gives users for their containers.
 const DEFAULT_WORKER_UIDS: (u32, u32) = (65_536, 99_999);
-/// User IDs beyond `max_clients`, for workers that are starting or ending.
-const SPARE_WORKER_UIDS: u64 = 64;
 /// What `sandbox.single_uid` may be.
 const SINGLE_UID_WANTED: &str = r#""off", or a user ID other than 0"#;
 /// Handshakes at once from one source, unless `max_handshakes` allows fewer at all.
@@ -517,7 +516,7 @@ mod tests {
             lease = "0s"
             socket = "run/admin.sock"
             state_dir = "../state"
-            worker_uids = [100_000, 116_063]
+            worker_uids = [100_000, 120_096]
             max_handshakes = 0x1000
             max_handshakes_per_source = 4096
             penalty = "off"
@@ -559,7 +558,7 @@ mod tests {
         assert_eq!(config.idle, Some(Duration::from_secs(10)));
         assert_eq!(config.socket, Path::new("/etc/tunguard/run/admin.sock"));
         assert_eq!(config.state_dir, Path::new("/etc/tunguard/../state"));
-        assert_eq!(config.worker_uids, (100_000, 116_063));
+        assert_eq!(config.worker_uids, (100_000, 120_096));
         assert_eq!(config.clients_dir, Path::new("/srv/clients"));
         assert_eq!(config.push.routes, [net("0.0.0.0/0"), net("::/0")]);
         assert_eq!(config.push.dns.len(), 2);
@@ -588,7 +587,8 @@ mod tests {
             "push = {}",
             "push = { routes = [], dns = [] }",
             "push = { routes = ['10.0.0.0/8', '10.1.0.0/16'] }",
-            "worker_uids = [1000, 1313]",
+            "worker_uids = [1000, 1314]",
+            "worker_uids = [1000, 1300]\nmax_handshakes = 50",
             "worker_uids = [65536, 4294967294]",
             "worker_uids = [1000, 65533]",
             "data.rekey_packets = 1_099_511_627_776",
@@ -732,12 +732,19 @@ mod tests {
                 "worker_uids[1] = 4294967295 is out of range: 1000 to 4294967294",
             ),
             (
-                "worker_uids = [1000, 1312]",
-                "worker_uids = [1000, 1312] is 313 user IDs: at least 314 are needed, max_clients + 64",
+                "worker_uids = [1000, 1313]",
+                "worker_uids = [1000, 1313] is 314 user IDs: at least 315 are needed, max_clients = 250, \
+                 max_handshakes = 64, and 1 for the key holder",
+            ),
+            (
+                "worker_uids = [1000, 1314]\nmax_handshakes = 4096",
+                "worker_uids = [1000, 1314] is 315 user IDs: at least 4347 are needed, max_clients = 250, \
+                 max_handshakes = 4096, and 1 for the key holder",
             ),
             (
                 "worker_uids = [2000, 1000]",
-                "worker_uids = [2000, 1000] is 0 user IDs: at least 314 are needed, max_clients + 64",
+                "worker_uids = [2000, 1000] is 0 user IDs: at least 315 are needed, max_clients = 250, \
+                 max_handshakes = 64, and 1 for the key holder",
             ),
             (
                 "worker_uids = [60000, 65534]",

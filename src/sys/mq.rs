@@ -93,9 +93,10 @@ pub fn prepare(messages: usize, bytes: usize, queues: usize, charge: u64) -> io:
     };
     // Only in a namespace of our own: the host's limits are not ours to change.
     if private {
-        for (file, want) in [("msg_max", messages), ("msgsize_max", bytes), ("queues_max", queues)] {
+        for (file, want) in [("msg_max", messages), ("msgsize_max", bytes)] {
             raise(file, want);
         }
+        make_room_for(queues);
     }
     let per_user = allowance(charge)?;
     Ok(QueueLimits {
@@ -105,6 +106,11 @@ pub fn prepare(messages: usize, bytes: usize, queues: usize, charge: u64) -> io:
         max_queues: read_limit("queues_max")?,
         per_user,
     })
+}
+
+/// Raises the limit of queues in our own namespace, where `queues` are more. Where the kernel refuses, it stays.
+pub fn make_room_for(queues: usize) {
+    raise("queues_max", queues);
 }
 
 /// RLIMIT_MSGQUEUE, for us and whom we start, raised as far as it may be if it is below `wanted`: beyond the hard limit with

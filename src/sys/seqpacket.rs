@@ -8,12 +8,16 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
     socketpair,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::sys::clock;
+use crate::time::Time;
 
 /// The longest message, encoded.
 pub const MAX_MESSAGE: usize = 16 * 1024;
@@ -120,6 +124,27 @@ impl<Tx: Serialize, Rx: DeserializeOwned> Channel<Tx, Rx> {
         }
         Ok(Incoming::Message(message, fds))
     }
+
+    /// The next message, without descriptors, or the end, for which this process does nothing else until `deadline`:
+    /// [`Incoming::Nothing`] then.
+    pub fn wait(&self, deadline: Time) -> Result<Incoming<Rx>, Violation> {
+        loop {
+            match self.receive(false) {
+                Ok(Incoming::Nothing) => {}
+                heard => return heard,
+            }
+            let left = deadline.since(clock::now());
+            if left.is_zero() {
+                return Ok(Incoming::Nothing);
+            }
+            // Rounded up: a timeout of less than a millisecond would be none.
+            let left = PollTimeout::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(PollTimeout::MAX);
+            match poll(&mut [PollFd::new(self.as_fd(), PollFlags::POLLIN)], left) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(Violation::Socket(errno)),
+            }
+        }
+    }
 }
 
 impl<Tx, Rx> Channel<Tx, Rx> {
@@ -156,6 +181,9 @@ const CODING: Configuration<LittleEndian, Fixint, Limit<MAX_MESSAGE>> =
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+    use std::time::Duration;
+
     use super::*;
     use proptest::prelude::*;
     use serde::Deserialize;
@@ -192,6 +220,25 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(matches!(b.receive(true), Ok(Incoming::Closed)));
+    }
+
+    #[test]
+    fn who_waits_hears_what_comes_and_no_longer_than_he_wants() {
+        let (a, b) = ends();
+        assert!(a.send(&Word::Number(1), &[]).expect("sends"));
+        // What is there already is heard, even if it is too late to wait.
+        assert!(matches!(b.wait(Time::default()), Ok(Incoming::Message(Word::Number(1), _))));
+        assert!(matches!(b.wait(Time::default()), Ok(Incoming::Nothing)));
+        let until = clock::now() + Duration::from_micros(1_500);
+        assert!(matches!(b.wait(until), Ok(Incoming::Nothing)));
+        assert!(clock::now() >= until, "it gave up too early");
+        let hours = clock::now() + Duration::from_secs(1 << 40);
+        let other = thread::spawn(move || {
+            a.send(&Word::Number(2), &[]).expect("sends");
+        });
+        assert!(matches!(b.wait(hours), Ok(Incoming::Message(Word::Number(2), _))));
+        assert!(matches!(b.wait(hours), Ok(Incoming::Closed)));
+        other.join().expect("it sends");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 mod client;
 mod guard;
 mod holder;
+mod starts;
 mod worker;
 
 use std::collections::BTreeSet;
@@ -33,7 +34,8 @@ fn every_point_is_one_that_a_process_is_killed_at() {
             points.extend(named.map(|(name, _)| name.to_owned()));
         }
     }
-    let tables = [worker::TABLES, guard::TABLES, holder::TABLES, client::TABLES].concat().concat();
+    let tables =
+        [worker::TABLES, guard::TABLES, holder::TABLES, starts::TABLES, client::TABLES].concat().concat();
     let killed: BTreeSet<String> = tables.iter().map(|point| (*point).to_owned()).collect();
     assert_eq!(killed.len(), tables.len(), "a point is in two tables");
     assert_eq!(points, killed);

@@ -127,6 +127,26 @@ fn what_may_change_is_in_force_at_once() {
     talk.exchange(100_000);
 }
 
+/// As many queues may be made as the new configuration needs, in the namespace that they are in.
+#[test]
+fn more_handshakes_have_room_for_their_queues() {
+    let Some(lab) = Lab::new("morequeues", 1) else { return };
+    let config = lab.server().set("max_clients", 10).set("max_handshakes", 1);
+    let server = lab.start_server(&config);
+    let most = || {
+        let ipc = format!("--ipc=/proc/{}/ns/ipc", server.pid());
+        let shown = lab.srv().must(&["nsenter", &ipc, "--", "cat", "/proc/sys/fs/mqueue/queues_max"]);
+        shown.trim().parse::<usize>().expect("a number")
+    };
+    assert!(most() < 3 * 10 + 2 * 4_000, "{}", most());
+    reloaded(&lab, &config.clone().set("max_handshakes", 4_000));
+    assert!(most() >= 3 * 10 + 2 * 4_000, "{}", most());
+    // It stays: what was made is there.
+    reloaded(&lab, &config);
+    assert!(most() >= 3 * 10 + 2 * 4_000, "{}", most());
+    Dialler::new(&lab, 1).connect().leave();
+}
+
 #[test]
 fn a_full_house_is_what_the_new_configuration_says() {
     let Some(lab) = Lab::new("newhouse", 2) else { return };
@@ -271,7 +291,7 @@ fn without_a_nursery_nobody_is_let_in_and_sessions_go_on() {
     fs::set_permissions(&worker, fs::Permissions::from_mode(0o755)).expect("executable");
     let out = reload(&lab);
     let error = String::from_utf8_lossy(&out.stderr).into_owned();
-    assert_eq!(out.status.code(), Some(Exit::System as i32), "{error}");
+    assert_eq!(out.status.code(), Some(Exit::NobodyLetIn as i32), "{error}");
     assert!(error.contains("nobody is let in") && error.contains("tunguard-worker"), "{error}");
     // Several try, and it is said once.
     let waiting: Vec<_> = (0..3).map(|_| Dialler::new(&lab, 2).tcp().expect("the port is open")).collect();

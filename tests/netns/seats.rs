@@ -126,7 +126,7 @@ fn what_is_used_again_brings_nothing_of_who_had_it_before() {
     for mode in ["direct", "guard"] {
         let Some(lab) = Lab::new(&format!("again-{mode}"), 2) else { return };
         // One session at a time, and as few user IDs as there may be.
-        let config = lab.server().set("max_clients", 1).set("worker_uids", "[70000, 70064]");
+        let config = lab.server().set("max_clients", 1).set("worker_uids", "[70000, 70065]");
         let mut server = lab.start_server(&config.set("data.tun_write", format_args!("'{mode}'")));
         let (old_host, new_host) = (Dialler::new(&lab, 1), Dialler::new(&lab, 2));
         let mut old = old_host.connect();

@@ -15,7 +15,9 @@ use tunguard::config::common::Suite;
 use tunguard::epochs::Limits;
 use tunguard::exit::{Exit, Failure, Outcome};
 use tunguard::hardware;
-use tunguard::ipc::{Cause, Claim, Grant, QueuePlan, Reply, Request, Resumption, Setup, WorkerEnd};
+use tunguard::ipc::{
+    Cause, Claim, Grant, QueueNames, QueuePlan, Reply, Request, Resumption, Setup, WorkerEnd,
+};
 use tunguard::keys::{Role, Secret};
 use tunguard::rate::Rate;
 use tunguard::rigged::point;
@@ -79,7 +81,7 @@ pub struct Queues {
 impl Queues {
     /// Makes them, for the worker with this number. It is its own user already.
     pub fn make(plan: &QueuePlan, number: u64) -> io::Result<Queues> {
-        let (down, up) = plan.names(number);
+        let QueueNames { down, up } = plan.names(number);
         let downlink = Reader::create(&down, plan.downlink)?;
         let uplink = match up.zip(plan.uplink) {
             Some((name, size)) => Some((Writer::create(&name, size)?, size.bytes)),

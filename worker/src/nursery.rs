@@ -41,6 +41,7 @@ pub struct Prepared {
 impl Prepared {
     /// Makes everything ready that doesn't depend on the client.
     pub fn new(setup: Setup, signing: OwnedFd) -> Outcome<Prepared> {
+        rigged::point("nursery.started");
         // The cipher library works, or nobody's traffic is touched.
         seal::self_test()?;
         let certificates = &setup.certificates;

@@ -1,13 +1,9 @@
 //! The server's signature, for which this process hasn't the key: asked of the key holder, from inside the handshake.
 
-use std::os::fd::{AsFd, OwnedFd};
-
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::OwnedFd;
 
 use tunguard::exit::{Failure, Outcome};
 use tunguard::key_ipc::{Signature, SignerEnd};
-use tunguard::sys::clock;
 use tunguard::sys::seqpacket::Incoming;
 use tunguard::time::Time;
 use tunguard::tls::{Signer, ToSign};
@@ -25,26 +21,12 @@ fn ask(holder: &SignerEnd, wanted: &ToSign, deadline: Time) -> Outcome<Vec<u8>> 
         Ok(false) => return Err(failed("it doesn't read")),
         Err(error) => return Err(failed(error)),
     }
-    loop {
-        match holder.receive(false) {
-            Ok(Incoming::Message(Signature::Made(signature), _)) => return Ok(signature),
-            Ok(Incoming::Message(Signature::Failed { text }, _)) => return Err(failed(text)),
-            Ok(Incoming::Nothing) => wait(holder, deadline)?,
-            Ok(Incoming::Closed) => return Err(failed("it is gone")),
-            Err(violation) => return Err(failed(violation)),
-        }
-    }
-}
-
-fn wait(holder: &SignerEnd, deadline: Time) -> Outcome<()> {
-    let left = deadline.since(clock::now());
-    if left.is_zero() {
-        return Err(failed("it doesn't answer"));
-    }
-    let mut fds = [PollFd::new(holder.as_fd(), PollFlags::POLLIN)];
-    match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
-        Ok(_) | Err(Errno::EINTR) => Ok(()),
-        Err(errno) => Err(failed(errno)),
+    match holder.wait(deadline) {
+        Ok(Incoming::Message(Signature::Made(signature), _)) => Ok(signature),
+        Ok(Incoming::Message(Signature::Failed { text }, _)) => Err(failed(text)),
+        Ok(Incoming::Nothing) => Err(failed("it doesn't answer")),
+        Ok(Incoming::Closed) => Err(failed("it is gone")),
+        Err(violation) => Err(failed(violation)),
     }
 }
 

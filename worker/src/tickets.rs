@@ -1,13 +1,8 @@
 //! What a client's ticket stands for: asked of the guard, from inside the handshake.
 
-use std::os::fd::AsFd;
 use std::sync::{Arc, OnceLock};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
 use tunguard::ipc::{Reply, Request, WorkerEnd};
-use tunguard::sys::clock;
 use tunguard::sys::seqpacket::Incoming;
 use tunguard::time::Time;
 use tunguard::tls::tickets::LookUp;
@@ -39,25 +34,14 @@ fn ask(guard: &WorkerEnd, id: TicketId, deadline: Time, order: &OnceLock<Reason>
         return None;
     }
     loop {
-        match guard.receive(false) {
+        match guard.wait(deadline) {
             Ok(Incoming::Message(Reply::Redeemed(session), _)) => return session,
             Ok(Incoming::Message(Reply::Query, _)) if sent(&Request::Report(Box::default())) => {}
             Ok(Incoming::Message(Reply::End(reason), _)) => {
                 let _ = order.set(reason);
                 return None;
             }
-            Ok(Incoming::Nothing) => wait(guard, deadline)?,
             _ => return None,
         }
-    }
-}
-
-fn wait(guard: &WorkerEnd, deadline: Time) -> Option<()> {
-    let left = deadline.since(clock::now());
-    let mut fds = [PollFd::new(guard.as_fd(), PollFlags::POLLIN)];
-    match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
-        Err(errno) if errno != Errno::EINTR => None,
-        _ if left.is_zero() => None,
-        _ => Some(()),
     }
 }

@@ -67,6 +67,26 @@ fn a_source_is_an_ipv4_address_or_what_a_customer_has_of_ipv6() {
 }
 
 #[test]
+fn while_it_is_shut_everybody_waits_and_then_is_served_in_turn() {
+    let mut gate = Gate::new(Limits { exempt: vec!["192.0.2.0/24".parse().expect("a network")], ..limits() });
+    gate.set_shut(true);
+    for (number, from) in [(0, host(1)), (1, host(2)), (2, ip("192.0.2.1"))] {
+        assert_eq!(gate.knocks(from, at(0)), Verdict::Wait(number), "{from}");
+    }
+    assert_eq!((gate.poll_next(at(0)), gate.waiting(), gate.handshakes()), (None, 3, 0));
+    gate.set_shut(false);
+    let served: Vec<u64> = std::iter::from_fn(|| gate.poll_next(at(1))).collect();
+    assert_eq!((served, gate.handshakes()), (vec![2, 0, 1], 3));
+    // Not for ever, and nobody's source is charged for it.
+    gate.set_shut(true);
+    assert_eq!(gate.knocks(host(3), at(10)), Verdict::Wait(3));
+    assert_eq!(gate.poll_timeout(), Some(at(10) + WAIT));
+    assert_eq!(gate.poll_dropped(at(10) + WAIT), Some((3, Refusal::Late)));
+    gate.set_shut(false);
+    assert_eq!(gate.knocks(host(3), at(20)), Verdict::Serve);
+}
+
+#[test]
 fn one_host_takes_its_share_and_others_get_in_at_once() {
     let mut gate = Gate::new(limits());
     let attacker = host(1);

@@ -69,14 +69,18 @@ fn killed_in_a_reload(lab: &Lab, server: &Process, point: &str) -> (Option<i32>,
         });
         let new = eventually("a key holder that has halted", || {
             let new = holders(server).into_iter().find(|pid| !before.contains(pid))?;
-            // It halts by going round in circles.
-            (cpu_ticks(new) > 30).then_some(new)
+            has_halted(new).then_some(new)
         });
         lab.order(&[]);
         kill_and_wait(new);
         reload.join().expect("the reload's thread")
     });
     (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+}
+
+/// Whether a process without a log has: it goes round in circles then.
+pub fn has_halted(pid: i32) -> bool {
+    cpu_ticks(pid) > 30
 }
 
 /// Of a process, in user mode, in hundredths of a second.
