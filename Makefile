@@ -75,9 +75,9 @@ bench-floods: build ## Measures what clients notice while their server is floode
 bench-hold: build ## Holds 1000 idle and 100 active sessions for 30 minutes, and fails if the server grows (root; ARGS="--minutes 5 ...")
 	@BIN=$(RELEASE) bench/hold.sh $(ARGS)
 
-bench-micro: ## Times each step of the data path, without a network (ARGS="--quick seal")
+bench-micro: ## Times each step of the data path, and what a worker's filters cost, without a network (ARGS="--quick seal")
 	@scripts/packages.sh build
-	cargo bench --locked -p tunguard -p tunguard-guard --bench data_path --bench routes -- $(ARGS)
+	cargo bench --locked -p tunguard -p tunguard-guard --bench data_path --bench routes --bench sandbox -- $(ARGS)
 
 fuzz: ## Runs the fuzz targets, one after the other (SECONDS=30 for each; ARGS="session control" for some)
 	@scripts/fuzz.sh $(or $(SECONDS),30) $(ARGS)

@@ -69,27 +69,6 @@ end_turn() {
 trap 'trap "" INT TERM HUP; end_turn; rm -rf "$WORK"' EXIT
 trap 'exit 130' INT TERM HUP
 
-build_network() {
-    local ns
-    for ns in "$NS_CLIENT" "$NS_BETWEEN" "$NS_SERVER"; do
-        ip netns add "$ns"
-        ip -n "$ns" link set lo up
-        ip netns exec "$ns" sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0
-    done
-    ip netns exec "$NS_BETWEEN" sysctl -qw net.ipv4.ip_forward=1
-    ip link add client netns "$NS_BETWEEN" type veth peer name eth0 netns "$NS_CLIENT"
-    ip link add server netns "$NS_BETWEEN" type veth peer name eth0 netns "$NS_SERVER"
-    plug "$NS_CLIENT" eth0 "$OUTER_CLIENT" 198.18.1.1
-    plug "$NS_SERVER" eth0 "$OUTER_SERVER" 198.18.100.1
-    plug "$NS_BETWEEN" client 198.18.1.1
-    plug "$NS_BETWEEN" server 198.18.100.1
-}
-# plug NAMESPACE DEVICE ADDRESS [GATEWAY]
-plug() {
-    ip -n "$1" addr add "$3/24" dev "$2"
-    ip -n "$1" link set "$2" up
-    [ $# = 3 ] || ip -n "$1" route add default via "$4"
-}
 # The attacker is there from the start, and begins when there is traffic.
 start_attacker() {
     local device
@@ -117,7 +96,7 @@ flow() {
 
 turn() {
     local inner inner_client
-    build_network
+    make_routed_namespaces
     start_attacker
     if ! inner=$(bash "bench/peers/$peer.sh" start); then
         say "  $peer doesn't start"

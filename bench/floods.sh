@@ -67,21 +67,8 @@ trap 'trap "" INT TERM HUP; end_turn; rm -rf "$WORK"' EXIT
 trap 'exit 130' INT TERM HUP
 
 build_network() {
-    local ns n
-    for ns in "$NS_CLIENT" "$NS_BETWEEN" "$NS_SERVER"; do
-        ip netns add "$ns"
-        ip -n "$ns" link set lo up
-        ip netns exec "$ns" sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0
-    done
-    ip netns exec "$NS_BETWEEN" sysctl -qw net.ipv4.ip_forward=1
-    ip link add client netns "$NS_BETWEEN" type veth peer name eth0 netns "$NS_CLIENT"
-    ip link add server netns "$NS_BETWEEN" type veth peer name eth0 netns "$NS_SERVER"
-    plug "$NS_CLIENT" eth0 1 2
-    plug "$NS_SERVER" eth0 100 2
-    plug "$NS_BETWEEN" client 1 1
-    plug "$NS_BETWEEN" server 100 1
-    ip -n "$NS_CLIENT" route add default via 198.18.1.1
-    ip -n "$NS_SERVER" route add default via 198.18.100.1
+    local n
+    make_routed_namespaces
     for n in $(seq 100); do echo "addr add 198.18.3.$n/32 dev lo"; done | ip -n "$NS_BETWEEN" -batch -
 }
 

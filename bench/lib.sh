@@ -1,4 +1,4 @@
-# What run.sh, scale.sh, roam.sh, ondemand.sh, attacks.sh and the peers share; sourced. Needs $NS_SERVER, $NS_CLIENT and $WORK.
+# What the scripts here and the peers share; sourced. Needs $NS_SERVER, $NS_CLIENT and $WORK; with a router $NS_BETWEEN, too.
 
 export OUTER_SERVER=${OUTER_SERVER:-10.83.0.1} OUTER_CLIENT=${OUTER_CLIENT:-10.83.0.2}
 # As it stands in URLs, and before a port.
@@ -69,6 +69,28 @@ addr add 198.18.$3.$4/24 dev $2
 addr add 2001:db8:$3::$4/64 dev $2 nodad
 link set $2 up
 IP
+}
+# add_namespaces NAMESPACE...: in them a packet may come by another way than its answer goes
+add_namespaces() {
+    local ns
+    for ns in "$@"; do
+        ip netns add "$ns"
+        ip -n "$ns" link set lo up
+        ip netns exec "$ns" sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0
+    done
+}
+# client  eth0 198.18.1.2 ---- 198.18.1.1 client  router  server 198.18.100.1 ---- 198.18.100.2 eth0  server
+make_routed_namespaces() {
+    add_namespaces "$NS_CLIENT" "$NS_BETWEEN" "$NS_SERVER"
+    ip netns exec "$NS_BETWEEN" sysctl -qw net.ipv4.ip_forward=1
+    ip link add client netns "$NS_BETWEEN" type veth peer name eth0 netns "$NS_CLIENT"
+    ip link add server netns "$NS_BETWEEN" type veth peer name eth0 netns "$NS_SERVER"
+    plug "$NS_CLIENT" eth0 1 2
+    plug "$NS_SERVER" eth0 100 2
+    plug "$NS_BETWEEN" client 1 1
+    plug "$NS_BETWEEN" server 100 1
+    ip -n "$NS_CLIENT" route add default via 198.18.1.1
+    ip -n "$NS_SERVER" route add default via 198.18.100.1
 }
 # lead_through_tun NAMESPACE RTT: what it forwards between r (network 90) and s (network 100) comes out half of RTT later;
 # the process that does it in $wire

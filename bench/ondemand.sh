@@ -68,12 +68,7 @@ trap 'end_turn; rm -rf "$WORK"' EXIT
 trap 'exit 130' INT TERM HUP
 
 build_network() {
-    local ns
-    for ns in "$NS_CLIENT" "$WIRE" "$NS_SERVER"; do
-        ip netns add "$ns"
-        ip -n "$ns" link set lo up
-        ip netns exec "$ns" sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0
-    done
+    add_namespaces "$NS_CLIENT" "$WIRE" "$NS_SERVER"
     ip netns exec "$WIRE" sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
     ip link add eth0 netns "$NS_CLIENT" type veth peer name r netns "$WIRE"
     ip link add eth0 netns "$NS_SERVER" type veth peer name s netns "$WIRE"

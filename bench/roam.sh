@@ -147,11 +147,7 @@ carriers=([1]=wlan0 [2]=eth0)
 
 build_network() {
     local ns n device
-    for ns in "$NS_CLIENT" "$ROUTER" "$WIRE" "$NS_SERVER"; do
-        ip netns add "$ns"
-        ip -n "$ns" link set lo up
-        ip netns exec "$ns" sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0
-    done
+    add_namespaces "$NS_CLIENT" "$ROUTER" "$WIRE" "$NS_SERVER"
     for ns in "$ROUTER" "$WIRE"; do
         ip netns exec "$ns" sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
     done

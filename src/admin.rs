@@ -63,7 +63,7 @@ impl Admin {
     ///
     /// Errors: [`Exit::DeviceInUse`] where another one answers on it.
     pub fn listen(path: &Path, who: &str, token: fn(u64) -> u64) -> Outcome<Admin> {
-        let failed = |e| Failure::system(format!("listen on {}", path.display()), e);
+        let failed = |e| Failure::system(format!("listen on the socket {}", path.display()), e);
         if UnixStream::connect(path).is_ok() {
             let text =
                 format!("another {who} answers on {}: stop it, or set another `socket`", path.display());
@@ -319,6 +319,15 @@ mod tests {
             self.admin.accept(&self.poller, START);
             stream
         }
+    }
+
+    #[test]
+    fn a_socket_that_cannot_be_made_is_named() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let path = file.path().join("tg0.sock");
+        let failure = Admin::listen(&path, "server", |key| key).err().expect("below a file");
+        let sentence = format!("listen on the socket {}: ", path.display());
+        assert!(failure.text.starts_with(&sentence), "{failure}");
     }
 
     fn said(mut stream: UnixStream) -> String {

@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use clap::CommandFactory;
+
 #[test]
 fn functions_are_in_the_files_named() {
     for page in pages() {
@@ -147,6 +149,14 @@ fn exit_codes_are_those_of_the_code() {
         .collect();
     assert!(code.len() > 10);
     assert_eq!(readme, code);
+    let help = tunguard::cli::Cli::command().render_help().to_string();
+    let (_, table) = help.split_once("Exit codes:").expect("a table");
+    for (number, name) in &code {
+        assert!(
+            table.split_whitespace().any(|word| word == number.to_string()),
+            "`tunguard --help` lacks exit code {number}, {name}"
+        );
+    }
 }
 
 #[test]

@@ -290,7 +290,7 @@ impl Told {
             uid: jail.uid,
             root: jail.root.clone(),
             cert: certificates.cert.clone(),
-            names: KeyNames { key: key.name().to_owned(), cert: config.tls.cert.name() },
+            names: KeyNames { key: key.name().to_owned(), cert: config.tls.cert.name("tls.cert") },
             channels: channels_for(config),
             landlock: jail.landlock,
         };

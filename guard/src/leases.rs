@@ -83,9 +83,12 @@ pub struct Exhausted(pub IpNet);
 impl Leases {
     /// Reads the state file, if there is one. What no longer fits the configuration is forgotten.
     ///
-    /// Errors: it exists and can't be read or is no lease file; it is not overwritten.
+    /// Errors: its directory can't be made; it exists and can't be read or is no lease file; it is not overwritten.
     pub fn load(config: &ServerConfig) -> Outcome<Leases> {
         let mut leases = Leases::new(config);
+        // Found out now, and not when there is something to write down.
+        std::fs::create_dir_all(&config.state_dir)
+            .map_err(|e| Failure::system(format!("make the state_dir {}", config.state_dir.display()), e))?;
         let text = match std::fs::read_to_string(&leases.file) {
             Ok(text) => text,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(leases),
@@ -539,6 +542,21 @@ mod tests {
         ] {
             assert_eq!(miss(&mut leases, address), owner, "{address}");
         }
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_made_is_named_at_the_start() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (file, below) = (folder.path().join("file"), folder.path().join("file/state"));
+        std::fs::write(&file, "").expect("writes");
+        let failure = Leases::load(&config("[\"10.9.0.0/24\"]", &below, "24h")).err().expect("refused");
+        assert_eq!(
+            failure.text,
+            format!("make the state_dir {}: Not a directory (os error 20)", below.display())
+        );
+        let missing = folder.path().join("a/b");
+        Leases::load(&config("[\"10.9.0.0/24\"]", &missing, "24h")).expect("makes it");
+        assert!(missing.is_dir());
     }
 
     #[test]

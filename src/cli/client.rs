@@ -9,10 +9,7 @@ use crate::client;
 use crate::config::client::ClientConfig;
 use crate::exit::{Failure, Outcome};
 
-/// Connect to a server and stay connected, in the foreground
-///
-/// Makes the tunnel device, routes and resolvers, and puts everything back when it is stopped by Ctrl-C or SIGTERM.
-/// A lost connection is looked for again until it is there.
+/// `tunguard client`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ClientCommand {

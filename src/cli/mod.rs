@@ -48,12 +48,23 @@ pub enum Command {
     #[command(subcommand)]
     Pki(pki::PkiCommand),
     /// Run a server in the foreground
+    ///
+    /// Logs to standard error. SIGHUP reads configuration, certificates and revocations again, as `tunguard reload`
+    /// does; Ctrl-C or SIGTERM ends all sessions and puts the host back as it was.
     Server(server::ServerCommand),
     /// Connect to a server and stay connected, in the foreground
+    ///
+    /// Makes the tunnel device, routes and resolvers, and puts everything back when it is stopped by Ctrl-C or SIGTERM.
+    /// A lost connection is looked for again until it is there.
     Client(client::ClientCommand),
-    /// Show a running server's sessions
+    /// Show a running server's sessions, or a client's
+    ///
+    /// Without --socket: whatever runs here, as far as its socket is in /run/tunguard.
     Status(status::StatusCommand),
-    /// Have a running server read its configuration again
+    /// Have a running server read its configuration, certificates and revocations again
+    ///
+    /// All of it or nothing: where something is wrong, what was there before stays in force, and the exit code is 2.
+    /// Sessions go on.
     Reload(reload::ReloadCommand),
 }
 
@@ -86,13 +97,16 @@ fn report(failure: &Failure) -> ExitCode {
 
 const EXIT_CODES: &str = "\
 Exit codes:
-   0  done                          10  certificate expired or not yet valid
-   1  system error                  11  refused by the server
-   2  wrong usage or configuration  13  certificate of another CA, use or name
-   6  TLS failed                    14  certificate revoked
-   7  certificate unreadable        15  no /dev/net/tun
-   8  private key unreadable        16  a privilege is missing
-   9  key of another certificate    17  port in use; 18 device in use; 20 versions";
+   0  done                          12  registration or message malformed
+   1  system error                  13  certificate of another CA, use or name
+   2  wrong usage or configuration  14  certificate revoked
+   5  self-test of ciphers failed   15  no /dev/net/tun
+   6  TLS failed                    16  a privilege is missing
+   7  certificate unreadable        17  port in use
+   8  private key unreadable        18  device in use
+   9  key of another certificate    19  a program isn't installed
+  10  certificate expired           20  tunguard's programs don't match
+  11  refused";
 
 #[cfg(test)]
 mod tests {

@@ -11,6 +11,7 @@ use crate::tls::time::{date, wall_clock};
 
 /// Make and revoke certificates
 #[derive(Debug, Subcommand)]
+#[command(after_help = EXAMPLES)]
 pub enum PkiCommand {
     /// Make an authority: ca.pem, ca.key, and an empty crl.pem
     ///
@@ -54,8 +55,8 @@ pub enum PkiCommand {
     },
     /// Print a client's configuration in one file, keys included
     ///
-    /// The profile holds the client's private key: write it to a file only its user can read, and send it over
-    /// a safe channel.
+    /// The profile holds the client's private key: write it to a file only its user
+    /// can read, and send it over a safe channel.
     ///
     ///   (umask 077; tunguard pki profile alice --remote vpn.example.org > alice.toml)
     #[command(verbatim_doc_comment)]
@@ -196,6 +197,14 @@ fn print(out: &mut impl Write, text: &str) -> Outcome<()> {
 fn days() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..=3_650)
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  tunguard pki init
+  tunguard pki server gate --san vpn.example.org
+  tunguard pki client alice
+  (umask 077; tunguard pki profile alice --remote vpn.example.org > alice.toml)
+  tunguard pki revoke alice";
 
 #[cfg(test)]
 mod tests {

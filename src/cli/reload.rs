@@ -10,9 +10,7 @@ use super::status::{ask_for, usual_sockets};
 use crate::escape::Escaped;
 use crate::exit::{Exit, Failure, Outcome};
 
-/// Have a running server read its configuration, certificates and revocations again
-///
-/// All of it or nothing: where something is wrong, what was there before stays in force. Sessions go on.
+/// `tunguard reload`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ReloadCommand {

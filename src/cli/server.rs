@@ -9,10 +9,7 @@ use clap::Args;
 use crate::VERSION;
 use crate::exit::{Exit, Failure, Outcome};
 
-/// Run a server in the foreground
-///
-/// Logs to standard error. SIGHUP reads configuration, certificates and revocations again, as `tunguard reload` does; Ctrl-C or SIGTERM ends all sessions and
-/// puts the host back as it was.
+/// `tunguard server`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ServerCommand {

@@ -19,9 +19,7 @@ use crate::exit::{Failure, Outcome};
 use crate::rate::Rate;
 use crate::sandbox::Means;
 
-/// Show a running server's sessions, or a client's
-///
-/// Without --socket: whatever runs here, as far as its socket is in /run/tunguard.
+/// `tunguard status`.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct StatusCommand {

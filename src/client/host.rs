@@ -11,8 +11,8 @@ use crate::config::client::ClientConfig;
 use crate::config::common::DeviceName;
 use crate::exit::Outcome;
 use crate::net::{
-    DnsKeeper, Netlink, Route, RouteFilter, RouteKeeper, RouteKind, Way, device_label, dns, quiet_device,
-    sysctl, ways_to,
+    DnsKeeper, Link, Netlink, Route, RouteFilter, RouteKeeper, RouteKind, Way, device_label, dns,
+    quiet_device, sysctl, ways_to,
 };
 use crate::rigged::point;
 
@@ -47,6 +47,15 @@ pub struct Footing {
     ways: Vec<Vec<(u32, IpAddr)>>,
 }
 
+/// A device may come later; a misspelled one never does.
+fn warn_of_missing(carriers: &[DeviceName], links: &[Link]) {
+    for carrier in carriers.iter().filter(|carrier| links.iter().all(|link| link.name != carrier.as_str())) {
+        log::warn!(
+            "mobility.carriers: there is no device {carrier} now; it is used when it comes, if that is its name"
+        );
+    }
+}
+
 impl Host {
     /// Takes over the device of `config`, which is there and down, and repairs what a killed run left behind.
     pub fn new(config: &ClientConfig) -> Outcome<Host> {
@@ -59,6 +68,7 @@ impl Host {
         dns::repair(&dns_state)?;
         let routes = RouteKeeper::new(index, device, state("routes"))?;
         quiet_device(device);
+        warn_of_missing(config.mobility.carriers.as_deref().unwrap_or_default(), &netlink.links()?);
         Ok(Host {
             device: device.clone(),
             index,

@@ -139,7 +139,8 @@ impl User {
 fn empty_root(state_dir: &Path) -> Outcome<PathBuf> {
     let root = state_dir.join("empty");
     let failed = |what: &str, e| Failure::system(format!("{what} {}", root.display()), e);
-    fs::create_dir_all(state_dir).map_err(|e| failed("make", e))?;
+    fs::create_dir_all(state_dir)
+        .map_err(|e| Failure::system(format!("make the state_dir {}", state_dir.display()), e))?;
     match DirBuilder::new().mode(0o555).create(&root) {
         Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(failed("make", e)),
         _ => {}
@@ -945,6 +946,15 @@ mod tests {
         }
         assert_eq!(User::look_up("no such user").expect_err("nobody").exit, Exit::Usage);
         assert_eq!(User::look_up("4000000001"), Ok(User { uid: 4_000_000_001, gid: 4_000_000_001 }));
+    }
+
+    #[test]
+    fn a_state_dir_that_cannot_be_made_is_named() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let below = file.path().join("state");
+        let failure = empty_root(&below).expect_err("below a file");
+        let sentence = format!("make the state_dir {}: Not a directory (os error 20)", below.display());
+        assert_eq!(failure.text, sentence);
     }
 
     #[test]

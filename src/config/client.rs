@@ -355,6 +355,9 @@ impl Word for Remote {
     const WANTED: &'static str = Remote::WANTED;
 
     fn from_word(text: &str) -> Result<Remote, String> {
+        if text.contains("://") {
+            return Err(format!("is a URL: give {}", Remote::WANTED));
+        }
         let (host, port) = if let Some(rest) = text.strip_prefix('[') {
             let (host, rest) = rest.split_once(']').ok_or("has no \"]\" after the address")?;
             if !is_ipv6(host) {
@@ -614,7 +617,10 @@ mod tests {
             ("[2001:db8::1]5", r#"has something else than ":PORT" after the "]""#),
             ("[2001:db8::1]:", r#"has the port "": 1 to 65535"#),
             ("2001:db8:::1", r#"is no IPv6 address; with a port it is written "[2001:db8::1]:55555""#),
-            ("https://vpn:5", r#"is no IPv6 address; with a port it is written "[2001:db8::1]:55555""#),
+            (
+                "https://vpn:5",
+                r#"is a URL: give HOST or HOST:PORT, as in "vpn.example.org" or "[2001:db8::1]:55555""#,
+            ),
             ("vpn.example.org.", name),
             ("vpn..org", name),
             ("-vpn", name),
@@ -670,6 +676,10 @@ mod tests {
             ("remote = []", &*format!("remote is empty: at least one is needed, {remote}")),
             ("remote = 5", &format!("remote = 5 is an integer, not {remote}, or a list of such")),
             ("remote = ''", r#"remote = "" has no host"#),
+            (
+                "remote = 'https://vpn.example.org'",
+                &format!(r#"remote = "https://vpn.example.org" is a URL: give {remote}"#),
+            ),
             ("remote = ['vpn', 'vpn:0']", r#"remote[1] = "vpn:0" has the port "0": 1 to 65535"#),
             ("remote = ['vpn', 'vpn:55555']", r#"remote[1] = "vpn:55555" is already in the list: remote[0]"#),
             ("device = ''", r#"device = "" is no device name: 1 to 15 letters, digits, '-', '_' or '.'"#),

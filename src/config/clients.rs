@@ -26,6 +26,14 @@ impl ServerConfig {
             Err((_, error)) if error.kind() == ErrorKind::NotFound && self.has_default_clients_dir() => {
                 Vec::new()
             }
+            // A directory that the configuration names; or one of the files in it.
+            Err((path, error)) if path == self.clients_dir => {
+                let (dir, file) = (path.display(), self.file.display());
+                let text = format!(
+                    "{file}: clients_dir = \"{dir}\" can't be read: {error}: make it, or name another"
+                );
+                return Err(Failure::usage(text));
+            }
             Err((path, error)) => return Err(Failure::usage(format!("{}: {error}", path.display()))),
         };
         let read = |path: PathBuf| reader::read(&path).map(|(text, _)| (path, text));

@@ -157,10 +157,10 @@ pub enum Pem {
 }
 
 impl Pem {
-    /// How errors call it: a file's path, or the configuration key that holds the text.
-    pub fn name(&self) -> String {
+    /// How errors call it: a file's path with `key`, the configuration key that names it, or the key that holds the text.
+    pub fn name(&self, key: &str) -> String {
         match self {
-            Pem::File(path) => path.display().to_string(),
+            Pem::File(path) => format!("{} ({key})", path.display()),
             Pem::Inline { key, .. } => format!("in {key}"),
         }
     }
@@ -237,7 +237,15 @@ impl Word for SocketAddr {
 
     fn from_word(text: &str) -> Result<SocketAddr, String> {
         let Ok(address) = text.parse::<SocketAddr>() else {
-            return Err(format!("is not {}", SocketAddr::WANTED));
+            // The same with another port is one.
+            return Err(match text.rsplit_once(':') {
+                Some((host, port))
+                    if is_number(port) && format!("{host}:1").parse::<SocketAddr>().is_ok() =>
+                {
+                    format!("has port {}: 1 to 65535", abridged(port))
+                }
+                _ => format!("is not {}", SocketAddr::WANTED),
+            });
         };
         if address.port() == 0 { Err("has port 0: 1 to 65535".to_owned()) } else { Ok(address) }
     }
@@ -268,6 +276,10 @@ impl Word for IpNet {
         }
         Ok(net)
     }
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
 }
 
 /// Why no client or tunnel can live in `net`, if so: the end of a sentence.
@@ -464,10 +476,21 @@ mod tests {
         for text in ["[::]:55555", "0.0.0.0:55555", "[fe80::1%2]:1", "192.0.2.1:65535"] {
             assert_eq!(word::<SocketAddr>(text).expect(text).to_string(), text);
         }
-        assert_eq!(word::<SocketAddr>("[::]:0"), Err("has port 0: 1 to 65535".to_owned()));
-        for text in
-            ["", "0.0.0.0", "[::]", "::", ":55555", "55555", "*:55555", "localhost:55555", "[::]:65536"]
-        {
+        for (text, port) in [("[::]:0", "0"), ("[::]:65536", "65536"), ("192.0.2.1:555555", "555555")] {
+            assert_eq!(word::<SocketAddr>(text), Err(format!("has port {port}: 1 to 65535")), "{text}");
+        }
+        for text in [
+            "",
+            "0.0.0.0",
+            "[::]",
+            "::",
+            ":55555",
+            "55555",
+            "*:55555",
+            "localhost:55555",
+            "[::]:",
+            "::1:65536",
+        ] {
             let why = r#"is not ADDRESS:PORT, as in "[::]:55555" or "0.0.0.0:55555""#;
             assert_eq!(word::<SocketAddr>(text), Err(why.to_owned()), "{text}");
         }
@@ -517,5 +540,6 @@ mod tests {
         assert_eq!(quoted(&"é".repeat(100)), format!("\"{}...\"", "é".repeat(80)));
         let pem = Pem::Inline { key: "tls.key", text: "secret".to_owned() };
         assert_eq!(format!("{pem:?}"), "Inline(tls.key)");
+        assert_eq!(pem.name("tls.key"), "in tls.key");
     }
 }

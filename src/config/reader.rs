@@ -92,7 +92,14 @@ impl<'t> Document<'t> {
             // Only the message: the error's own rendering quotes the line, which may hold a private key.
             let at = error.span().map_or(text.len(), |span| span.start).min(text.len());
             let (line, column) = (line_of(text.as_bytes(), at), column_of(text.as_bytes(), at));
-            Failure::usage(format!("{shown}:{line}:{column}: not valid TOML: {}", error.message()))
+            let key = match error.message() {
+                "duplicate key" => {
+                    error.span().and_then(|span| text.get(span)).map(|key| format!(" {}", quoted(key)))
+                }
+                _ => None,
+            };
+            let key = key.unwrap_or_default();
+            Failure::usage(format!("{shown}:{line}:{column}: not valid TOML: {}{key}", error.message()))
         })?;
         Ok(Document {
             shown,
@@ -487,8 +494,8 @@ mod tests {
                 "a = 1\nb = ",
                 "f.toml:2:5: not valid TOML: string values must be quoted, expected literal string",
             ),
-            ("a = 1\na = 2", "f.toml:2:1: not valid TOML: duplicate key"),
-            ("[a]\n[a]", "f.toml:2:2: not valid TOML: duplicate key"),
+            ("a = 1\na = 2", "f.toml:2:1: not valid TOML: duplicate key \"a\""),
+            ("[a]\n[a]", "f.toml:2:2: not valid TOML: duplicate key \"a\""),
             ("[a\n", "f.toml:1:3: not valid TOML: unclosed table, expected `]`"),
             (
                 "é = 1",

@@ -949,7 +949,11 @@ mod tests {
         let failure = ServerConfig::load(&path).expect_err("a named directory must be there");
         assert_eq!(
             failure.text,
-            format!("{}: No such file or directory (os error 2)", real.join("elsewhere").display())
+            format!(
+                "{}: clients_dir = {:?} can't be read: No such file or directory (os error 2): make it, or name another",
+                real.join("server.toml").display(),
+                real.join("elsewhere")
+            )
         );
     }
 

@@ -68,12 +68,12 @@ impl Credentials {
     /// key against the certificate, the certificate's dates and use, its signature.
     pub fn read_client(tls: &ClientTls) -> Outcome<Credentials> {
         let credentials = Credentials {
-            ca: read_certificate(&tls.ca, "CA certificate")?,
-            cert: read_certificate(&tls.cert, "certificate")?,
+            ca: read_certificate(&tls.ca, "CA certificate", "tls.ca")?,
+            cert: read_certificate(&tls.cert, "certificate", "tls.cert")?,
             key: read_key(&tls.key)
-                .map_err(|e| unreadable(Exit::KeyUnreadable, "private key", &tls.key, e))?,
+                .map_err(|e| unreadable(Exit::KeyUnreadable, "private key", &tls.key.name("tls.key"), e))?,
         };
-        let sources = Sources { ca: tls.ca.name(), cert: tls.cert.name(), key: tls.key.name(), crl: None };
+        let sources = Sources::of_files(&tls.ca, &tls.cert, &tls.key, None);
         let (loaded, _) = credentials.load_from(&sources)?;
         check_own(Side::Client, &loaded, &sources)?;
         Ok(credentials)
@@ -99,21 +99,18 @@ impl Certificates {
     pub fn read_server(tls: &ServerTls) -> Outcome<Certificates> {
         let crl = tls.crl.as_ref().map(|path| Pem::File(path.clone()));
         let certificates = Certificates {
-            ca: read_certificate(&tls.ca, "CA certificate")?,
-            cert: read_certificate(&tls.cert, "certificate")?,
+            ca: read_certificate(&tls.ca, "CA certificate", "tls.ca")?,
+            cert: read_certificate(&tls.cert, "certificate", "tls.cert")?,
             crl: match &crl {
                 Some(crl) => Some(
-                    read_pem(crl).map_err(|e| unreadable(Exit::Usage, "revocation list", crl, e))?.to_vec(),
+                    read_pem(crl)
+                        .map_err(|e| unreadable(Exit::Usage, "revocation list", &crl.name("tls.crl"), e))?
+                        .to_vec(),
                 ),
                 None => None,
             },
         };
-        let sources = Sources {
-            ca: tls.ca.name(),
-            cert: tls.cert.name(),
-            key: tls.key.name(),
-            crl: crl.as_ref().map(Pem::name),
-        };
+        let sources = Sources::of_files(&tls.ca, &tls.cert, &tls.key, crl.as_ref());
         let loaded = certificates.load_from(&sources)?;
         check_own(Side::Server, &loaded, &sources)?;
         Ok(certificates)
@@ -183,6 +180,15 @@ struct Sources {
 }
 
 impl Sources {
+    fn of_files(ca: &Pem, cert: &Pem, key: &Pem, crl: Option<&Pem>) -> Sources {
+        Sources {
+            ca: ca.name("tls.ca"),
+            cert: cert.name("tls.cert"),
+            key: key.name("tls.key"),
+            crl: crl.map(|crl| crl.name("tls.crl")),
+        }
+    }
+
     /// Where the texts came from is not known any more.
     fn of_configuration() -> Sources {
         Sources {
@@ -360,8 +366,8 @@ fn read_pem(pem: &Pem) -> io::Result<Zeroizing<Vec<u8>>> {
     }
 }
 
-fn read_certificate(pem: &Pem, what: &str) -> Outcome<Vec<u8>> {
-    let read = read_pem(pem).map_err(|e| unreadable(Exit::CertificateUnreadable, what, pem, e))?;
+fn read_certificate(pem: &Pem, what: &str, key: &str) -> Outcome<Vec<u8>> {
+    let read = read_pem(pem).map_err(|e| unreadable(Exit::CertificateUnreadable, what, &pem.name(key), e))?;
     Ok(read.to_vec())
 }
 
@@ -394,8 +400,8 @@ pub(super) fn read_all(file: &mut File) -> io::Result<Zeroizing<Vec<u8>>> {
     Ok(bytes)
 }
 
-pub(super) fn unreadable(exit: Exit, what: &str, pem: &Pem, error: io::Error) -> Failure {
-    Failure::new(exit, format!("the {what} {} can't be read: {error}", pem.name()))
+pub(super) fn unreadable(exit: Exit, what: &str, name: &str, error: io::Error) -> Failure {
+    Failure::new(exit, format!("the {what} {name} can't be read: {error}"))
 }
 
 /// More than any list of ours; less than a mistake like /dev/zero.

@@ -44,7 +44,7 @@ pub struct SigningKey(PKey<Private>);
 impl KeySource {
     /// Opens the key's file. A text in the configuration is moved from there into a memory file, and overwritten.
     pub fn open(pem: &mut Pem) -> Outcome<KeySource> {
-        let name = pem.name();
+        let name = pem.name("tls.key");
         let file = match pem {
             Pem::File(path) => open(path),
             Pem::Inline { text, .. } => {
@@ -53,7 +53,7 @@ impl KeySource {
                 sealed
             }
         };
-        let file = file.map_err(|e| unreadable(Exit::KeyUnreadable, "private key", pem, e))?;
+        let file = file.map_err(|e| unreadable(Exit::KeyUnreadable, "private key", &name, e))?;
         Ok(KeySource { name, file })
     }
 

@@ -155,7 +155,7 @@ fn a_new_key_is_taken_over_and_a_wrong_one_is_not() {
     // Half of the exchange: the key is that of the next certificate.
     put("certs/other.key", "own.key");
     server.signal(Signal::SIGHUP);
-    server.wait_for_log("own.key doesn't belong to the certificate");
+    server.wait_for_log("own.key (tls.key) doesn't belong to the certificate");
     assert_eq!((shown() == gate, holder(&server)), (true, old), "the old one stays");
     // Even if it has to be started again now.
     kill(Pid::from_raw(old), Signal::SIGKILL).expect("kill the key holder");

@@ -172,7 +172,10 @@ fn configured_carriers_come_before_the_routes_order() {
     ] {
         let mut client = lab.start_client(1, &lab.client(1).set("mobility.carriers", carriers));
         lab.wait_for_peer(peer);
-        assert_eq!(client.log().contains("none of the carriers leads to"), warned, "{}", client.log());
+        let log = client.log();
+        assert_eq!(log.contains("none of the carriers leads to"), warned, "{log}");
+        let missing = "mobility.carriers: there is no device nothere now";
+        assert_eq!(log.contains(missing), carriers.contains("nothere"), "{log}");
         transfer(&lab.c(1), &lab.lan(), ip(LAN_V4), 1 << 20);
         assert_eq!(client.stop(), 0);
     }

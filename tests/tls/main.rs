@@ -626,23 +626,23 @@ fn credentials_are_read_and_travel() {
 
 #[test]
 fn what_is_missing_is_named() {
-    for (name, exit, what) in [
-        ("ca.pem", Exit::CertificateUnreadable, "CA certificate"),
-        ("own.pem", Exit::CertificateUnreadable, "certificate"),
-        ("own.key", Exit::KeyUnreadable, "private key"),
-        ("crl.pem", Exit::Usage, "revocation list"),
+    for (name, exit, what, key) in [
+        ("ca.pem", Exit::CertificateUnreadable, "CA certificate", "tls.ca"),
+        ("own.pem", Exit::CertificateUnreadable, "certificate", "tls.cert"),
+        ("own.key", Exit::KeyUnreadable, "private key", "tls.key"),
+        ("crl.pem", Exit::Usage, "revocation list", "tls.crl"),
     ] {
         let lab = Lab::new();
         let files = Files::new(&lab);
         files.put("crl.pem", &crl(&lab.ca, &[], (-HOUR, HOUR)));
         fs::remove_file(files.path(name)).unwrap();
         let failure = files.server(Some("crl.pem")).unwrap_err();
-        says(&failure, exit, &[what, name, "No such file"]);
+        says(&failure, exit, &[what, &format!("{name} ({key})"), "No such file"]);
 
         for junk in [&b""[..], b"hello\n", b"-----BEGIN ", &[0xff; 100]] {
             files.put(name, junk);
             let failure = files.server(Some("crl.pem")).unwrap_err();
-            says(&failure, exit, &[name]);
+            says(&failure, exit, &[&format!("{name} ({key})")]);
         }
     }
 }

@@ -81,36 +81,14 @@ fn a_guard_killed_at_any_point_of_a_sessions_beginning_is_found_again() {
 #[test]
 fn a_guard_killed_while_a_session_takes_over_is_found_again() {
     let Some(lab) = Lab::rigged("kgswitch", 2) else { return };
-    let mut scene = Scene::set(&lab);
-    for point in SWITCHING {
-        let mut client = lab.start_client(1, &lab.client(1));
-        let addresses = lab.inner(1);
-        lab.order(&[&halt(point)]);
-        cut(&lab);
-        scene.kill_and_start_again(point);
-        lab.wait_for_tunnel(1, &mut client);
-        assert_eq!(lab.inner(1), addresses, "{point}");
-        scene.bystander_is_back(point);
-        scene.is_left_by(&mut client, point);
-    }
+    Scene::set(&lab).lives_through(SWITCHING, |scene| cut(scene.lab));
 }
 
 /// Fault: SIGKILL of the guard while it reads certificates and lists again. Pass: as above.
 #[test]
 fn a_guard_killed_while_it_reloads_is_found_again() {
     let Some(lab) = Lab::rigged("kgreload", 2) else { return };
-    let mut scene = Scene::set(&lab);
-    for point in RELOADING {
-        let mut client = lab.start_client(1, &lab.client(1));
-        let addresses = lab.inner(1);
-        lab.order(&[&halt(point)]);
-        scene.server.signal(Signal::SIGHUP);
-        scene.kill_and_start_again(point);
-        lab.wait_for_tunnel(1, &mut client);
-        assert_eq!(lab.inner(1), addresses, "{point}");
-        scene.bystander_is_back(point);
-        scene.is_left_by(&mut client, point);
-    }
+    Scene::set(&lab).lives_through(RELOADING, |scene| scene.server.signal(Signal::SIGHUP));
 }
 
 /// Fault: SIGKILL of the guard at each step of its end. Pass: workers die with it; the next start takes over what is
@@ -151,6 +129,21 @@ impl<'a> Scene<'a> {
         let baseline = Baseline::of(lab, &server);
         let addresses = lab.inner(2);
         Scene { lab, config, server, bystander, addresses, baseline, started: Instant::now() }
+    }
+
+    /// A client that is connected when `lead_there` makes the guard come by each of `points` is found again as well.
+    fn lives_through(&mut self, points: &[&str], lead_there: impl Fn(&Scene)) {
+        for point in points {
+            let mut client = self.lab.start_client(1, &self.lab.client(1));
+            let addresses = self.lab.inner(1);
+            self.lab.order(&[&halt(point)]);
+            lead_there(self);
+            self.kill_and_start_again(point);
+            self.lab.wait_for_tunnel(1, &mut client);
+            assert_eq!(self.lab.inner(1), addresses, "{point}");
+            self.bystander_is_back(point);
+            self.is_left_by(&mut client, point);
+        }
     }
 
     /// At `point`, which was ordered.
