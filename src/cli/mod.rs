@@ -63,8 +63,7 @@ pub enum Command {
     Status(status::StatusCommand),
     /// Have a running server read its configuration, certificates and revocations again
     ///
-    /// All of it or nothing: where something is wrong, what was there before stays in force, and the exit code is 2.
-    /// Sessions go on.
+    /// All of it or nothing: where something is wrong, what was there before stays in force. Sessions go on.
     Reload(reload::ReloadCommand),
 }
 
@@ -106,7 +105,7 @@ Exit codes:
    8  private key unreadable        18  device in use
    9  key of another certificate    19  a program isn't installed
   10  certificate expired           20  tunguard's programs don't match
-  11  refused";
+  11  refused                       21  reloaded, but nobody is let in";
 
 #[cfg(test)]
 mod tests {
