@@ -269,6 +269,9 @@ impl Guard {
     /// The folder of the revocation list was changed.
     pub(crate) fn reload_list(&mut self) {
         if self.trust.list_changed() {
+            // Who is revoked goes now. Workers to come know it when all is read again; until then the guard refuses.
+            self.trust.revoke_at_once();
+            self.end_revoked();
             self.reloads.list = true;
             self.next_reload();
         }
@@ -372,6 +375,10 @@ impl Guard {
             self.host.change(&self.config, new)?;
         }
         self.trust.follow(next);
+        if self.reloads.list {
+            // It was read before the list changed.
+            self.trust.revoke_at_once();
+        }
         if let Some(new) = config {
             self.config = new;
             self.queues.make_room(&self.config);

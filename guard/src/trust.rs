@@ -67,6 +67,15 @@ impl Trust {
         (self.list, self.certificates, self.revoked, self.watch) = (list, certificates, revoked, watch);
     }
 
+    /// Takes over what the list says now, where it is a valid one: all else that has to be read again may take its time, or
+    /// be wrong.
+    pub fn revoke_at_once(&mut self) {
+        let text = self.list.as_ref().and_then(|path| std::fs::read(path).ok());
+        if let Some(Ok(revoked)) = text.map(|text| Revoked::parse(&text, &self.certificates.ca)) {
+            self.revoked = revoked;
+        }
+    }
+
     /// Whether `cert` was revoked.
     pub fn is_revoked(&self, cert: &CertId) -> bool {
         self.revoked.contains(cert)

@@ -153,6 +153,38 @@ fn a_reload_whose_nursery_hangs_holds_up_no_session() {
     baseline.is_back(&lab, &server, "reloaded");
 }
 
+/// Fault: a certificate is revoked while the key holder of a reload hangs. Pass: its session ends meanwhile, and its
+/// client isn't let in again; after all of it, neither.
+#[test]
+fn who_is_revoked_during_a_reload_that_hangs_goes_at_once() {
+    let Some(lab) = Lab::rigged("hangcrl", 2) else { return };
+    let mut server = lab.start_server(&lab.server());
+    let mut bystander = Bystander::start(&lab);
+    let _gone = Dialler::new(&lab, 1).connect();
+    lab.wait_for_sessions(2);
+    let before = holders(&server);
+    lab.order(&[&halt("holder.started")]);
+    thread::scope(|scope| {
+        let answer = scope.spawn(|| reload(&lab));
+        let hangs = eventually("a key holder that hangs", || {
+            holders(&server).into_iter().find(|pid| !before.contains(pid) && has_halted(*pid))
+        });
+        lab.order(&[]);
+        lab.tunguard(&["pki", "revoke", "c1"]);
+        lab.wait_for_sessions(1);
+        // Workers don't know of it yet.
+        let mut client = lab.try_client(1, &lab.client(1));
+        assert_eq!(client.exit(), Exit::CertificateRevoked as i32, "{}", client.log());
+        assert!(alive(hangs), "the guard did nothing before it gave the key holder up");
+        assert_eq!(answer.join().expect("a reload").status.code(), Some(Exit::Usage as i32));
+    });
+    server.wait_for_log("the revocation list changed: certificates and revocation list are read again");
+    bystander.is_unharmed(&lab, "revoked");
+    let mut client = lab.try_client(1, &lab.client(1));
+    assert_eq!(client.exit(), Exit::CertificateRevoked as i32, "{}", client.log());
+    lab.wait_for_sessions(1);
+}
+
 /// Fault: the server stops while the key holder of a reload hangs. Pass: who asked for it is told, the server ends in time
 /// and takes along what hangs; whoever asks then is told that there is none.
 #[test]
