@@ -297,6 +297,26 @@ fn the_newest_takes_the_place_of_the_oldest_or_of_who_has_no_connection() {
 }
 
 #[test]
+fn a_seat_that_there_is_no_more_is_nobodys_to_take_over() {
+    for policy in [OnTooMany::Newest, OnTooMany::Refuse] {
+        let mut house = House::default();
+        for seat in [1, 0] {
+            let key = house.granted_at("ann", seat);
+            assert_eq!(house.enter(key), Ok(vec![]));
+        }
+        // There were two, now there is one: who sits on the second is older, has lost its connection and is gone.
+        house.session(0).control = false;
+        house.session(0).presence = Presence::Asked(Time::from_nanos(house.now));
+        house.pass(ANSWER_WITHIN);
+        let expected = match policy {
+            OnTooMany::Newest => Seating::At(0),
+            OnTooMany::Refuse => Seating::Full { ask: vec![1] },
+        };
+        assert_eq!(house.seat(Some(1), 1, policy), expected);
+    }
+}
+
+#[test]
 fn one_too_many_is_refused_while_somebody_is_there() {
     let mut house = House::default();
     let one = house.granted("ann");
