@@ -648,7 +648,7 @@ mod tests {
     #[test]
     fn a_lease_gives_way_to_one_that_gains_by_it_and_never_a_fixed_address() {
         let folder = tempfile::tempdir().expect("a folder");
-        // Two addresses for clients, in the halves of what was two networks once.
+        // Five addresses for clients, of which three are fixed; the file, made by hand, gives fay two.
         let mut config = config("[\"10.9.0.0/29\", \"fd09::/64\"]", folder.path(), "0s");
         for (name, address) in [("fay", "10.9.0.4"), ("gus", "10.9.0.5"), ("hal", "10.9.0.6")] {
             fix(&mut config, name, address);

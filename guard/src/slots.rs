@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_is_taken_is_called_that() {
+    fn what_keeps_the_port_from_us_is_said() {
         let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = taken.local_addr().expect("an address");
         let failure = listen(address).err().expect("refused");
@@ -271,6 +271,8 @@ mod tests {
             failure.text.contains(&format!("TCP port {} on 127.0.0.1 is in use", address.port())),
             "{failure}"
         );
+        let failure = refused("TCP", address, ErrorKind::PermissionDenied.into());
+        assert_eq!(failure.exit, Exit::Privilege);
         let failure = listen("192.0.2.77:0".parse().expect("an address")).err().expect("refused");
         assert!(failure.text.contains("this host has no address 192.0.2.77"), "{failure}");
         // Whether this host has IPv6 or not.
