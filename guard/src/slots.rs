@@ -265,7 +265,7 @@ mod tests {
     fn what_keeps_the_port_from_us_is_said() {
         let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = taken.local_addr().expect("an address");
-        let failure = listen(address).err().expect("refused");
+        let failure = listen(address).expect_err("refused");
         assert_eq!(failure.exit, Exit::PortInUse);
         assert!(
             failure.text.contains(&format!("TCP port {} on 127.0.0.1 is in use", address.port())),
@@ -273,8 +273,10 @@ mod tests {
         );
         let failure = refused("TCP", address, ErrorKind::PermissionDenied.into());
         assert_eq!(failure.exit, Exit::Privilege);
-        let failure = listen("192.0.2.77:0".parse().expect("an address")).err().expect("refused");
+        let failure = listen("192.0.2.77:0".parse().expect("an address")).expect_err("refused");
         assert!(failure.text.contains("this host has no address 192.0.2.77"), "{failure}");
+        // One address that isn't here is not "everywhere".
+        assert!(listen("[2001:db8::77]:0".parse().expect("an address")).is_err());
         // Whether this host has IPv6 or not.
         assert!(listen("[::]:0".parse().expect("an address")).is_ok());
     }
