@@ -91,3 +91,24 @@ impl Accounts {
         self.drops[reason as usize]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn each_reason_is_counted_under_a_name_of_its_own() {
+        let mut accounts = Accounts::default();
+        for (n, reason) in (1..).zip(GuardDrop::ALL) {
+            accounts.drop(reason);
+            accounts.drop_many(reason, n);
+        }
+        assert!((2..).zip(GuardDrop::ALL).all(|(n, reason)| accounts.dropped(reason) == n));
+        let names: HashSet<&str> = GuardDrop::ALL.map(GuardDrop::name).into();
+        assert_eq!(names.len(), GuardDrop::ALL.len());
+        let is_word =
+            |name: &str| !name.is_empty() && name.chars().all(|c| c == '_' || c.is_ascii_lowercase());
+        assert!(names.iter().all(|name| is_word(name)), "{names:?}");
+    }
+}

@@ -271,10 +271,102 @@ impl Budget {
     }
 }
 
+/// Workers and sessions for tests.
+#[cfg(test)]
+pub mod samples {
+    use super::*;
+    use tunguard::sys::seqpacket;
+
+    /// One that was just started, without a process.
+    pub fn worker(pid: i32, now: Time) -> Worker {
+        Worker {
+            pid,
+            uid: 0,
+            queues: QueueNames::default(),
+            channel: seqpacket::pair().expect("a channel").0,
+            signing: 0,
+            tcp_peer: ([192, 0, 2, 1], 1).into(),
+            phase: Phase::Handshake,
+            started: now,
+            kill_at: None,
+            session: None,
+            log_budget: Budget::of_log_lines(now),
+            request_budget: Budget::of_requests(now),
+            asked: 0,
+            redeemed: false,
+            resumes: None,
+            ticketed: None,
+            explained: false,
+            stage: Stage::Handshake,
+        }
+    }
+
+    /// One that was just granted, without addresses.
+    pub fn session(id: SessionId, name: &str, seat: u16, now: Time) -> Session {
+        Session {
+            id,
+            name: name.to_owned(),
+            seat,
+            cert: CertId { issuer: [0; 32], serial: vec![1], not_after: 0 },
+            resume_secret: ResumeSecret::from_bytes([0; 32]),
+            addresses: vec![],
+            subnets: vec![],
+            since: now,
+            memory: None,
+            outbox: None,
+            queued_packets: 0,
+            rates: Rates::default(),
+            over_rate: OverRate::default(),
+            uplink: None,
+            peer: None,
+            control: true,
+            waits_until: None,
+            presence: Presence::default(),
+            report: Report::default(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    #[test]
+    fn a_worker_has_a_number_of_its_own_as_long_as_it_is_there() {
+        let mut workers = Workers::default();
+        assert_eq!((workers.len(), workers.key_of(70)), (0, None));
+        let keys = [70, 71, 72].map(|pid| workers.insert(samples::worker(pid, Time::default())));
+        assert_eq!(workers.len(), 3);
+        assert_eq!(
+            [70, 71, 72, 73].map(|pid| workers.key_of(pid)),
+            [Some(keys[0]), Some(keys[1]), Some(keys[2]), None]
+        );
+        assert_eq!(keys.map(|key| workers.get(key).map(|w| w.pid)), [Some(70), Some(71), Some(72)]);
+        let gone = workers.remove_pid(71).map(|(key, worker)| (key, worker.pid));
+        assert_eq!(gone, Some((keys[1], 71)));
+        assert!(workers.remove_pid(71).is_none() && workers.get(keys[1]).is_none());
+        assert_eq!((workers.len(), workers.key_of(71)), (2, None));
+        // The same process number again is another worker.
+        let again = workers.insert(samples::worker(71, Time::default()));
+        assert!(!keys.contains(&again));
+        let mut all: Vec<u64> = workers.iter().map(|(key, _)| key).collect();
+        all.sort();
+        assert_eq!(all, [keys[0], keys[2], again]);
+        for (_, worker) in workers.iter_mut() {
+            worker.asked += 1;
+        }
+        assert!(workers.iter().all(|(_, worker)| worker.asked == 1));
+    }
+
+    #[test]
+    fn a_worker_is_called_after_its_client_as_soon_as_that_is_known() {
+        let mut worker = samples::worker(70, Time::default());
+        assert_eq!(worker.label(), "192.0.2.1:1");
+        let id = SessionId::new(1, [7; 6]);
+        worker.session = Some(samples::session(id, "ann", 0, Time::default()));
+        assert_eq!(worker.label(), format!("ann ({id})"));
+    }
 
     #[test]
     fn a_flood_of_lines_is_cut_and_counted() {

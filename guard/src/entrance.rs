@@ -237,7 +237,28 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::net::TcpListener;
+
     use super::*;
+
+    #[test]
+    fn who_hung_up_is_seen_by_it_without_reading() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let client = || {
+            let client = TcpStream::connect(listener.local_addr().expect("an address")).expect("connects");
+            (client, listener.accept().expect("a connection").0)
+        };
+        let ((mut one, at_one), (two, at_two)) = (client(), client());
+        assert!(!hung_up(&at_one) && !hung_up(&at_two));
+        one.write_all(b"hello").expect("sends");
+        drop(two);
+        // Each returns when what was done at the other end is here.
+        assert_eq!(at_one.peek(&mut [0; 5]).expect("what was sent"), 5);
+        assert_eq!(at_two.peek(&mut [0]).expect("the end"), 0);
+        assert!(!hung_up(&at_one), "it only speaks");
+        assert!(hung_up(&at_two));
+    }
 
     #[test]
     fn what_fails_is_tried_less_and_less_and_each_cause_is_news_once() {

@@ -1,7 +1,6 @@
 //! What workers ask for, and what they get. A worker counts as hostile: a request its phase doesn't permit, or
 //! one too many, ends that worker and nobody else.
 
-use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -170,9 +169,7 @@ impl Guard {
             return;
         }
         let Some(own) = &worker.session else { return };
-        // Of a session that was resumed it is the end of the one it began with.
-        let latest = time::wall_clock() + LONGEST_CHAIN;
-        let until = worker.resumes.as_ref().map_or(until.min(latest), |before| before.until);
+        let until = ticket_end(until, worker.resumes.as_ref(), time::wall_clock());
         let holder = Holder { name: own.name.clone(), cert: own.cert.clone(), until };
         if !self.tickets.keep(holder, id, session, clock::now()) {
             worker.ticketed = None;
@@ -182,14 +179,13 @@ impl Guard {
 
     /// The client proved who it is: addresses, a slot and a session, or a reason why not.
     fn answer_claim(&mut self, key: u64, claim: Claim) {
-        if !acceptable(&claim.name) || !(1..=20).contains(&claim.cert.serial.len()) {
+        if !is_possible(&claim) {
             return self.punish(key, "a claim that no certificate makes");
         }
         let Some(worker) = self.workers.get_mut(key) else { return };
         // A ticket that was shown may have led to a full handshake all the same, and to whomever.
         worker.resumes = worker.resumes.take().filter(|_| claim.resumed);
-        let is_holder = |holder: &Holder| holder.name == claim.name && holder.cert == claim.cert;
-        if claim.resumed && !worker.resumes.as_ref().is_some_and(is_holder) {
+        if !is_covered(&claim, worker.resumes.as_ref()) {
             return self.punish(key, "it claims to be another than the ticket's holder");
         }
         // Judged by certificates and lists that are not in force any more: the next try is judged by those that are.
@@ -232,16 +228,7 @@ impl Guard {
             Some((_, seat)) => seat,
             None => self.seat(&claim)?,
         };
-        // One that takes over from another of the same client counts once.
-        let others: HashSet<(&str, u16)> = self
-            .workers
-            .iter()
-            .filter(|(_, w)| w.phase < Phase::Draining)
-            .filter_map(|(_, w)| w.session.as_ref())
-            .map(|s| (s.name.as_str(), s.seat))
-            .filter(|other| *other != (claim.name.as_str(), seat))
-            .collect();
-        let others = others.len();
+        let others = succession::taken_beside(&self.workers, &claim.name, seat);
         if others >= usize::from(self.config.max_clients) {
             return Err((Reason::NoRoom, format!("max_clients = {others} sessions are there already")));
         }
@@ -522,6 +509,23 @@ fn kind(request: &Request) -> String {
     format!("{request:?}").chars().take_while(|c| c.is_alphanumeric()).collect()
 }
 
+/// Whether a certificate can make such a claim at all.
+fn is_possible(claim: &Claim) -> bool {
+    acceptable(&claim.name) && (1..=20).contains(&claim.cert.serial.len())
+}
+
+/// Whether who shows no certificate is who showed it when the ticket was made, whose holder this is.
+fn is_covered(claim: &Claim, ticket: Option<&Holder>) -> bool {
+    !claim.resumed || ticket.is_some_and(|holder| holder.name == claim.name && holder.cert == claim.cert)
+}
+
+/// Until when a ticket is good, in seconds since 1970 as all of these: a worker says when its client's certificates end,
+/// and may be wrong. Of a session that was itself resumed it is the end of the one it began with.
+fn ticket_end(said: i64, resumes: Option<&Holder>, now: i64) -> i64 {
+    resumes.map_or(said.min(now + LONGEST_CHAIN), |before| before.until)
+}
+
+/// Whether a queue is the worker's of user `uid`, and of the size that was granted and registered.
 fn check_queue(
     name: &str,
     fd: BorrowedFd<'_>,
@@ -577,6 +581,80 @@ mod tests {
             }
         }
         assert!(permitted(Established, 1, &report));
+    }
+
+    fn cert(serial: &[u8]) -> CertId {
+        CertId { issuer: [7; 32], serial: serial.to_vec(), not_after: 0 }
+    }
+
+    fn claim(name: &str, serial: &[u8], resumed: bool) -> Claim {
+        Claim { name: name.into(), cert: cert(serial), resumed, want: vec![], resume: None }
+    }
+
+    #[test]
+    fn a_claim_names_somebody_whom_a_certificate_can_name() {
+        for (name, serial, possible) in [
+            ("ann", vec![1], true),
+            ("ann", vec![1; 20], true),
+            ("ann", vec![1; 21], false),
+            ("ann", vec![], false),
+            ("", vec![1], false),
+            // The name of a seat's lease.
+            ("ann/2", vec![1], false),
+            ("ann\n", vec![1], false),
+        ] {
+            assert_eq!(is_possible(&claim(name, &serial, false)), possible, "{name:?} {serial:?}");
+        }
+    }
+
+    #[test]
+    fn a_resumed_claim_is_the_tickets_holders_and_nobody_elses() {
+        let holder = Holder { name: "ann".into(), cert: cert(&[1]), until: 0 };
+        for (name, serial, own) in [("ann", 1, true), ("bob", 1, false), ("ann", 2, false), ("bob", 2, false)]
+        {
+            assert_eq!(is_covered(&claim(name, &[serial], true), Some(&holder)), own, "{name} {serial}");
+            assert!(!is_covered(&claim(name, &[serial], true), None), "no ticket was shown");
+            // Who shows a certificate needs none, and may be another than the ticket's holder.
+            assert!(is_covered(&claim(name, &[serial], false), None));
+            assert!(is_covered(&claim(name, &[serial], false), Some(&holder)));
+        }
+    }
+
+    #[test]
+    fn no_chain_of_tickets_is_longer_than_the_certificates_or_a_day() {
+        let now = 1_000_000;
+        assert_eq!(ticket_end(now + 60, None, now), now + 60);
+        assert_eq!(ticket_end(i64::MAX, None, now), now + 86_400);
+        let first = Holder { name: "ann".into(), cert: cert(&[1]), until: now + 60 };
+        for said in [0, now + 61, i64::MAX] {
+            assert_eq!(ticket_end(said, Some(&first), now), now + 60, "what it began with");
+        }
+    }
+
+    #[test]
+    fn a_queue_is_its_workers_and_of_the_size_agreed() {
+        let file = tempfile::tempfile().expect("a file");
+        let own = fstat(&file).expect("its owner").st_uid;
+        let (size, other) =
+            (QueueSize { messages: 10, bytes: 8_192 }, QueueSize { messages: 10, bytes: 8_193 });
+        let check = |is: Option<QueueSize>, uid, registered, granted| {
+            let attributes = is.map(|size| (size, 0)).ok_or_else(|| std::io::ErrorKind::Other.into());
+            check_queue("/q", file.as_fd(), attributes, uid, registered, granted).is_ok()
+        };
+        assert!(check(Some(size), own, size, size));
+        assert!(!check(None, own, size, size), "its size can't be read");
+        assert!(!check(Some(size), own + 1, size, size), "somebody else's");
+        assert!(!check(Some(other), own, size, size), "another size than it said");
+        assert!(!check(Some(size), own, other, size), "it says another size");
+        assert!(!check(Some(size), own, size, other), "another size than it got");
+        assert!(!check(Some(other), own, other, size), "not what was granted, and it says so");
+    }
+
+    #[test]
+    fn what_is_logged_of_a_request_is_its_kind_only() {
+        assert_eq!(kind(&Request::Log { level: 1, text: "a secret".into() }), "Log");
+        assert_eq!(kind(&Request::Redeem([0; 32])), "Redeem");
+        assert_eq!(kind(&Request::Heard), "Heard");
     }
 
     proptest! {

@@ -287,18 +287,17 @@ impl Leases {
     /// The address of `network` whose lease has been over longest.
     fn reclaim(&mut self, network: &IpNet) -> Option<IpAddr> {
         let over = now().saturating_sub(self.reserve.as_secs());
-        let (_, name) = self
+        let spare = |a: &IpAddr| network.contains(a) && !self.fixed.contains_key(a);
+        let (_, name, address) = self
             .by_name
             .iter()
             .filter(|(_, l)| l.sessions == 0 && l.last_used <= over)
-            .filter(|(n, l)| l.addresses.iter().any(|a| network.contains(a) && self.fixed.get(a) != Some(n)))
-            .map(|(n, l)| (l.last_used, n.clone()))
+            .filter_map(|(n, l)| Some((l.last_used, n.clone(), *l.addresses.iter().find(|a| spare(a))?)))
             .min()?;
-        let lease = self.by_name.remove(&name)?;
-        for address in &lease.addresses {
-            self.by_address.remove(address);
+        for address in self.by_name.remove(&name)?.addresses {
+            self.by_address.remove(&address);
         }
-        lease.addresses.into_iter().find(|a| network.contains(a))
+        Some(address)
     }
 
     /// Forgets the lease that has been unused longest: an IPv6 network never runs out of addresses.
@@ -353,6 +352,7 @@ const LONGEST_REST: Duration = Duration::from_millis(500);
 mod tests {
     use super::*;
     use std::path::Path;
+    use tunguard::config::server::ClientEntry;
 
     fn config(networks: &str, folder: &Path, lease: &str) -> ServerConfig {
         let text = format!(
@@ -413,10 +413,8 @@ mod tests {
     fn fixed_addresses_are_nobody_elses_and_wishes_are_heard() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut config = config("[\"10.9.0.0/24\"]", folder.path(), "24h");
-        let entry = tunguard::config::server::ClientEntry {
-            addresses: vec!["10.9.0.2".parse().expect("an address")],
-            ..Default::default()
-        };
+        let entry =
+            ClientEntry { addresses: vec!["10.9.0.2".parse().expect("an address")], ..Default::default() };
         config.clients.insert("ann".into(), entry);
         let mut leases = Leases::load(&config).expect("no file yet");
         let want =
@@ -431,7 +429,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let mut config = config("[\"10.9.0.0/24\"]", folder.path(), "24h");
         let fixed = "10.9.0.9".parse().expect("an address");
-        let entry = tunguard::config::server::ClientEntry { addresses: vec![fixed], ..Default::default() };
+        let entry = ClientEntry { addresses: vec![fixed], ..Default::default() };
         config.clients.insert("ann".into(), entry);
         let mut leases = Leases::load(&config).expect("no file yet");
         for (seat, address) in [(0, "10.9.0.9/24"), (1, "10.9.0.2/24"), (2, "10.9.0.3/24")] {
@@ -456,10 +454,8 @@ mod tests {
         let mut config = config("[\"10.9.0.0/24\"]", folder.path(), "24h");
         let mut leases = Leases::load(&config).expect("no file yet");
         assert_eq!(texts(&leases.grant("ann", &[]).expect("room")), ["10.9.0.2/24"]);
-        let entry = tunguard::config::server::ClientEntry {
-            addresses: vec!["10.9.0.2".parse().expect("an address")],
-            ..Default::default()
-        };
+        let entry =
+            ClientEntry { addresses: vec!["10.9.0.2".parse().expect("an address")], ..Default::default() };
         config.clients.insert("bob".into(), entry);
         leases.configure(&config);
         assert_eq!(texts(&leases.grant("bob", &[]).expect("room")), ["10.9.0.2/24"]);
@@ -506,7 +502,7 @@ mod tests {
     fn packets_for_those_who_are_away_are_counted() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut config = config("[\"10.9.0.0/24\", \"fd09::/64\"]", folder.path(), "24h");
-        let entry = tunguard::config::server::ClientEntry {
+        let entry = ClientEntry {
             addresses: vec!["10.9.0.9".parse().expect("an address")],
             subnets: vec!["192.168.7.0/24".parse().expect("a network")],
             ..Default::default()
@@ -542,6 +538,155 @@ mod tests {
         ] {
             assert_eq!(miss(&mut leases, address), owner, "{address}");
         }
+    }
+
+    /// Leases as a file has them, used longest ago first.
+    fn stored(folder: &Path, leases: &[(&str, &[&str])]) {
+        let lease =
+            |n: usize, addresses| serde_json::json!({ "addresses": addresses, "last_used": 1_000 + n });
+        let leases = leases.iter().enumerate().map(|(n, (name, a))| ((*name).to_owned(), lease(n, *a)));
+        let text = serde_json::Value::Object(leases.collect()).to_string();
+        std::fs::write(folder.join("tg0.leases"), text).expect("writes");
+    }
+
+    fn fix(config: &mut ServerConfig, name: &str, address: &str) {
+        let addresses = vec![address.parse().expect("an address")];
+        config.clients.insert(name.into(), ClientEntry { addresses, ..Default::default() });
+    }
+
+    #[test]
+    fn of_a_file_only_what_each_may_have_is_taken() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut config = config("[\"10.9.0.0/24\"]", folder.path(), "24h");
+        fix(&mut config, "fay", "10.9.0.9");
+        stored(
+            folder.path(),
+            &[
+                ("ann", &["10.9.0.5"]),
+                // In the order of names: the second that has it.
+                ("bob", &["10.9.0.5", "10.9.0.6"]),
+                ("cid", &["192.0.2.1", "10.9.0.1", "10.9.0.0", "10.9.0.255", "10.9.0.9"]),
+                ("fay", &["10.9.0.9"]),
+            ],
+        );
+        let mut leases = Leases::load(&config).expect("reads");
+        let kept: Vec<_> = leases.by_name.iter().map(|(n, l)| (n.as_str(), l.addresses.clone())).collect();
+        let ip = |text: &str| -> IpAddr { text.parse().expect("an address") };
+        assert_eq!(
+            kept,
+            [("ann", vec![ip("10.9.0.5")]), ("bob", vec![ip("10.9.0.6")]), ("fay", vec![ip("10.9.0.9")])]
+        );
+        assert_eq!(leases.by_address.len(), 3);
+        assert_eq!(texts(&leases.grant("bob", &[]).expect("room")), ["10.9.0.6/24"]);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_no_empty_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = config("[\"10.9.0.0/24\"]", folder.path(), "24h");
+        std::fs::create_dir(folder.path().join("tg0.leases")).expect("a folder in its place");
+        let failure = Leases::load(&config).err().expect("refused");
+        assert!(failure.text.contains("tg0.leases"), "{failure}");
+    }
+
+    #[test]
+    fn what_changed_is_to_be_written_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut config = config("[\"10.9.0.0/24\"]", folder.path(), "24h");
+        let mut leases = Leases::load(&config).expect("no file yet");
+        assert!(!leases.is_dirty());
+        let changed = |leases: &mut Leases| {
+            let dirty = leases.is_dirty();
+            leases.save().expect("writes");
+            assert!(!leases.is_dirty());
+            dirty
+        };
+        leases.grant("ann", &[]).expect("room");
+        assert!(changed(&mut leases));
+        leases.release("nobody");
+        assert!(!changed(&mut leases));
+        leases.release("ann");
+        assert!(changed(&mut leases));
+        leases.configure(&config);
+        assert!(!changed(&mut leases));
+        // Her own.
+        fix(&mut config, "ann", "10.9.0.2");
+        leases.configure(&config);
+        assert!(!changed(&mut leases));
+        config.clients.clear();
+        fix(&mut config, "bob", "10.9.0.2");
+        leases.configure(&config);
+        assert!(changed(&mut leases), "somebody else's now");
+        leases.grant("cid", &[]).expect("room");
+        leases.configure(&config);
+        assert!(changed(&mut leases), "still");
+    }
+
+    #[test]
+    fn what_is_fixed_for_another_is_at_once_nobody_elses_and_the_rest_stays() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut config = config("[\"10.9.0.0/24\"]", folder.path(), "24h");
+        let mut leases = Leases::load(&config).expect("no file yet");
+        for name in ["ann", "cid"] {
+            leases.grant(name, &[]).expect("room");
+        }
+        fix(&mut config, "bob", "10.9.0.2");
+        leases.configure(&config);
+        let ip = |text: &str| -> IpAddr { text.parse().expect("an address") };
+        assert_eq!(leases.miss(ip("10.9.0.2")), Owner::Away, "bob's, who isn't here, and not ann's, who is");
+        assert_eq!(leases.miss(ip("10.9.0.3")), Owner::Connecting);
+        leases.release("ann");
+        leases.release("cid");
+        let away: Vec<_> = leases.away().map(|a| (a.name, a.addresses.to_vec(), a.missed)).collect();
+        assert_eq!(away, [("ann", vec![], 0), ("cid", vec![ip("10.9.0.3")], 1)]);
+        // What somebody had before an address was fixed for her is free again.
+        fix(&mut config, "cid", "10.9.0.9");
+        leases.configure(&config);
+        assert_eq!(texts(&leases.grant("cid", &[]).expect("room")), ["10.9.0.9/24"]);
+        assert_eq!(texts(&leases.grant("dan", &[]).expect("room")), ["10.9.0.3/24"]);
+        assert_eq!(texts(&leases.grant("cid", &[]).expect("room")), ["10.9.0.9/24"]);
+        assert_eq!(leases.miss(ip("10.9.0.9")), Owner::Connecting);
+    }
+
+    #[test]
+    fn a_lease_gives_way_to_one_that_gains_by_it_and_never_a_fixed_address() {
+        let folder = tempfile::tempdir().expect("a folder");
+        // Five addresses for clients, of which three are fixed; the file, made by hand, gives fay two.
+        let mut config = config("[\"10.9.0.0/29\", \"fd09::/64\"]", folder.path(), "0s");
+        for (name, address) in [("fay", "10.9.0.4"), ("gus", "10.9.0.5"), ("hal", "10.9.0.6")] {
+            fix(&mut config, name, address);
+        }
+        stored(
+            folder.path(),
+            &[
+                ("ann", &["fd09::7"]),
+                ("bob", &["10.9.0.2", "fd09::2"]),
+                ("fay", &["10.9.0.4", "10.9.0.3"]),
+                ("gus", &["10.9.0.5"]),
+            ],
+        );
+        let mut leases = Leases::load(&config).expect("reads");
+        let mut granted =
+            |name| leases.grant(name, &[]).map(|granted| texts(&granted)).map_err(|full| full.0.to_string());
+        assert_eq!(granted("cid").expect("bob's"), ["10.9.0.2/29", "fd09::2/64"]);
+        assert_eq!(granted("dan").expect("what fay had beside her own")[0], "10.9.0.3/29");
+        assert_eq!(granted("eve"), Err("10.9.0.0/29".into()), "the others are fixed, or in use");
+        let left: Vec<&str> = leases.by_name.keys().map(String::as_str).collect();
+        assert_eq!(left, ["ann", "cid", "dan", "gus"]);
+        assert_eq!(texts(&leases.grant("fay", &[]).expect("hers"))[0], "10.9.0.4/29");
+    }
+
+    #[test]
+    fn a_lease_tells_when_it_was_used() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut leases = Leases::load(&config("[\"10.9.0.0/24\"]", folder.path(), "24h")).expect("none yet");
+        let wall = || SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+        let before = wall();
+        leases.grant("ann", &[]).expect("room");
+        assert!((before..=wall()).contains(&leases.by_name["ann"].last_used));
+        leases.release("ann");
+        leases.by_name.get_mut("ann").expect("a lease").last_used -= 1_000;
+        assert!((1_000..1_000 + 600).contains(&leases.away().map(|a| a.since).sum::<u64>()));
     }
 
     #[test]

@@ -258,6 +258,33 @@ const HANDSHAKE_GRACE: Duration = Duration::from_secs(3);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clients::samples;
+
+    #[test]
+    fn who_died_of_itself_crashed_and_who_was_killed_did_not() {
+        assert!(End::Code(0).is_crash() && End::Code(1).is_crash());
+        assert!(End::Signal(Signal::SIGSEGV).is_crash() && End::Signal(Signal::SIGSYS).is_crash());
+        assert!(!End::Signal(Signal::SIGKILL).is_crash() && !End::ServerStops.is_crash());
+        assert_eq!(End::ServerStops.to_string(), "the server stops");
+    }
+
+    #[test]
+    fn a_worker_without_a_session_has_its_handshakes_time_and_one_that_is_to_end_its_own() {
+        let at = |seconds| Time::from_nanos(seconds * 1_000_000_000);
+        let mut worker = samples::worker(1, at(100));
+        for (phase, own, expected) in [
+            (Phase::Handshake, None, Some(at(100 + HANDSHAKE_SECONDS + 3))),
+            (Phase::Granted, Some(at(1)), Some(at(100 + HANDSHAKE_SECONDS + 3))),
+            (Phase::Established, Some(at(1)), None),
+            (Phase::Draining, Some(at(200)), Some(at(200))),
+            (Phase::Ending, Some(at(201)), Some(at(201))),
+            (Phase::Over, Some(at(202)), Some(at(202))),
+            (Phase::Over, None, None),
+        ] {
+            (worker.phase, worker.kill_at) = (phase, own);
+            assert_eq!(kill_time(&worker), expected, "{phase:?}");
+        }
+    }
 
     #[test]
     fn a_forbidden_call_is_called_that() {

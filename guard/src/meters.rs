@@ -227,7 +227,8 @@ mod tests {
         // As the guard does: each passes one batch, and waits again.
         let mut now = due;
         let mut order = Vec::new();
-        while order.len() < 6 {
+        // Each time at least one has its turn.
+        for _ in 0..6 {
             now = now.max(meters.poll_timeout().expect("somebody waits"));
             while let Some(key) = meters.poll_release(now) {
                 order.push(key);
@@ -242,6 +243,49 @@ mod tests {
         meters.leave("ann", rates(), 2);
         assert_eq!(meters.poll_release(at(100_000)), None);
         assert_eq!(meters.poll_timeout(), None);
+    }
+
+    #[test]
+    fn one_that_is_held_back_goes_on_when_it_has_paid_and_one_that_left_holds_up_nobody() {
+        let mut meters = Meters::default();
+        for _ in 1..=3 {
+            meters.enter("ann", rates(), at(0));
+        }
+        // A full bucket is 100,000 bytes, so 10 ms worth of bytes are owed.
+        assert!(passes(&mut meters, "ann", 1, at(0), 110_000));
+        meters.hold("ann", 1);
+        assert_eq!(meters.poll_release(at(10)), None);
+        let due = meters.poll_timeout().expect("it waits");
+        assert!(due > at(10) && due <= at(11), "{due:?}");
+        meters.hold("ann", 1);
+        meters.hold("ann", 2);
+        meters.hold("ann", 3);
+        meters.leave("ann", rates(), 1);
+        let turns: Vec<u64> = std::iter::from_fn(|| meters.poll_release(due)).take(9).collect();
+        assert_eq!(turns, [2, 3]);
+        assert_eq!(meters.poll_timeout(), None);
+    }
+
+    #[test]
+    fn another_limit_forgets_neither_who_is_there_nor_who_waits() {
+        let mut meters = Meters::default();
+        meters.enter("ann", rates(), at(0));
+        assert!(passes(&mut meters, "ann", 1, at(0), 1_000_000));
+        meters.hold("ann", 1);
+        let half = Rates { down: Rate::from_bits(4_000_000), up: None };
+        meters.enter("ann", half, at(1));
+        meters.hold("ann", 2);
+        assert_eq!(meters.due.len(), 1, "each identity once");
+        let turns: Vec<u64> = std::iter::from_fn(|| meters.poll_release(at(10_000))).take(9).collect();
+        assert_eq!(turns, [1, 2]);
+        // It is forgotten when the last of both is gone.
+        for (key, rates) in [(1, rates()), (2, half)] {
+            meters.handle_timeout(at(100_000));
+            assert_eq!(meters.by_name.len(), 1);
+            meters.leave("ann", rates, key);
+        }
+        meters.handle_timeout(at(100_000));
+        assert!(meters.by_name.is_empty());
     }
 
     proptest! {

@@ -42,6 +42,7 @@ use crate::reload::Reloads;
 use crate::routes::Routes;
 use crate::slots::Slots;
 use crate::spawn::Spawner;
+use crate::succession;
 use crate::tickets::Tickets;
 use crate::trust::Trust;
 
@@ -475,9 +476,7 @@ impl Guard {
                     self.accounts.drop(GuardDrop::BadRecord);
                     continue;
                 };
-                // While one session takes over from another, packets come from both.
-                let carrier = self.routes.lookup(source);
-                if !carrier.is_some_and(|carrier| carrier == key || self.workers.same_seat(carrier, key)) {
+                if !succession::may_send_from(&self.workers, &mut self.routes, key, source) {
                     self.accounts.drop(GuardDrop::SourceNotOurs);
                     continue;
                 }

@@ -184,3 +184,102 @@ const WORKERS_END_WITHIN: Duration = Duration::from_secs(3);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Datagrams a full socket buffer may hold, and many more.
 const MOST_WAITING: usize = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+    /// Slots on a port of the kernel's choice, and a client's socket.
+    fn slots(max_clients: u16) -> (Slots, UdpSocket) {
+        let text = format!(
+            "networks = [\"10.9.0.0/24\"]\nmax_clients = {max_clients}\n\
+             [tls]\nca = \"a\"\ncert = \"b\"\nkey = \"c\"\n"
+        );
+        let mut config = ServerConfig::parse(&text, Path::new("server.toml")).expect("a valid configuration");
+        config.listen = "127.0.0.1:0".parse().expect("an address");
+        let (listener, slots) = bind(&config).expect("the port");
+        let client = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        client.connect(listener.local_addr().expect("an address")).expect("connects");
+        (slots, client)
+    }
+
+    fn datagram(session: SessionId, text: &[u8]) -> Vec<u8> {
+        [&session.0[..], text].concat()
+    }
+
+    /// What waits in a session's socket.
+    fn received(slots: &Slots, session: SessionId) -> Vec<Vec<u8>> {
+        let mut bytes = [0; 100];
+        let socket = slots.socket(session).as_raw_fd();
+        std::iter::from_fn(|| {
+            recv(socket, &mut bytes, MsgFlags::MSG_DONTWAIT).ok().map(|len| bytes[..len].to_vec())
+        })
+        .collect()
+    }
+
+    #[test]
+    fn a_datagram_reaches_the_session_that_it_names_and_no_other() {
+        let (mut slots, client) = slots(2);
+        let sessions = [(); 3].map(|()| slots.take().expect("works").expect("there are more"));
+        for session in sessions {
+            client.send(&datagram(session, b"own")).expect("sends");
+            let mut stranger = session;
+            stranger.0[7] ^= 1;
+            client.send(&datagram(stranger, b"one that was there before")).expect("sends");
+        }
+        for session in sessions {
+            assert_eq!(received(&slots, session), [datagram(session, b"own")]);
+        }
+    }
+
+    #[test]
+    fn a_slot_rests_and_has_nothing_of_the_session_before() {
+        let (mut slots, client) = slots(1);
+        let count = slots.sockets.len();
+        assert_eq!(count, 1 + usize::from(SPARE_SLOTS), "each client twice, and some");
+        let sessions: Vec<SessionId> =
+            (0..count).map(|_| slots.take().expect("works").expect("there are more")).collect();
+        assert_eq!(slots.take().expect("works"), None, "all are taken");
+        let (old, other) = (sessions[3], sessions[5]);
+        client.send(&datagram(old, b"late")).expect("sends");
+        // Its worker left it blocking, with datagrams in it.
+        let socket = &slots.sockets[usize::from(old.slot())];
+        socket.set_nonblocking(false).expect("works");
+        slots.release(old);
+        client.send(&datagram(old, b"too late")).expect("sends");
+        assert_eq!(received(&slots, old), NOTHING);
+        slots.release(other);
+        let new = slots.take().expect("works").expect("it is free");
+        assert_eq!((new.slot(), new == old), (old.slot(), false), "who was free first");
+        client.send(&datagram(old, b"much too late")).expect("sends");
+        client.send(&datagram(new, b"in time")).expect("sends");
+        assert_eq!(received(&slots, new), [datagram(new, b"in time")]);
+        let flags = fcntl(slots.socket(new), FcntlArg::F_GETFL).expect("works");
+        assert!(OFlag::from_bits_retain(flags).contains(OFlag::O_NONBLOCK));
+    }
+
+    #[test]
+    fn what_keeps_the_port_from_us_is_said() {
+        let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = taken.local_addr().expect("an address");
+        let failure = listen(address).expect_err("refused");
+        assert_eq!(failure.exit, Exit::PortInUse);
+        assert!(
+            failure.text.contains(&format!("TCP port {} on 127.0.0.1 is in use", address.port())),
+            "{failure}"
+        );
+        let failure = refused("TCP", address, ErrorKind::PermissionDenied.into());
+        assert_eq!(failure.exit, Exit::Privilege);
+        let failure = listen("192.0.2.77:0".parse().expect("an address")).expect_err("refused");
+        assert!(failure.text.contains("this host has no address 192.0.2.77"), "{failure}");
+        // One address that isn't here is not "everywhere".
+        assert!(listen("[2001:db8::77]:0".parse().expect("an address")).is_err());
+        // Whether this host has IPv6 or not.
+        assert!(listen("[::]:0".parse().expect("an address")).is_ok());
+    }
+
+    const NOTHING: [Vec<u8>; 0] = [];
+}

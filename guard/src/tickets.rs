@@ -196,6 +196,40 @@ mod tests {
         assert!((2..=7).all(|n| tickets.redeem(&[n; 32], at(1), 99).is_some()));
     }
 
+    #[test]
+    fn what_is_too_old_goes_without_being_asked_for() {
+        let mut tickets = Tickets::new(3, 1);
+        assert!(tickets.is_empty());
+        tickets.keep(holder("alice"), [1; 32], session(1), at(0));
+        tickets.keep(holder("bob"), [2; 32], session(2), at(1));
+        tickets.handle_timeout(at(7_199));
+        assert_eq!(tickets.by_id.len(), 2);
+        tickets.handle_timeout(at(7_200));
+        assert_eq!(tickets.by_id.keys().collect::<Vec<_>>(), [&[2; 32]]);
+        assert!(!tickets.is_empty());
+        tickets.handle_timeout(at(7_201));
+        assert!(tickets.is_empty() && tickets.of.is_empty());
+    }
+
+    #[test]
+    fn as_many_are_kept_as_the_present_limits_say() {
+        let mut tickets = Tickets::new(1, 1);
+        let kept = |tickets: &mut Tickets, of_one: bool| {
+            tickets.clear();
+            for n in 0..=255 {
+                let name = if of_one { "alice".to_owned() } else { format!("c{n}") };
+                assert!(tickets.keep(holder(&name), [n; 32], session(n), at(0)));
+            }
+            tickets.by_id.len()
+        };
+        assert_eq!([true, false].map(|one| kept(&mut tickets, one)), [2, 4]);
+        tickets.set_sessions(10, 3);
+        // Two for each session, and as many again for clients that went.
+        assert_eq!([true, false].map(|one| kept(&mut tickets, one)), [6, 40]);
+        tickets.set_sessions(0, 0);
+        assert_eq!([true, false].map(|one| kept(&mut tickets, one)), [2, 4]);
+    }
+
     proptest! {
         #[test]
         fn it_never_holds_more_than_each_client_may_have(

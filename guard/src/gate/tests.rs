@@ -1,5 +1,8 @@
-use super::*;
+use std::collections::HashSet;
+
 use proptest::prelude::*;
+
+use super::*;
 
 fn limits() -> Limits {
     Limits { handshakes: 64, per_source: 8, penalty: Some(Duration::from_secs(600)), exempt: vec![] }
@@ -309,6 +312,167 @@ fn a_spray_of_sources_is_forgotten_and_those_known_are_not() {
     }
     assert_eq!(gate.standing(host(10_999), at(20_000)), Standing::Known);
     assert_eq!(gate.standing(known[0], at(20_000)), Standing::Clean);
+}
+
+#[test]
+fn what_a_worker_says_counts_as_what_it_is_and_our_own_faults_against_nobody() {
+    for (cause, failed) in [
+        (Cause::Ours, None),
+        (Cause::Refused, None),
+        (Cause::Left, Some(Failed::Left)),
+        (Cause::Certificate, Some(Failed::Certificate)),
+        (Cause::Garbage, Some(Failed::Garbage)),
+        (Cause::Deadline, Some(Failed::Deadline)),
+    ] {
+        assert_eq!(Failed::of(cause), failed, "{cause:?}");
+    }
+}
+
+#[test]
+fn everything_is_counted_under_its_name() {
+    let mut gate = Gate::new(limits());
+    for (n, how) in (1..).zip(Failed::ALL) {
+        for from in 0..n {
+            gate.fails(host(n << 8 | from), how, at(0));
+        }
+    }
+    let failed = Failed::ALL.map(|how| (how.name(), gate.failed(how)));
+    let expected =
+        [("left", 1), ("certificate", 2), ("garbage", 3), ("deadline", 4), ("crash", 5), ("violation", 6)];
+    assert_eq!(failed, expected);
+    // Eight of ten have their places, and the two that wait give way with the first violation.
+    let mut gate = Gate::new(limits());
+    for _ in 0..10 {
+        gate.knocks(host(1), at(0));
+    }
+    gate.handle_failed(host(1), Failed::Violation, at(0));
+    assert_eq!(gate.knocks(host(1), at(0)), PENALISED);
+    let refused = Refusal::ALL.map(|why| (why.name(), gate.refused(why)));
+    assert_eq!(refused, [("penalised", 3), ("early", 0), ("crowded", 0), ("late", 0)]);
+    let told: HashSet<String> = Refusal::ALL.map(|why| why.to_string()).into();
+    assert!(told.len() == 4 && told.iter().all(|why| !why.is_empty()), "{told:?}");
+}
+
+#[test]
+fn a_line_is_not_shortened_for_one_that_would_be_as_long() {
+    let mut gate = Gate::new(Limits { handshakes: 4_096, per_source: 1, ..limits() });
+    for n in 0..MOST_WAITING as u16 {
+        assert_eq!(gate.knocks(host(n), at(0)), Verdict::Serve);
+        assert!(matches!(gate.knocks(host(n), at(0)), Verdict::Wait(_)));
+    }
+    let newcomer = host(9_999);
+    assert_eq!(gate.knocks(newcomer, at(0)), Verdict::Serve);
+    assert_eq!(gate.knocks(newcomer, at(0)), Verdict::Refuse(Refusal::Crowded), "all lines have one");
+    assert_eq!((gate.poll_dropped(at(0)), gate.waiting()), (None, MOST_WAITING));
+    // One gives up, and a line of two takes its place: that one gives way.
+    gate.handle_gone(host(0), Stage::Handshake, at(0));
+    assert_eq!(gate.poll_next(at(0)), Some(0));
+    let Verdict::Wait(second) = gate.knocks(host(1), at(0)) else { panic!("there is room") };
+    assert!(matches!(gate.knocks(newcomer, at(0)), Verdict::Wait(_)));
+    assert_eq!(gate.poll_dropped(at(0)), Some((second, Refusal::Crowded)));
+}
+
+#[test]
+fn a_standing_follows_from_what_is_owed_and_for_how_long_a_source_is_known() {
+    let day = KNOWN_FOR.as_secs();
+    let mut gate = Gate::new(limits());
+    let (known, stranger) = (host(1), host(2));
+    for from in [known, stranger] {
+        gate.knocks(from, at(0));
+    }
+    gate.handle_established(known, at(0));
+    // As long as its session lasts, and a day: to the second.
+    assert_eq!(gate.standing(known, at(3 * day)), Standing::Known);
+    gate.handle_gone(known, Stage::Session, at(3 * day));
+    assert_eq!(gate.standing(known, at(4 * day - 1)), Standing::Known);
+    assert_eq!(gate.standing(known, at(4 * day)), Standing::Clean);
+    // Both fail: three garbled handshakes are 15 s, the fourth is more, the seventh more than is borne of a stranger.
+    let now = at(3 * day);
+    let seen: Vec<_> = (0..7)
+        .map(|_| {
+            for from in [known, stranger] {
+                gate.handle_failed(from, Failed::Garbage, now);
+            }
+            let [known, stranger] = [known, stranger].map(|from| {
+                let standing = gate.standing(from, now);
+                (standing, gate.share(from, standing, now))
+            });
+            (known, stranger)
+        })
+        .collect();
+    use Standing::*;
+    assert_eq!(seen[..3], [((Known, 8), (Marked, 8)); 3]);
+    assert_eq!(seen[3..6], [((Clean, 8), (Marked, 1)); 3]);
+    assert_eq!(seen[6], ((Clean, 8), (Refused, 0)));
+    // And it passes.
+    let after = |seconds| gate.standing(stranger, at(3 * day + seconds));
+    assert_eq!([0, 4, 5, 34, 35].map(after), [Refused, Refused, Marked, Marked, Clean]);
+}
+
+#[test]
+fn refusal_by_chance_begins_at_half_of_the_places_and_is_sure_at_three_quarters() {
+    let chances = |standing, handshakes: &[usize]| -> Vec<u32> {
+        handshakes.iter().map(|n| chance_of_refusal(standing, *n, 64) * 100 / SURE).collect()
+    };
+    assert_eq!(
+        chances(Standing::Clean, &[31, 32, 36, 40, 44, 47, 48, 64]),
+        [0, 29, 47, 64, 82, 95, 100, 100]
+    );
+    assert_eq!(chances(Standing::Marked, &[15, 16, 20, 24, 31, 32]), [0, 29, 47, 64, 95, 100]);
+    assert_eq!(chances(Standing::Known, &[0, 63, 64]), [0, 0, 100]);
+}
+
+/// So many sources of which one handshake failed.
+fn remember(gate: &mut Gate, sources: std::ops::Range<u128>, now: Time) {
+    for n in sources {
+        let from = IpAddr::from(Ipv6Addr::from_bits(0x2001_0db8 << 96 | n << 64));
+        assert_eq!(gate.fails(from, Failed::Garbage, now), Verdict::Serve);
+    }
+}
+
+#[test]
+fn those_with_something_under_way_take_no_place_among_the_remembered() {
+    let mut gate = Gate::new(Limits { handshakes: 4_096, ..limits() });
+    for n in 0..5 {
+        gate.knocks(host(n), at(0));
+        gate.handle_established(host(n), at(0));
+    }
+    for n in 5..8 {
+        gate.knocks(host(n), at(0));
+    }
+    // Eight more, and three that wait.
+    for _ in 0..11 {
+        gate.knocks(host(8), at(0));
+    }
+    assert_eq!((gate.handshakes(), gate.sessions, gate.waiting(), gate.sources()), (11, 5, 3, 9));
+    let bound = MOST_IDLE + 11 + 5 + 3;
+    let room = (bound - gate.sources()) as u128;
+    remember(&mut gate, 0..room, at(0));
+    assert_eq!(gate.sources(), bound);
+    // Those remembered come again, which changes nothing.
+    let again = IpAddr::from(Ipv6Addr::from_bits(0x2001_0db8 << 96));
+    gate.fails(again, Failed::Garbage, at(0));
+    assert_eq!(gate.sources(), bound);
+    // One more, and many go.
+    remember(&mut gate, room..room + 1, at(0));
+    assert_eq!(gate.sources(), bound - FORGOTTEN_AT_ONCE + 1);
+    assert!((0..9).all(|n| gate.records.contains_key(&Source::of(host(n)))), "none that is here");
+    assert!(gate.records.contains_key(&Source::of(again)), "nor who owes most");
+}
+
+#[test]
+fn what_passed_is_forgotten_first_and_only_where_room_is_needed() {
+    let mut gate = Gate::new(Limits { handshakes: 4_096, ..limits() });
+    for n in 0..10 {
+        gate.knocks(host(n), at(0));
+    }
+    remember(&mut gate, 0..5, at(0));
+    // What these owe has passed when the others come.
+    let later = at(1_000);
+    remember(&mut gate, 5..MOST_IDLE as u128, later);
+    assert_eq!(gate.sources(), MOST_IDLE + 10, "there is room: nobody is looked for");
+    remember(&mut gate, 10_000..10_001, later);
+    assert_eq!(gate.sources(), MOST_IDLE + 10 - 5 + 1, "those, and no others");
 }
 
 /// What may happen at a gate.
