@@ -102,6 +102,12 @@ impl Keep {
         self.sent = now;
     }
 
+    /// When the last one was.
+    #[cfg(test)]
+    pub(super) fn last_sent(&self) -> Time {
+        self.sent
+    }
+
     /// A datagram came.
     pub(super) fn heard(&mut self) {
         self.datagrams += 1;
