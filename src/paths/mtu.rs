@@ -246,7 +246,10 @@ mod tests {
             let mut paths = measured_client(carriers);
             change(&mut paths);
             paths.refresh();
-            sizes(&mut paths, start())
+            let sizes = sizes(&mut paths, start());
+            // None that isn't asked now is remembered for later.
+            assert_eq!(sizes.len(), paths.list.iter().filter(|known| known.sizing.is_some()).count());
+            sizes
         };
         assert_eq!(asked(&[0], |_| ()), [(0, BASE)]);
         assert_eq!(asked(&[0], |paths| paths.inner_mtu = None), []);
@@ -297,18 +300,23 @@ mod tests {
 
     #[test]
     fn a_spare_that_is_known_costs_nothing_more() {
-        for (mode, shared) in [(Mode::Failover, false), (Mode::Balance, true), (Mode::Redundant, true)] {
-            let (mut paths, mut now) = (measured_client(&[0, 1]), start());
+        for (first, mode, in_use) in [
+            (0, Mode::Failover, [true, false]),
+            (0, Mode::Balance, [true, true]),
+            (0, Mode::Redundant, [true, true]),
+            (INSIDE, Mode::Failover, [false, false]),
+            (INSIDE, Mode::Balance, [false, true]),
+        ] {
+            let (mut paths, mut now) = (measured_client(&[first, 1]), start());
             paths.set_mode(now, mode);
             run(&mut paths, &mut now, 300, |_| NARROW);
-            for known in &mut paths.list {
-                let sizing = known.sizing.as_mut().expect("measured");
+            for sizing in paths.list.iter_mut().filter_map(|known| known.sizing.as_mut()) {
                 assert!(sizing.known);
                 sizing.due = false;
             }
             paths.handle_sent(now, PACKET);
             let due = |at: usize| paths.list[at].sizing.as_ref().is_some_and(|sizing| sizing.due);
-            assert_eq!((due(0), due(1)), (true, shared), "{mode:?}");
+            assert_eq!([due(0), due(1)], in_use, "{mode:?} beside {first}");
         }
     }
 

@@ -678,3 +678,30 @@ fn others_hear_of_a_move_and_of_silence() {
     paths.list[0].lost = SILENT;
     assert_eq!(known(&paths), (start() + 30 * MS, true));
 }
+
+#[test]
+fn who_is_asked_whether_the_client_moved() {
+    let (old, new) = (at("192.0.2.1:4000"), at("203.0.113.5:6000"));
+    // Whoever says that it moved isn't at the old place.
+    for (message, asked) in [(None, vec![new, old]), (Some(InBand::Rebind), vec![new])] {
+        let mut paths = server(old);
+        paths.heard(start() + 30 * MS, new, true, REBIND_BYTES, message);
+        assert_eq!(said(&mut paths).iter().map(|said| said.0).collect::<Vec<_>>(), asked, "{message:?}");
+    }
+}
+
+#[test]
+fn a_word_on_the_path_in_use_ends_no_nomination() {
+    let (old, new) = (at("192.0.2.1:4000"), at("203.0.113.5:6000"));
+    let mut paths = server(old);
+    paths.heard(start() + 30 * MS, new, true, PACKET, None);
+    // It may have been delayed, as a REBIND that counts wasn't.
+    for (newest, message, ends) in [
+        (true, InBand::PathStatus(PathStatus::Preferred), false),
+        (false, InBand::Rebind, false),
+        (true, InBand::Rebind, true),
+    ] {
+        paths.heard(start() + 31 * MS, old, newest, PACKET, Some(message));
+        assert_eq!(paths.nomination.is_none(), ends, "{message:?}");
+    }
+}
