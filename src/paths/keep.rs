@@ -636,4 +636,17 @@ mod tests {
         keep.forget();
         assert!(keep.trial.is_none() && keep.after.is_none() && keep.doubt.is_none());
     }
+
+    #[test]
+    fn only_the_answer_to_the_first_try_says_that_the_path_worked_all_along() {
+        for (number, expired) in [(0, true), (1, false)] {
+            let mut paths = translated();
+            paths.list[0].keep.doubt = Some(40 * S);
+            (0..2).for_each(|_| paths.ask(start(), 0, false));
+            let (path, message) = said(&mut paths)[number];
+            let InBand::PathChallenge(nonce) = message else { panic!("{message:?}") };
+            paths.heard(start() + MS, path, true, PACKET, Some(InBand::PathResponse(nonce, path.remote)));
+            assert_eq!(paths.list[0].keep.silence.limit.is_some(), expired, "try {number}");
+        }
+    }
 }

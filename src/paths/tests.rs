@@ -705,3 +705,56 @@ fn a_word_on_the_path_in_use_ends_no_nomination() {
         assert_eq!(paths.nomination.is_none(), ends, "{message:?}");
     }
 }
+
+#[test]
+fn bytes_are_spent_where_they_may_be() {
+    let (client_at, other) = (at("192.0.2.1:4000"), at("192.0.2.1:4001"));
+    let mut paths = Paths::following(Secret::from_bytes([1; 32]), None);
+    paths.heard(start(), client_at, true, PACKET, None);
+    for (path, bytes, may) in [(client_at, 3 * PACKET, true), (client_at, 1, false), (other, 1, false)] {
+        assert_eq!(paths.spend(path, bytes), may, "{path:?}");
+    }
+    // The server is no stranger to its client, even before it has answered.
+    let mut paths = Paths::dialled(Secret::from_bytes([1; 32]), client_at, start());
+    assert!(paths.spend(client_at, 100_000) && paths.spend(other, 100_000));
+}
+
+#[test]
+fn where_data_goes_and_where_else_it_can() {
+    assert_eq!(Paths::following(Secret::from_bytes([1; 32]), None).targets(), 0);
+    for (mode, lost, targets, another) in [
+        (Mode::Failover, None, 1, true),
+        (Mode::Failover, SILENT, 1, false),
+        (Mode::Redundant, None, 2, false),
+    ] {
+        let mut paths = client(&[0, 1]);
+        (paths.mode, paths.list[1].lost) = (mode, lost);
+        paths.refresh();
+        assert_eq!(paths.targets(), targets);
+        let spare = paths.list[1].path;
+        assert_eq!(paths.way_out(start()), another.then_some(spare), "{mode:?}, {lost:?}");
+        assert_eq!(paths.list[1].waiting, another.then_some(start()));
+    }
+}
+
+#[test]
+fn the_next_deadline_is_the_earliest() {
+    let mut paths = client(&[0, 1]);
+    assert_eq!(paths.poll_timeout(), None);
+    paths.ask(start() + MS, 1, false);
+    paths.ask(start(), 0, false);
+    assert_eq!(paths.poll_timeout(), paths.list[0].asked.as_ref().map(|asked| asked.again));
+}
+
+#[test]
+fn a_path_is_given_up_where_there_is_another() {
+    for (carriers, at, lost) in [(&[0][..], 0, false), (&[0, 1], 0, true), (&[0, 1], 1, true)] {
+        let mut paths = client(carriers);
+        paths.lose(start(), at);
+        assert_eq!(
+            (paths.list[at].is_lost(), paths.poll_event().is_none()),
+            (lost, lost),
+            "{at} of {carriers:?}"
+        );
+    }
+}
