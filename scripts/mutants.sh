@@ -31,8 +31,8 @@ mutants() {
         options+=("--cargo-arg=$option")
     done
     echo "== $name: $files"
-    CARGO_TARGET_DIR=$out/build cargo mutants --jobs 1 --gitignore true --output "$out/$name" --minimum-test-timeout 120 \
-        "${options[@]}" || failed=1
+    CARGO_TARGET_DIR=$out/build cargo mutants --jobs 1 --gitignore true --output "$out/$name" \
+        --minimum-test-timeout 120 "${options[@]}" || failed=1
 }
 
 # together GROUP FILE...: results are in GROUP.txt
