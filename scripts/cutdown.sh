@@ -131,7 +131,9 @@ doctest = false
 
 [workspace]
 
+# Tests of hours in virtual time take longer than to compile them.
 [profile.dev]
+opt-level = 1
 debug = false
 [profile.dev.package."*"]
 opt-level = 2

@@ -2,20 +2,22 @@
 # What `make mutants` does: scripts/mutants.sh [FILE...]
 #
 # Changes the code that decides who gets in and what is let through in small ways, one at a time, and runs the tests
-# that should notice. docs/mutants.md has what is missed, and why that is right. Takes hours; the results are in
-# mutants.out beside the build (target/mutants). Only what git tracks is copied and changed.
+# that should notice. docs/mutants.md has what is missed, and why that is right. The results are in target/mutants.
+#
+# Certificates and paths take minutes, in a small crate with all their mutants in one program (scripts/cutdown.sh,
+# scripts/mutants.py). All else takes hours, as cargo-mutants builds for each; only what git tracks is copied and
+# changed. With AGAIN=1, of certificates and paths only what was missed the last time is run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin
-scripts/packages.sh build
+scripts/packages.sh build mutants
 if ! command -v cargo-mutants >/dev/null; then
     echo "cargo-mutants is missing: installing it"
     cargo install --locked cargo-mutants
 fi
 
 out=$PWD/${CARGO_TARGET_DIR:-target}/mutants
-export CARGO_TARGET_DIR=$out/build
 mkdir -p "$out"
 
 # mutants NAME PACKAGE "FILE..." TEST...: the tests are cargo test's own options
@@ -29,19 +31,42 @@ mutants() {
         options+=("--cargo-arg=$option")
     done
     echo "== $name: $files"
-    cargo mutants --jobs 1 --gitignore true --output "$out/$name" --minimum-test-timeout 120 \
-        "${options[@]}" || failed=1
+    CARGO_TARGET_DIR=$out/build cargo mutants --jobs 1 --gitignore true --output "$out/$name" \
+        --minimum-test-timeout 120 "${options[@]}" || failed=1
+}
+
+# together GROUP FILE...: results are in GROUP.txt
+together() {
+    local group=$1
+    shift
+    echo "== $group: $*"
+    scripts/cutdown.sh "$group" "$out/$group"
+    CARGO_TARGET_DIR=$out/$group/target scripts/mutants.py ${AGAIN:+--again} "$out/$group" "$out/$group.txt" "$@" ||
+        failed=1
 }
 
 # The patterns are cargo-mutants' to expand.
 set -f
 failed=0
 if [ $# -gt 0 ]; then
-    mutants chosen tunguard "$*" --lib --test=stories --test=moving --test=keeping --test=path_mtu --test=tls
+    paths=() certificates=() guard=() others=()
+    for file in "$@"; do
+        case $file in
+            src/path.rs | src/paths/*) paths+=("$file") ;;
+            src/tls/verify.rs | src/tls/identity.rs | src/tls/revoked.rs) certificates+=("$file") ;;
+            guard/*) guard+=("$file") ;;
+            *) others+=("$file") ;;
+        esac
+    done
+    [ ${#paths[@]} = 0 ] || together paths "${paths[@]}"
+    [ ${#certificates[@]} = 0 ] || together certificates "${certificates[@]}"
+    [ ${#guard[@]} = 0 ] || mutants chosen-guard tunguard-guard "${guard[*]}" --bins
+    [ ${#others[@]} = 0 ] || mutants chosen tunguard "${others[*]}" \
+        --lib --test=stories --test=moving --test=keeping --test=path_mtu --test=tls
 else
     mutants seals tunguard "src/replay.rs src/seal.rs src/resume.rs" --lib --test=stories --test=protocol_doc
-    mutants certificates tunguard "src/tls/verify.rs src/tls/identity.rs src/tls/revoked.rs" --lib --test=tls
-    mutants paths tunguard "src/path.rs src/paths/*.rs" --lib --test=stories --test=moving --test=keeping --test=path_mtu
+    together certificates src/tls/verify.rs src/tls/identity.rs src/tls/revoked.rs
+    together paths src/path.rs src/paths/*.rs
     mutants guard tunguard-guard "guard/src/routes.rs guard/src/tickets.rs" --bins
 fi
 exit $failed

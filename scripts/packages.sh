@@ -1,7 +1,7 @@
 #!/bin/sh
 # The Debian packages tunguard needs beside a Rust toolchain: the one list of them, and the check for it.
 #
-#   scripts/packages.sh GROUP...    GROUP is build, run, lab, bench or fuzz
+#   scripts/packages.sh GROUP...    GROUP is build, run, lab, bench, fuzz or mutants
 #
 # Installs what is missing when run as root; otherwise names the command that does, and fails.
 set -eu
@@ -16,6 +16,8 @@ set -eu
 #        openvpn ocserv openconnect     the peers
 #        wireguard-go wireguard-tools
 # fuzz   g++                         libFuzzer, built from its source
+# mutants python3 libssl-dev         small crates with the system's OpenSSL (scripts/cutdown.sh)
+#        pkg-config
 packages() {
     case $1 in
         build) echo gcc libc6-dev make perl ;;
@@ -23,7 +25,8 @@ packages() {
         lab) echo iproute2 iputils-ping iperf3 socat procps systemd ;;
         bench) echo jq openvpn ocserv openconnect wireguard-go wireguard-tools openssl python3 ;;
         fuzz) echo g++ ;;
-        *) echo "packages.sh: no group $1: build, run, lab, bench or fuzz" >&2; exit 2 ;;
+        mutants) echo python3 libssl-dev pkg-config ;;
+        *) echo "packages.sh: no group $1: build, run, lab, bench, fuzz or mutants" >&2; exit 2 ;;
     esac
 }
 
@@ -41,7 +44,8 @@ present() {
         socat) command -v socat ;;
         procps) command -v ps ;;
         systemd) [ -x /lib/systemd/systemd ] && command -v systemctl ;;
-        jq | python3 | openssl | openvpn | ocserv | openconnect | wireguard-go) command -v "$1" ;;
+        libssl-dev) echo '#include <openssl/ssl.h>' | cc -E -o /dev/null - ;;
+        jq | python3 | pkg-config | openssl | openvpn | ocserv | openconnect | wireguard-go) command -v "$1" ;;
         wireguard-tools) command -v wg ;;
         g++) command -v c++ ;;
     esac >/dev/null 2>&1

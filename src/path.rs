@@ -56,6 +56,16 @@ mod tests {
     }
 
     #[test]
+    fn another_socket_makes_another_path() {
+        let (first, second) = (path("192.0.2.1:7"), path("192.0.2.1:7").by(3));
+        assert_eq!((second.remote, second.carrier), (first.remote, 3));
+        assert_ne!(first.key(), second.key());
+        // Our own address doesn't.
+        let elsewhere = Path { local: Some([192, 0, 2, 9].into()), ..first };
+        assert_eq!(first.key(), elsewhere.key());
+    }
+
+    #[test]
     fn link_local_addresses_keep_their_scope() {
         let peer = |flow, scope| {
             let ip = "fe80::1".parse().expect("an address");

@@ -183,6 +183,7 @@ const MOST_FLOWS: usize = 4_096;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::paths::tests::{MS, PACKET, SILENT, client, said, server_with, start};
 
     /// A second of sending `bytes` a millisecond by a path that carries `capacity` of them.
     fn second(load: &mut Load, now: &mut Time, bytes: u64, capacity: u64) {
@@ -246,5 +247,170 @@ mod tests {
         load.reported(at(600), 50, 5_000);
         assert_eq!(load.capacity, capacity);
         assert_eq!(load.reported, (100, 10_000));
+    }
+
+    #[test]
+    fn a_report_says_what_got_through_and_what_was_lost() {
+        // Of 100 packets of 1,000 bytes, half a second after the first report: how many arrived, and the capacity then.
+        for (before, arrived, capacity) in [
+            (0.0, 100, 200_000.0),
+            (150_000.0, 100, 200_000.0),
+            (300_000.0, 100, 300_000.0),
+            (300_000.0, 98, 300_000.0),
+            (300_000.0, 97, 247_000.0),
+            (300_000.0, 0, 150_000.0),
+        ] {
+            let mut load = Load { sent: (500, 500_000), capacity: before, fresh: 3.0, ..Load::default() };
+            load.reported(start(), 490, 490_000);
+            assert_eq!((load.capacity, load.rate, load.fresh), (before, 0.0, 1.5), "nothing to compare with");
+            load.sent = (600, 600_000);
+            load.reported(start() + 500 * MS, 490 + arrived, 490_000 + arrived * 1_000);
+            assert_eq!(
+                (load.capacity, load.rate, load.fresh),
+                (capacity, 200_000.0, 0.75),
+                "{arrived} arrived"
+            );
+            assert_eq!((load.sent_then, load.reported_at), ((600, 600_000), Some(start() + 500 * MS)));
+        }
+    }
+
+    #[test]
+    fn a_report_counts_if_it_is_no_less_and_some_time_after_the_last() {
+        for (after, packets, bytes, counts) in [
+            (63 * MS, 101, 10_001, true),
+            (62_500 * MS / 1_000, 101, 10_001, true),
+            (62 * MS, 101, 10_001, false),
+            (250 * MS, 100, 10_000, true),
+            (250 * MS, 99, 10_001, false),
+            (250 * MS, 101, 9_999, false),
+        ] {
+            let mut load = Load::default();
+            load.reported(start(), 100, 10_000);
+            load.reported(start() + after, packets, bytes);
+            let last = if counts { start() + after } else { start() };
+            assert_eq!(load.reported_at, Some(last), "{packets} packets, {bytes} bytes, {after:?}");
+        }
+    }
+
+    #[test]
+    fn how_full_a_path_is() {
+        let load = Load {
+            sent: (0, 900),
+            sent_then: (0, 400),
+            reported_at: Some(start()),
+            rate: 2_999.0,
+            capacity: 10_000.0,
+            ..Load::default()
+        };
+        let full = |load: Load, ms| load.fullness(start() + ms * MS, 5_000.0);
+        assert_eq!(full(load, 1_000), 0.3);
+        assert_eq!(full(load, 1_001), 501.0 / 10_000.0, "that was long ago");
+        assert_eq!(full(Load { sent: (0, 5_399), ..load }, 0), 0.5, "more since");
+        assert_eq!(full(Load { reported_at: None, ..load }, 0), 501.0 / 10_000.0);
+        assert_eq!(full(Load { fresh: 0.5, ..load }, 0), (3_000.0 + GUESS / 2.0) / 10_000.0);
+        assert_eq!(full(Load { capacity: 0.0, ..load }, 0), 0.6, "as good as the best");
+        assert_eq!(load.fullness(start(), 0.0), 0.3);
+        assert_eq!(Load { capacity: 0.0, ..load }.fullness(start(), 0.0), 3_000.0, "nothing is known of any");
+    }
+
+    fn balancing(carriers: &[u8]) -> Paths {
+        let mut paths = client(carriers);
+        paths.mode = Mode::Balance;
+        paths
+    }
+
+    #[test]
+    fn who_shares_the_flows() {
+        let shared = |paths: &Paths| (paths.shared().collect::<Vec<_>>(), paths.spreads());
+        let mut paths = balancing(&[0, 1, INSIDE]);
+        assert_eq!(shared(&paths), (vec![0, 1], true));
+        paths.list[0].lost = SILENT;
+        assert_eq!(shared(&paths), (vec![1], false));
+        paths.list[1].proven = false;
+        assert_eq!(shared(&paths), (vec![], false));
+        let mut paths = balancing(&[0, 1]);
+        paths.mode = Mode::Redundant;
+        assert_eq!(shared(&paths), (vec![], false));
+        // To the server it is its client's word that counts.
+        let (share, copy) = (Some(PathStatus::Share), Some(PathStatus::Copy));
+        let mut paths = server_with(&[share, copy, share, None], &[None, None, SILENT, None]);
+        assert_eq!(shared(&paths), (vec![1], false));
+        paths.list[0].status = share;
+        assert_eq!(shared(&paths), (vec![0, 1], true));
+    }
+
+    #[test]
+    fn a_flow_keeps_its_path_until_it_rests() {
+        let mut paths = balancing(&[0, 1]);
+        let lane =
+            |paths: &mut Paths, after, flow| paths.lane(start() + after, flow).expect("a path").carrier;
+        assert_eq!(lane(&mut paths, Duration::ZERO, 7), 0);
+        assert_eq!((paths.list[0].load.fresh, paths.list[1].load.fresh), (1.0, 0.0));
+        // There is one flow on it now.
+        assert_eq!(lane(&mut paths, Duration::ZERO, 8), 1);
+        paths.list[0].load.fresh = 9.0;
+        assert_eq!(lane(&mut paths, IDLE_FLOW - MS, 7), 0);
+        assert_eq!((paths.list[0].load.fresh, paths.list[1].load.fresh), (9.0, 1.0), "it is no fresh one");
+        assert_eq!(lane(&mut paths, IDLE_FLOW * 2 - MS, 7), 1, "it rested");
+        assert_eq!(paths.list[1].load.fresh, 2.0);
+        // It can't stay where nothing answers.
+        paths.list[1].lost = SILENT;
+        assert_eq!(lane(&mut paths, IDLE_FLOW * 2, 7), 0);
+    }
+
+    #[test]
+    fn a_path_without_a_figure_is_taken_for_as_wide_as_the_best() {
+        let mut paths = balancing(&[0, 1, 2]);
+        paths.list[0].load.capacity = 1e6;
+        paths.list[1].load.capacity = 4e6;
+        (paths.list[0].load.fresh, paths.list[1].load.fresh, paths.list[2].load.fresh) = (1.0, 2.0, 1.5);
+        assert_eq!(paths.emptiest(start()), Some(2));
+        paths.list[2].load.fresh = 2.5;
+        assert_eq!(paths.emptiest(start()), Some(1));
+    }
+
+    #[test]
+    fn what_is_sent_by_a_lane_is_counted() {
+        let mut paths = balancing(&[0, 1]);
+        let (now, path) = (start() + MS, paths.list[1].path);
+        for n in 1..3 {
+            assert_eq!(paths.lane_target(now, path, 3, 4_000), Some(path));
+            assert_eq!(paths.list[1].load.sent, (n * 3, n * 4_000));
+        }
+        assert_eq!((paths.sent, paths.list[1].waiting), (now, Some(now)));
+        assert_eq!(paths.lane_target(now, path.by(9), 1, 100), None);
+    }
+
+    #[test]
+    fn what_came_is_reported_four_times_a_second() {
+        let mut paths = balancing(&[0, 1]);
+        let path = paths.list[1].path;
+        assert_eq!(paths.report_at(), None);
+        paths.list[1].load.told_at = start();
+        (0..3).for_each(|_| paths.heard(start() + MS, path, true, PACKET, None));
+        assert_eq!(paths.report_at(), Some(start() + REPORT_EVERY));
+        paths.report(start() + (REPORT_EVERY - MS));
+        assert_eq!(said(&mut paths), []);
+        paths.report(start() + REPORT_EVERY);
+        let message = InBand::PathReport { packets: 3, bytes: 3 * PACKET as u64 };
+        assert_eq!(said(&mut paths), [(path, message)]);
+        // Once is enough.
+        assert_eq!(paths.report_at(), None);
+        paths.report(start() + REPORT_EVERY * 2);
+        assert_eq!(said(&mut paths), []);
+        // Where flows aren't shared out, nobody wants to know.
+        paths.heard(start() + REPORT_EVERY * 3, path, true, PACKET, None);
+        paths.mode = Mode::Failover;
+        assert_eq!(paths.report_at(), None);
+        paths.report(start() + REPORT_EVERY * 4);
+        assert_eq!(said(&mut paths), []);
+    }
+
+    #[test]
+    fn the_peers_report_is_of_the_path_it_came_by() {
+        let mut paths = balancing(&[0, 1]);
+        let path = paths.list[1].path;
+        paths.heard(start(), path, true, PACKET, Some(InBand::PathReport { packets: 7, bytes: 700 }));
+        assert_eq!((paths.list[0].load.reported, paths.list[1].load.reported), ((0, 0), (7, 700)));
     }
 }

@@ -210,3 +210,106 @@ const GRACE: Duration = Duration::from_millis(10);
 /// The same, where the peer is taken to be at the new one already.
 const GRACE_BEFORE: Duration = Duration::from_secs(1);
 const GRACE_BLIND: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::Secret;
+    use crate::path::INSIDE;
+    use crate::paths::REBIND_BYTES;
+    use crate::paths::tests::{MS, PACKET, at, here, said, server, server_with, start};
+    use crate::wire::inband::InBand;
+
+    /// A server whose client sent packets with its Hello.
+    fn early(vouched: Option<&str>) -> (Paths, Path) {
+        let inside = at("192.0.2.1:55555").by(INSIDE);
+        let vouched = vouched.map(|ip| ip.parse().expect("an address"));
+        let mut paths = Paths::following(Secret::from_bytes([1; 32]), vouched);
+        paths.heard_early(start(), inside);
+        (paths, inside)
+    }
+
+    #[test]
+    fn what_answers_early_packets_goes_inside() {
+        let (mut paths, inside) = early(None);
+        assert_eq!(paths.poll_event(), Some(PathEvent::Moved { old: None, new: inside }));
+        assert_eq!(paths.target(start(), 0, 100_000), Some(inside));
+        assert!(said(&mut paths).is_empty(), "the client doesn't take it for a path yet");
+        // Where the client is, is known already.
+        let mut known = server(at("192.0.2.1:4000"));
+        known.heard_early(start(), inside);
+        assert_eq!((known.known().len(), known.early), (1, false));
+    }
+
+    #[test]
+    fn the_first_datagram_after_early_packets_says_where_the_client_is() {
+        let (mut paths, inside) = early(None);
+        paths.heard(start() + MS, inside, true, PACKET, None);
+        assert_eq!((paths.known().len(), paths.early), (1, false));
+        assert!(matches!(said(&mut paths)[..], [(path, InBand::PathChallenge(_))] if path == inside));
+        let client = at("192.0.2.1:4000");
+        for (vouched, proven) in [(Some("192.0.2.1"), true), (Some("192.0.2.2"), false), (None, false)] {
+            let (mut paths, inside) = early(vouched);
+            paths.heard(start() + MS, client, true, PACKET, None);
+            assert_eq!(here(&paths), if proven { client } else { inside }, "{vouched:?}");
+            let at = paths.find(client.key()).expect("known");
+            assert_eq!(paths.list[at].proven, proven);
+            assert_eq!(paths.targets(), if proven { 1 } else { 2 });
+        }
+    }
+
+    #[test]
+    fn a_rebind_makes_more_of_a_nomination() {
+        let new = at("203.0.113.5:6000");
+        let mut paths = server(at("192.0.2.1:4000"));
+        let nomination = |paths: &Paths| paths.nomination.map(|n| (n.key, n.rebind, n.since));
+        for (ms, message, rebind) in [(30, None, false), (31, Some(InBand::Rebind), true), (32, None, true)] {
+            paths.heard(start() + ms * MS, new, true, REBIND_BYTES, message);
+            assert_eq!(nomination(&paths), Some((new.key(), rebind, start() + 30 * MS)), "{ms}");
+        }
+        let newer = at("203.0.113.6:6000");
+        paths.heard(start() + 33 * MS, newer, true, PACKET, None);
+        assert_eq!(nomination(&paths), Some((newer.key(), false, start() + 33 * MS)));
+    }
+
+    #[test]
+    fn only_who_may_still_be_at_the_old_place_goes_back_there() {
+        let standby = Some(PathStatus::Standby);
+        // A REBIND's word stands; so does that of a client which uses the old path beside others.
+        for (rebind, status, graced, back) in [
+            (false, None, true, true),
+            (false, None, false, false),
+            (true, None, true, false),
+            (false, standby, true, false),
+        ] {
+            let mut paths = server_with(&[None, None], &[None, None]);
+            let (old, new) = (here(&paths), paths.list[1].path);
+            paths.nominate(start() + 30 * MS, 1, rebind);
+            assert_eq!(here(&paths), new);
+            (paths.list[1].answered, paths.list[1].status) = (Some(start() + 40 * MS), status);
+            let mut pending = paths.nomination.expect("one");
+            pending.graced = graced;
+            paths.nomination = Some(pending);
+            paths.decide(start() + 50 * MS);
+            assert_eq!(here(&paths), if back { old } else { new }, "{rebind}, {status:?}, {graced}");
+        }
+    }
+
+    #[test]
+    fn who_answers_at_the_old_place_never_left_it() {
+        let new = at("203.0.113.5:6000");
+        for (message, status, ends) in [
+            (None, None, true),
+            (None, Some(PathStatus::Preferred), true),
+            (None, Some(PathStatus::Standby), false),
+            (Some(InBand::Rebind), None, false),
+        ] {
+            let mut paths = server(at("192.0.2.1:4000"));
+            paths.heard(start() + 30 * MS, new, true, REBIND_BYTES, message);
+            (paths.list[0].answered, paths.list[0].status) = (Some(start() + 40 * MS), status);
+            paths.decide(start() + 50 * MS);
+            let forgotten = paths.find(new.key()).is_none();
+            assert_eq!((paths.nomination.is_none(), forgotten), (ends, ends), "{message:?}, {status:?}");
+        }
+    }
+}

@@ -85,7 +85,8 @@ impl Paths {
                     self.switch(now, other);
                 }
             }
-            Role::Client if !self.list.is_empty() => {
+            // Which has one path at the least.
+            Role::Client => {
                 let best = self.best();
                 let active = &self.list[0];
                 // The one dialled gets the time of a round trip.
@@ -99,7 +100,6 @@ impl Paths {
                     }
                 }
             }
-            Role::Client => {}
         }
         self.refresh();
     }

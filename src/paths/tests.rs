@@ -3,24 +3,24 @@
 use super::follow::MOST_KNOWN;
 use super::*;
 
-const MS: Duration = Duration::from_millis(1);
-const PACKET: usize = 100;
+pub(super) const MS: Duration = Duration::from_millis(1);
+pub(super) const PACKET: usize = 100;
 
-fn at(text: &str) -> Path {
+pub(super) fn at(text: &str) -> Path {
     Path::new(text.parse().expect("an address"), None)
 }
 
-fn start() -> Time {
+pub(super) fn start() -> Time {
     Time::default() + Duration::from_secs(1)
 }
 
 /// What is said, in order.
-fn said(paths: &mut Paths) -> Vec<(Path, InBand)> {
+pub(super) fn said(paths: &mut Paths) -> Vec<(Path, InBand)> {
     std::iter::from_fn(|| paths.poll_say()).map(|say| (say.path, say.message)).collect()
 }
 
 /// The peer answers what was asked by `path`.
-fn answer(paths: &mut Paths, now: Time, path: Path) {
+pub(super) fn answer(paths: &mut Paths, now: Time, path: Path) {
     let asked = said(paths).into_iter().rev().find_map(|(by, message)| match message {
         InBand::PathChallenge(nonce) if by == path => Some(nonce),
         _ => None,
@@ -30,7 +30,7 @@ fn answer(paths: &mut Paths, now: Time, path: Path) {
 }
 
 /// A server whose client is at `here`, and has answered there.
-fn server(here: Path) -> Paths {
+pub(super) fn server(here: Path) -> Paths {
     let mut paths = Paths::following(Secret::from_bytes([1; 32]), None);
     paths.heard(start(), here, true, PACKET, None);
     answer(&mut paths, start() + 20 * MS, here);
@@ -38,7 +38,7 @@ fn server(here: Path) -> Paths {
     paths
 }
 
-fn here(paths: &Paths) -> Path {
+pub(super) fn here(paths: &Paths) -> Path {
     paths.active().expect("a path").path
 }
 
@@ -110,7 +110,7 @@ fn a_client_says_what_a_path_is_for_where_it_is_asked_on_another() {
 }
 
 /// A server that knows these paths beside the one in use, all of them proven but the last.
-fn server_with(statuses: &[Option<PathStatus>], lost: &[Option<known::Lost>]) -> Paths {
+pub(super) fn server_with(statuses: &[Option<PathStatus>], lost: &[Option<known::Lost>]) -> Paths {
     let mut paths = server(at("192.0.2.1:4000"));
     for (n, (status, lost)) in statuses.iter().zip(lost).enumerate() {
         paths.add(start(), Path::new(([203, 0, 113, 1], 1_000 + n as u16).into(), None));
@@ -121,9 +121,9 @@ fn server_with(statuses: &[Option<PathStatus>], lost: &[Option<known::Lost>]) ->
     paths
 }
 
-const SILENT: Option<known::Lost> =
+pub(super) const SILENT: Option<known::Lost> =
     Some(known::Lost { ask_at: Time::from_nanos(0), wait: Duration::from_secs(1), back: None });
-const BACK: Option<known::Lost> = Some(known::Lost {
+pub(super) const BACK: Option<known::Lost> = Some(known::Lost {
     ask_at: Time::from_nanos(0),
     wait: Duration::from_secs(1),
     back: Some(Time::from_nanos(0)),
@@ -178,7 +178,7 @@ fn data_goes_to_both_until_a_move_is_proven_and_to_none_twice() {
 }
 
 /// A client with ways of these carriers, all of them proven.
-fn client(carriers: &[u8]) -> Paths {
+pub(super) fn client(carriers: &[u8]) -> Paths {
     let ways: Vec<Path> = carriers.iter().map(|carrier| at("198.51.100.1:55555").by(*carrier)).collect();
     let mut paths = Paths::dialled(Secret::from_bytes([1; 32]), ways[0], start());
     paths.set_ways(start(), &ways);
@@ -637,4 +637,124 @@ fn candidates_that_came_to_nothing_are_forgotten() {
     let kept: Vec<Path> = paths.list[..3].iter().map(|known| known.path).collect();
     paths.forget_strangers();
     assert_eq!(paths.list.iter().map(|known| known.path).collect::<Vec<_>>(), kept);
+}
+
+#[test]
+fn ways_that_are_known_already_are_no_news() {
+    for carriers in [&[0][..], &[0, 1]] {
+        let mut paths = client(carriers);
+        let ways: Vec<Path> = paths.list.iter().map(|known| known.path).collect();
+        for known in &mut paths.list {
+            known.answered = Some(start());
+            known.status = (ways.len() > 1).then_some(PathStatus::Standby);
+        }
+        paths.set_ways(start() + MS, &ways);
+        assert_eq!(said(&mut paths), [], "{carriers:?}");
+        // One that never answered is asked, but if it is being asked already.
+        for asked in [1, 0] {
+            paths.list[0].answered = None;
+            paths.set_ways(start() + MS, &ways);
+            let challenge = |(_, message): &(Path, InBand)| matches!(message, InBand::PathChallenge(_));
+            assert_eq!(said(&mut paths).iter().filter(|said| challenge(said)).count(), asked, "{carriers:?}");
+        }
+    }
+    // There is a second one now: the server is to hear what each is for.
+    let mut paths = client(&[0]);
+    let way = here(&paths);
+    paths.list[0].answered = Some(start());
+    paths.set_ways(start() + MS, &[way, way.by(1)]);
+    let words: Vec<_> =
+        said(&mut paths).into_iter().filter(|(_, said)| matches!(said, InBand::PathStatus(_))).collect();
+    let word = |at: Path, status| (at, InBand::PathStatus(status));
+    assert_eq!(words, [word(way, PathStatus::Preferred), word(way.by(1), PathStatus::Standby)]);
+}
+
+#[test]
+fn others_hear_of_a_move_and_of_silence() {
+    let mut paths = server(at("192.0.2.1:4000"));
+    let known = |paths: &Paths| (paths.known()[0].last_heard(), paths.known()[0].is_lost());
+    paths.heard(start() + 30 * MS, at("192.0.2.1:4000"), true, PACKET, None);
+    assert_eq!(known(&paths), (start() + 30 * MS, false));
+    paths.list[0].lost = SILENT;
+    assert_eq!(known(&paths), (start() + 30 * MS, true));
+}
+
+#[test]
+fn who_is_asked_whether_the_client_moved() {
+    let (old, new) = (at("192.0.2.1:4000"), at("203.0.113.5:6000"));
+    // Whoever says that it moved isn't at the old place.
+    for (message, asked) in [(None, vec![new, old]), (Some(InBand::Rebind), vec![new])] {
+        let mut paths = server(old);
+        paths.heard(start() + 30 * MS, new, true, REBIND_BYTES, message);
+        assert_eq!(said(&mut paths).iter().map(|said| said.0).collect::<Vec<_>>(), asked, "{message:?}");
+    }
+}
+
+#[test]
+fn a_word_on_the_path_in_use_ends_no_nomination() {
+    let (old, new) = (at("192.0.2.1:4000"), at("203.0.113.5:6000"));
+    let mut paths = server(old);
+    paths.heard(start() + 30 * MS, new, true, PACKET, None);
+    // It may have been delayed, as a REBIND that counts wasn't.
+    for (newest, message, ends) in [
+        (true, InBand::PathStatus(PathStatus::Preferred), false),
+        (false, InBand::Rebind, false),
+        (true, InBand::Rebind, true),
+    ] {
+        paths.heard(start() + 31 * MS, old, newest, PACKET, Some(message));
+        assert_eq!(paths.nomination.is_none(), ends, "{message:?}");
+    }
+}
+
+#[test]
+fn bytes_are_spent_where_they_may_be() {
+    let (client_at, other) = (at("192.0.2.1:4000"), at("192.0.2.1:4001"));
+    let mut paths = Paths::following(Secret::from_bytes([1; 32]), None);
+    paths.heard(start(), client_at, true, PACKET, None);
+    for (path, bytes, may) in [(client_at, 3 * PACKET, true), (client_at, 1, false), (other, 1, false)] {
+        assert_eq!(paths.spend(path, bytes), may, "{path:?}");
+    }
+    // The server is no stranger to its client, even before it has answered.
+    let mut paths = Paths::dialled(Secret::from_bytes([1; 32]), client_at, start());
+    assert!(paths.spend(client_at, 100_000) && paths.spend(other, 100_000));
+}
+
+#[test]
+fn where_data_goes_and_where_else_it_can() {
+    assert_eq!(Paths::following(Secret::from_bytes([1; 32]), None).targets(), 0);
+    for (mode, lost, targets, another) in [
+        (Mode::Failover, None, 1, true),
+        (Mode::Failover, SILENT, 1, false),
+        (Mode::Redundant, None, 2, false),
+    ] {
+        let mut paths = client(&[0, 1]);
+        (paths.mode, paths.list[1].lost) = (mode, lost);
+        paths.refresh();
+        assert_eq!(paths.targets(), targets);
+        let spare = paths.list[1].path;
+        assert_eq!(paths.way_out(start()), another.then_some(spare), "{mode:?}, {lost:?}");
+        assert_eq!(paths.list[1].waiting, another.then_some(start()));
+    }
+}
+
+#[test]
+fn the_next_deadline_is_the_earliest() {
+    let mut paths = client(&[0, 1]);
+    assert_eq!(paths.poll_timeout(), None);
+    paths.ask(start() + MS, 1, false);
+    paths.ask(start(), 0, false);
+    assert_eq!(paths.poll_timeout(), paths.list[0].asked.as_ref().map(|asked| asked.again));
+}
+
+#[test]
+fn a_path_is_given_up_where_there_is_another() {
+    for (carriers, at, lost) in [(&[0][..], 0, false), (&[0, 1], 0, true), (&[0, 1], 1, true)] {
+        let mut paths = client(carriers);
+        paths.lose(start(), at);
+        assert_eq!(
+            (paths.list[at].is_lost(), paths.poll_event().is_none()),
+            (lost, lost),
+            "{at} of {carriers:?}"
+        );
+    }
 }
