@@ -1,7 +1,7 @@
 #!/bin/sh
 # The Debian packages tunguard needs beside a Rust toolchain: the one list of them, and the check for it.
 #
-#   scripts/packages.sh GROUP...    GROUP is build, run, lab, bench, fuzz or mutants
+#   scripts/packages.sh GROUP...    GROUP is build, run, lab, unit, bench, fuzz or mutants
 #
 # Installs what is missing when run as root; otherwise names the command that does, and fails.
 set -eu
@@ -11,7 +11,7 @@ set -eu
 # run    nftables                    nat, client_to_client and pushed routes; the server calls nft
 # lab    iproute2 iputils-ping       demo, e2e tests and bench: namespaces, and traffic through them
 #        iperf3 socat procps
-#        systemd                     the unit is tried with it, booted in namespaces
+# unit   systemd                     packaging/tunguard.service is tried with it, booted in namespaces
 # bench  jq python3 openssl         reads results, writes the report and its plots; handshakes to compare with
 #        openvpn ocserv openconnect     the peers
 #        wireguard-go wireguard-tools
@@ -22,11 +22,12 @@ packages() {
     case $1 in
         build) echo gcc libc6-dev make perl ;;
         run) echo nftables ;;
-        lab) echo iproute2 iputils-ping iperf3 socat procps systemd ;;
+        lab) echo iproute2 iputils-ping iperf3 socat procps ;;
+        unit) echo systemd ;;
         bench) echo jq openvpn ocserv openconnect wireguard-go wireguard-tools openssl python3 ;;
         fuzz) echo g++ ;;
         mutants) echo python3 libssl-dev pkg-config ;;
-        *) echo "packages.sh: no group $1: build, run, lab, bench, fuzz or mutants" >&2; exit 2 ;;
+        *) echo "packages.sh: no group $1: build, run, lab, unit, bench, fuzz or mutants" >&2; exit 2 ;;
     esac
 }
 

@@ -76,7 +76,7 @@ for tool in cargo "cargo fmt" "cargo clippy"; do
     fi
 done
 groups=(build)
-[ "$what" = quick ] || [ "$(id -u)" != 0 ] || groups+=(run lab)
+[ "$what" = quick ] || [ "$(id -u)" != 0 ] || groups+=(run lab unit)
 scripts/packages.sh "${groups[@]}" || exit 1
 
 check format cargo fmt --all --check
