@@ -6,7 +6,8 @@
 //!         +-------------+-------------+------------+--> refused: the old one stays in force, whole
 //! ```
 //! Key holder and nursery are processes that have to start: the guard serves its sessions meanwhile, one reload waits for
-//! the other, and who asked for it is answered when it is known what became of it.
+//! the other, and who asked for it is answered when it is known what became of it. A new list needs no key: it is in force
+//! at once.
 //!
 //! What can fail comes first and changes nothing for good. What comes last fails closed: where no nursery can be made
 //! that knows the new certificates and lists, none with the old ones goes on, and nobody is let in until one can be
@@ -177,8 +178,6 @@ fn is_outdated(session: &Session, clients: &BTreeMap<String, ClientEntry>) -> bo
 #[derive(Default)]
 pub struct Reloads {
     current: Option<Reload>,
-    /// The revocation list changed.
-    list: bool,
     /// SIGHUP came.
     signal: bool,
     /// Who asked on the admin socket.
@@ -190,12 +189,10 @@ struct Reload {
     stage: Stage,
 }
 
-/// What is to be read again.
-enum Wish {
-    /// Certificates and lists, as the present configuration names them.
-    List,
-    /// Everything, for these who asked on the admin socket, and for SIGHUP, whose outcome is in the log.
-    Everything { signal: bool, conversations: Vec<u64> },
+/// Who asked: SIGHUP, whose outcome is in the log, and these on the admin socket.
+struct Wish {
+    signal: bool,
+    conversations: Vec<u64>,
 }
 
 enum Stage {
@@ -207,8 +204,7 @@ enum Stage {
 
 /// What was read, and is in order as far as that can be seen without the key.
 struct Prepared {
-    /// `None`: the one there is.
-    config: Option<ServerConfig>,
+    config: ServerConfig,
     changes: Changes,
     next: Next,
 }
@@ -216,23 +212,17 @@ struct Prepared {
 impl Wish {
     /// Why, for the log.
     fn cause(&self) -> &'static str {
-        match self {
-            Wish::List => "the revocation list changed",
-            Wish::Everything { signal: true, .. } => "SIGHUP",
-            Wish::Everything { signal: false, .. } => "asked to reload",
-        }
+        if self.signal { "SIGHUP" } else { "asked to reload" }
     }
 }
 
 impl Reloads {
-    /// The list comes first: whatever is wrong with the configuration, who is revoked is.
     fn next(&mut self) -> Option<Wish> {
-        if std::mem::take(&mut self.list) {
-            return Some(Wish::List);
-        }
-        let (signal, conversations) =
-            (std::mem::take(&mut self.signal), std::mem::take(&mut self.conversations));
-        (signal || !conversations.is_empty()).then_some(Wish::Everything { signal, conversations })
+        let wish = Wish {
+            signal: std::mem::take(&mut self.signal),
+            conversations: std::mem::take(&mut self.conversations),
+        };
+        (wish.signal || !wish.conversations.is_empty()).then_some(wish)
     }
 
     /// When [`Guard::go_on_reloading`] is due at the latest.
@@ -266,14 +256,22 @@ impl Guard {
         self.next_reload();
     }
 
-    /// The folder of the revocation list was changed.
+    /// The folder of the revocation list was changed. What the list says is in force at once, whatever a reload waits for.
     pub(crate) fn reload_list(&mut self) {
-        if self.trust.list_changed() {
-            // Who is revoked goes now. Workers to come know it when all is read again; until then the guard refuses.
-            self.trust.revoke_at_once();
-            self.end_revoked();
-            self.reloads.list = true;
-            self.next_reload();
+        if !self.trust.list_changed() || self.accepting == Accepting::No {
+            return;
+        }
+        match self.trust.read_list(&self.config.tls) {
+            Ok(true) => {
+                log::info!("the revocation list changed, and is read again");
+                self.end_revoked();
+                self.renew_nursery();
+            }
+            // Written again, or told of twice.
+            Ok(false) => {}
+            Err(failure) => {
+                log::error!("the revocation list changed, but the one before stays in force: {failure}");
+            }
         }
     }
 
@@ -282,7 +280,7 @@ impl Guard {
         while self.reloads.current.is_none() && self.accepting != Accepting::No {
             let Some(wish) = self.reloads.next() else { return };
             rigged::read_orders();
-            match self.read_everything(&wish) {
+            match self.read_everything() {
                 Ok(prepared) => {
                     let stage = Stage::Key(Box::new(prepared));
                     self.reloads.current = Some(Reload { wish, stage });
@@ -336,11 +334,7 @@ impl Guard {
     }
 
     /// Reads and checks it, and starts a key holder with the key. Nothing of it is in force.
-    fn read_everything(&mut self, wish: &Wish) -> Outcome<Prepared> {
-        let Wish::Everything { .. } = wish else {
-            let next = self.trust.prepare(&mut self.config, &self.poller)?;
-            return Ok(Prepared { config: None, changes: Changes::default(), next });
-        };
+    fn read_everything(&mut self) -> Outcome<Prepared> {
         let mut new = ServerConfig::load(&self.config.file)?;
         let changes = Changes::between(&self.config, &new);
         if !changes.fixed.is_empty() {
@@ -360,33 +354,27 @@ impl Guard {
         }
         self.queues.suffice(&new)?;
         let next = self.trust.prepare(&mut new, &self.poller)?;
-        Ok(Prepared { config: Some(new), changes, next })
+        Ok(Prepared { config: new, changes, next })
     }
 
     /// Puts it in force, or says why not and has changed nothing. The key holder is ready.
     fn take_over(&mut self, prepared: Prepared) -> Outcome<Changes> {
-        let Prepared { config, changes, next } = prepared;
+        let Prepared { config: new, changes, next } = prepared;
         if let Some(watch) = next.watch() {
             let added = self.poller.add(watch, Source::Trust.token(), Interest::Read);
             added.map_err(|e| Failure::system("watch for a new revocation list", e))?;
         }
         // The last that can fail.
-        if let Some(new) = &config {
-            self.host.change(&self.config, new)?;
-        }
+        self.host.change(&self.config, &new)?;
         self.trust.follow(next);
-        if self.reloads.list {
-            // It was read before the list changed.
-            self.trust.revoke_at_once();
-        }
-        if let Some(new) = config {
-            self.config = new;
-            self.queues.make_room(&self.config);
-            self.gate.set_limits(Limits::of(&self.config, self.queues.shared()));
-            let ServerConfig { max_clients, max_sessions_per_identity, .. } = self.config;
-            self.tickets.set_sessions(max_clients.into(), max_sessions_per_identity.into());
-            self.leases.configure(&self.config);
-        }
+        self.config = new;
+        // The list may have changed since it was read. What is wrong with it then, its watch tells of.
+        let _ = self.trust.read_list(&self.config.tls);
+        self.queues.make_room(&self.config);
+        self.gate.set_limits(Limits::of(&self.config, self.queues.shared()));
+        let ServerConfig { max_clients, max_sessions_per_identity, .. } = self.config;
+        self.tickets.set_sessions(max_clients.into(), max_sessions_per_identity.into());
+        self.leases.configure(&self.config);
         Ok(changes)
     }
 
@@ -401,12 +389,8 @@ impl Guard {
             let all: Vec<u64> = self.workers.iter().map(|(key, _)| key).collect();
             all.into_iter().for_each(|key| self.push_to(key));
         }
-        let renewed = self.renew_nursery();
         self.reloads.current = Some(Reload { wish, stage: Stage::Workers(changes.to_string()) });
-        if let Err(failure) = renewed {
-            self.pause(&failure.text);
-            self.finish_reload(Err(failure));
-        }
+        self.renew_nursery();
     }
 
     fn refuse_reload(&mut self, wish: Wish, why: Failure) {
@@ -417,22 +401,27 @@ impl Guard {
     /// Errors: [`Exit::Usage`] where nothing has changed; [`Exit::NobodyLetIn`] where it is in force, and nobody is let in
     /// until workers can be started; [`Exit::System`] where it is, and the server stops.
     fn answer_reload(&mut self, wish: Wish, outcome: Outcome<String>) {
-        let Wish::Everything { conversations, .. } = wish else { return };
         let answer = tunguard::admin::document(&match outcome {
             Ok(text) => serde_json::json!({ "reloaded": text }),
             Err(failure) => serde_json::json!({ "error": failure.text, "exit": failure.exit as u8 }),
         });
-        for conversation in conversations {
+        for conversation in wish.conversations {
             self.admin.answer(conversation, answer.clone(), &self.poller);
         }
     }
 
     /// Workers to come know what is in force now; others than these there won't be. Their nursery starts.
-    fn renew_nursery(&mut self) -> Outcome<()> {
+    fn renew_nursery(&mut self) {
         self.tickets.clear();
         self.trusted_since = clock::now();
-        self.spawner.prepare(&self.config, &self.trust.certificates, self.host.offloads.uso)?;
-        self.spawner.has_nursery(&mut self.trust.holder, &self.poller).map(drop)
+        let started = self
+            .spawner
+            .prepare(&self.config, &self.trust.certificates, self.host.offloads.uso)
+            .and_then(|()| self.spawner.has_nursery(&mut self.trust.holder, &self.poller));
+        if let Err(failure) = started {
+            self.pause(&failure.text);
+            self.finish_reload(Err(failure));
+        }
     }
 
     fn end_revoked(&mut self) {

@@ -67,13 +67,15 @@ impl Trust {
         (self.list, self.certificates, self.revoked, self.watch) = (list, certificates, revoked, watch);
     }
 
-    /// Takes over what the list says now, where it is a valid one: all else that has to be read again may take its time, or
-    /// be wrong.
-    pub fn revoke_at_once(&mut self) {
-        let text = self.list.as_ref().and_then(|path| std::fs::read(path).ok());
-        if let Some(Ok(revoked)) = text.map(|text| Revoked::parse(&text, &self.certificates.ca)) {
-            self.revoked = revoked;
+    /// Takes over what the list says now; whether that is anything new. An error changes nothing.
+    pub fn read_list(&mut self, tls: &ServerTls) -> Outcome<bool> {
+        let certificates = self.certificates.with_list_of(tls)?;
+        if certificates == self.certificates {
+            return Ok(false);
         }
+        self.revoked = revoked(&certificates)?;
+        self.certificates = certificates;
+        Ok(true)
     }
 
     /// Whether `cert` was revoked.
@@ -99,19 +101,18 @@ impl Trust {
 fn watch_and_read(tls: &ServerTls) -> Outcome<(Certificates, Revoked, Option<Inotify>)> {
     let watch = watch(tls);
     // What is wrong with the files themselves is said in better words.
-    let (certificates, revoked) = read(tls)?;
+    let certificates = Certificates::read_server(tls)?;
+    let revoked = revoked(&certificates)?;
     Ok((certificates, revoked, watch?))
 }
 
-/// Certificates, and whom their list revokes.
-fn read(tls: &ServerTls) -> Outcome<(Certificates, Revoked)> {
-    let certificates = Certificates::read_server(tls)?;
-    let Some(crl) = &certificates.crl else { return Ok((certificates, Revoked::default())) };
+fn revoked(certificates: &Certificates) -> Outcome<Revoked> {
+    let Some(crl) = &certificates.crl else { return Ok(Revoked::default()) };
     let revoked = Revoked::parse(crl, &certificates.ca)?;
     if let Some(end) = revoked.next_update().filter(|end| *end < time::wall_clock() + 7 * time::DAY) {
         log::warn!("the revocation list expires on {}: nobody gets in after that", time::date(end));
     }
-    Ok((certificates, revoked))
+    Ok(revoked)
 }
 
 /// The folder is watched, not the file: a list is replaced by renaming a new one onto it.

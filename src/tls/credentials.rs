@@ -101,18 +101,20 @@ impl Certificates {
         let certificates = Certificates {
             ca: read_certificate(&tls.ca, "CA certificate", "tls.ca")?,
             cert: read_certificate(&tls.cert, "certificate", "tls.cert")?,
-            crl: match &crl {
-                Some(crl) => Some(
-                    read_pem(crl)
-                        .map_err(|e| unreadable(Exit::Usage, "revocation list", &crl.name("tls.crl"), e))?
-                        .to_vec(),
-                ),
-                None => None,
-            },
+            crl: read_list(crl.as_ref())?,
         };
         let sources = Sources::of_files(&tls.ca, &tls.cert, &tls.key, crl.as_ref());
         let loaded = certificates.load_from(&sources)?;
         check_own(Side::Server, &loaded, &sources)?;
+        Ok(certificates)
+    }
+
+    /// The same with the revocation list as it is now where `tls` says. Errors: it can't be read, isn't one, or isn't
+    /// one of these CAs'.
+    pub fn with_list_of(&self, tls: &ServerTls) -> Outcome<Certificates> {
+        let crl = tls.crl.as_ref().map(|path| Pem::File(path.clone()));
+        let certificates = Certificates { crl: read_list(crl.as_ref())?, ..self.clone() };
+        certificates.load_from(&Sources::of_files(&tls.ca, &tls.cert, &tls.key, crl.as_ref()))?;
         Ok(certificates)
     }
 
@@ -364,6 +366,13 @@ fn read_pem(pem: &Pem) -> io::Result<Zeroizing<Vec<u8>>> {
         Pem::Inline { text, .. } => Ok(Zeroizing::new(text.clone().into_bytes())),
         Pem::File(path) => read_all(&mut File::open(path)?),
     }
+}
+
+fn read_list(crl: Option<&Pem>) -> Outcome<Option<Vec<u8>>> {
+    let Some(crl) = crl else { return Ok(None) };
+    let read = read_pem(crl);
+    let read = read.map_err(|e| unreadable(Exit::Usage, "revocation list", &crl.name("tls.crl"), e))?;
+    Ok(Some(read.to_vec()))
 }
 
 fn read_certificate(pem: &Pem, what: &str, key: &str) -> Outcome<Vec<u8>> {

@@ -172,13 +172,13 @@ fn who_is_revoked_during_a_reload_that_hangs_goes_at_once() {
         lab.order(&[]);
         lab.tunguard(&["pki", "revoke", "c1"]);
         lab.wait_for_sessions(1);
-        // Workers don't know of it yet.
+        // Workers to come know of it, too.
         let mut client = lab.try_client(1, &lab.client(1));
         assert_eq!(client.exit(), Exit::CertificateRevoked as i32, "{}", client.log());
         assert!(alive(hangs), "the guard did nothing before it gave the key holder up");
         assert_eq!(answer.join().expect("a reload").status.code(), Some(Exit::Usage as i32));
     });
-    server.wait_for_log("the revocation list changed: certificates and revocation list are read again");
+    server.wait_for_log("the revocation list changed, and is read again");
     bystander.is_unharmed(&lab, "revoked");
     let mut client = lab.try_client(1, &lab.client(1));
     assert_eq!(client.exit(), Exit::CertificateRevoked as i32, "{}", client.log());
