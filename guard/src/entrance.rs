@@ -73,15 +73,21 @@ impl Guard {
         self.close_waiting();
     }
 
-    /// Without key holder or nursery there are no workers: the gate is shut until both are there, and what isn't is
-    /// started.
+    /// Without key holder, nursery or a user there are no workers: the gate is shut until all are there. Key holder and
+    /// nursery are started; a user is free again when a worker has ended, and those of sessions that drain soon do.
     fn prepare_to_serve(&mut self) {
         let holder = &mut self.trust.holder;
         let ready = match holder.is_ready() {
             true => self.spawner.has_nursery(holder, &self.poller),
             false => Ok(false),
         };
-        self.gate.set_shut(!matches!(ready, Ok(true)));
+        let has_user = self.spawner.has_user();
+        if !has_user && !self.gate.is_shut() {
+            self.mention(format_args!(
+                "every user ID of worker_uids is in use: whoever connects waits until a worker has ended"
+            ));
+        }
+        self.gate.set_shut(!has_user || !matches!(ready, Ok(true)));
         if let Err(failure) = ready {
             self.pause(&failure.text);
         }
@@ -136,6 +142,7 @@ impl Guard {
             return;
         }
         self.accepting = when;
+        self.gate.set_shut(true);
         let _ = self.poller.modify(self.listener.as_fd(), Source::Listener.token(), Interest::Nothing);
         if when == Accepting::No {
             self.waiting.clear();
@@ -151,14 +158,15 @@ impl Guard {
 
     /// A place may have become free: whoever has waited for one gets it.
     pub(crate) fn serve_waiting(&mut self) {
-        if self.accepting == Accepting::Yes && self.gate.waiting() > 0 {
+        while self.accepting == Accepting::Yes && self.gate.waiting() > 0 {
+            // Each time: who was served just now may have got the last user.
             self.prepare_to_serve();
-        }
-        while self.accepting == Accepting::Yes {
             let Some(number) = self.gate.poll_next(clock::now()) else { return };
             let Some((tcp, peer)) = self.waiting.remove(&number) else { continue };
             if hung_up(&tcp) {
-                self.charge(peer.ip(), Failed::Left);
+                if !self.gate.was_held_up(number) {
+                    self.charge(peer.ip(), Failed::Left);
+                }
                 self.gate.handle_gone(peer.ip(), Stage::Handshake, clock::now());
             } else {
                 self.serve_client(&tcp, peer);

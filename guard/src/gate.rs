@@ -12,8 +12,9 @@
 //! - **A share for each source.** Beyond it connections wait, accepted and unread. Closing them would be simpler, but
 //!   thirty laptops at eight places would come back by their own timers for half a minute; waiting they are through within
 //!   a second, as an honest handshake is over in milliseconds. What waits is bounded at all and for each source,
-//!   every one for [`WAIT`] at most, and where all of the room is taken the longest line gives way: who has hundreds
-//!   waiting can't keep out who has one.
+//!   every one for [`WAIT`] at most. Where all of the room is taken, those with the worst standing give way to better ones,
+//!   strangers to known sources, and among equals the longest line does: who has hundreds waiting can't keep out who
+//!   has one.
 //! - **Early refusal**, as sshd's MaxStartups. Many sources together can fill all places, and shares don't help then. From half
 //!   of the places on, strangers are refused by chance, more of them the fewer places are left, so that who tries
 //!   again gets in at some time, and the last quarter is for sources that had a session lately. A source that failed is
@@ -25,7 +26,9 @@
 //!   get in. What none does (garbage; handshakes that are never finished) does, but not where sessions come from or came from
 //!   in the last day: there the share must suffice. Only a worker that crashed or broke the rules counts against
 //!   everybody: somebody there tries to take workers over.
-//! - **Exempt sources** have no share, no chance and no penalties, only a place or none.
+//! - **Exempt sources** have no share, no chance and no penalties, only a place or none. Where there is none they wait, as many
+//!   as there is room for: nobody else keeps them out.
+//! - **While the gate is shut**, as nobody could be served, whoever isn't penalised waits, strangers as well.
 //!
 //! What a worker says of its client is used against that client's source only, and for it no more than a session would be.
 //! Sources are remembered in bounded memory: those with nothing under way that are penalised least go first, those known
@@ -144,7 +147,7 @@ impl fmt::Display for Refusal {
         f.write_str(match self {
             Refusal::Penalised => "too many handshakes from there have failed",
             Refusal::Early => "places for handshakes are becoming few",
-            Refusal::Crowded => "too many from there wait for a place",
+            Refusal::Crowded => "too many wait for a place",
             Refusal::Late => "it waited in vain for a place",
         })
     }
@@ -248,6 +251,8 @@ pub struct Gate {
     /// By number: who came first has waited longest.
     waiting: BTreeMap<u64, Waiting>,
     next: u64,
+    /// Who waits with a lower number than this did so while it was shut.
+    opened_at: u64,
     /// Gave way while they waited.
     dropped: VecDeque<(u64, Refusal)>,
     refused: [u64; Refusal::ALL.len()],
@@ -297,6 +302,7 @@ impl Gate {
             sessions: 0,
             waiting: BTreeMap::new(),
             next: 0,
+            opened_at: 0,
             dropped: VecDeque::new(),
             refused: [0; Refusal::ALL.len()],
             failed: [0; Failed::ALL.len()],
@@ -310,7 +316,20 @@ impl Gate {
 
     /// While it is shut nobody is served: who comes waits, as long and as many as wait for a place.
     pub fn set_shut(&mut self, shut: bool) {
+        if self.shut && !shut {
+            self.opened_at = self.next;
+        }
         self.shut = shut;
+    }
+
+    /// Whether it is.
+    pub fn is_shut(&self) -> bool {
+        self.shut
+    }
+
+    /// Whether one that waits, or waited until now, did so while it was shut: it may have lost patience with us.
+    pub fn was_held_up(&self, number: u64) -> bool {
+        self.shut || number < self.opened_at
     }
 
     /// How many handshakes are under way.
@@ -355,12 +374,12 @@ impl Gate {
             return self.refuse(Refusal::Penalised);
         }
         if self.shut {
-            return self.wait(address, now);
+            return self.wait(address, standing, now);
         }
         let record = self.records.get(&Source::of(address));
         let first = record.is_none_or(|record| record.waiting.is_empty());
         if !first || record.map_or(0, |r| r.handshakes) >= self.share(address, standing, now) {
-            return self.wait(address, now);
+            return self.wait(address, standing, now);
         }
         let chance = chance_of_refusal(standing, self.handshakes, self.limits.handshakes);
         if u32::from(luck) >= chance {
@@ -369,7 +388,7 @@ impl Gate {
             return Verdict::Serve;
         }
         match standing {
-            Standing::Exempt | Standing::Known => self.wait(address, now),
+            Standing::Exempt | Standing::Known => self.wait(address, standing, now),
             Standing::Clean | Standing::Marked | Standing::Refused => self.refuse(Refusal::Early),
         }
     }
@@ -450,17 +469,10 @@ impl Gate {
 
     /// The next that waits no longer, and is to be closed.
     pub fn poll_dropped(&mut self, now: Time) -> Option<(u64, Refusal)> {
-        while let Some((number, Waiting { address, .. })) =
+        while let Some((number, _)) =
             self.waiting.first_key_value().filter(|(_, waiting)| waiting.until <= now)
         {
-            let (number, address) = (*number, *address);
-            self.waiting.remove(&number);
-            let record = self.record(address, now);
-            record.waiting.retain(|other| *other != number);
-            if record.is_blank(now) {
-                self.records.remove(&Source::of(address));
-            }
-            self.drop_waiting(number, Refusal::Late);
+            self.leave_line(*number, Refusal::Late, now);
         }
         self.dropped.pop_front()
     }
@@ -470,9 +482,10 @@ impl Gate {
         self.waiting.first_key_value().map(|(_, waiting)| waiting.until)
     }
 
-    fn wait(&mut self, address: IpAddr, now: Time) -> Verdict {
+    fn wait(&mut self, address: IpAddr, standing: Standing, now: Time) -> Verdict {
         let own = self.records.get(&Source::of(address)).map_or(0, |record| record.waiting.len());
-        if own >= MOST_WAITING_OF_ONE || (self.waiting.len() >= MOST_WAITING && !self.shorten_longest(own)) {
+        let line_is_full = own >= MOST_WAITING_OF_ONE && standing != Standing::Exempt;
+        if line_is_full || (self.waiting.len() >= MOST_WAITING && !self.make_way(standing, own, now)) {
             return self.refuse(Refusal::Crowded);
         }
         let number = self.next;
@@ -482,22 +495,31 @@ impl Gate {
         Verdict::Wait(number)
     }
 
-    /// The last of the longest line gives way to one whose line has `own`, where that is shorter.
-    fn shorten_longest(&mut self, own: usize) -> bool {
-        let length = |waiting: &Waiting| {
-            let source = Source::of(waiting.address);
-            (self.records.get(&source).map_or(0, |record| record.waiting.len()), source)
+    /// The last of the longest line among those with the worst standing gives way to one with a better one, or with the
+    /// same where its line, which has `own`, is shorter.
+    fn make_way(&mut self, standing: Standing, own: usize, now: Time) -> bool {
+        let rank = |(number, waiting): (&u64, &Waiting)| {
+            let length =
+                self.records.get(&Source::of(waiting.address)).map_or(0, |record| record.waiting.len());
+            (self.standing(waiting.address, now), length, *number)
         };
-        let Some((longest, source)) = self.waiting.values().map(length).max() else { return false };
-        if longest <= own + 1 {
+        let Some((worst, longest, number)) = self.waiting.iter().map(rank).max() else { return false };
+        if worst < standing || (worst == standing && longest <= own + 1) {
             return false;
         }
-        let Some(number) = self.records.get_mut(&source).and_then(|record| record.waiting.pop_back()) else {
-            return false;
-        };
-        self.waiting.remove(&number);
-        self.drop_waiting(number, Refusal::Crowded);
+        self.leave_line(number, Refusal::Crowded, now);
         true
+    }
+
+    /// One that waits is dropped; its source is forgotten where there is nothing else to it.
+    fn leave_line(&mut self, number: u64, why: Refusal, now: Time) {
+        let Some(Waiting { address, .. }) = self.waiting.remove(&number) else { return };
+        let record = self.record(address, now);
+        record.waiting.retain(|other| *other != number);
+        if record.is_blank(now) {
+            self.records.remove(&Source::of(address));
+        }
+        self.drop_waiting(number, why);
     }
 
     fn drop_waiting(&mut self, number: u64, why: Refusal) {
@@ -628,7 +650,7 @@ const KNOWN_FOR: Duration = Duration::from_secs(24 * 3_600);
 const WAIT: Duration = Duration::from_secs(4);
 /// Connections that wait, each with its descriptor.
 const MOST_WAITING: usize = 256;
-/// Of these, from one source: two classes behind one address.
+/// Of these, from one source that isn't exempt: two classes behind one address.
 const MOST_WAITING_OF_ONE: usize = 64;
 /// Sources remembered with nothing under way.
 const MOST_IDLE: usize = 4_096;

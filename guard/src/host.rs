@@ -227,11 +227,9 @@ fn queues_needed(config: &ServerConfig) -> usize {
     usize::from(config.max_clients) * 3 + usize::from(config.max_handshakes) * 2 + 64
 }
 
-/// Workers that have queues at once: every client's, those of clients whose older session drains, and those that have no
-/// session yet.
+/// Workers that have queues at once.
 fn sharers(config: &ServerConfig) -> u64 {
-    let clients = u64::from(config.max_clients);
-    clients + clients.div_ceil(4) + 1 + u64::from(handshakes(config, true))
+    ServerConfig::workers_at_once(config.max_clients, handshakes(config, true))
 }
 
 /// Handshakes at once: fewer where all have one allowance for their queues, or strangers could use it up.

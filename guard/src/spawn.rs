@@ -192,6 +192,11 @@ impl Spawner {
         failure.context(format!("start {}", self.program.display()))
     }
 
+    /// Whether there is a user for one more worker.
+    pub fn has_user(&self) -> bool {
+        self.uids.has_one()
+    }
+
     /// Starts a worker for a connection, with a channel to `holder`; [`Spawner::has_nursery`] said that it can.
     pub fn start(&mut self, tcp: &TcpStream, holder: &mut KeyHolder) -> Outcome<Started> {
         // Whoever cleans up below /run may have taken it away.

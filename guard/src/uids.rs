@@ -67,6 +67,15 @@ impl Uids {
         }
     }
 
+    /// Whether one could be taken.
+    pub fn has_one(&self) -> bool {
+        match self {
+            // No more are in use than the range has.
+            Uids::Own(range) => range.used.len() <= (range.last - range.first) as usize,
+            Uids::Shared(_) => true,
+        }
+    }
+
     /// Takes it back.
     pub fn release(&mut self, uid: u32) {
         if let Uids::Own(range) = self {
@@ -137,8 +146,11 @@ mod tests {
         let mut uids = Uids::range(workers_of((70_000, 70_003)), [0; 4]);
         assert_eq!([uids.take(), uids.take()], [Some(70_000), Some(70_001)]);
         uids.release(70_000);
+        assert!(uids.has_one());
         assert_eq!([uids.take(), uids.take(), uids.take()], [Some(70_002), Some(70_000), None]);
+        assert!(!uids.has_one());
         uids.release(70_001);
+        assert!(uids.has_one());
         assert_eq!(uids.take(), Some(70_001));
         uids.jump([0, 0, 0, 1]);
         assert_eq!(uids.take(), None, "all are in use");
@@ -151,6 +163,7 @@ mod tests {
     fn one_user_is_there_for_all() {
         let mut uids = Uids::Shared(900);
         assert_eq!([uids.take(), uids.take()], [Some(900), Some(900)]);
+        assert!(uids.has_one());
         uids.release(900);
         assert_eq!(uids.take(), Some(900));
     }
@@ -170,7 +183,7 @@ mod tests {
         assert_eq!(
             refused.text,
             "/s.toml: worker_uids = [65536, 99999]: not mapped in this user namespace: users 65536-99999; groups \
-             none. Mapped are users 0-65535; groups 0-4294967294: set worker_uids to at least 315 that are mapped \
+             none. Mapped are users 0-65535; groups 0-4294967294: set worker_uids to at least 379 that are mapped \
              as users and as groups, or, which is weaker (see the documentation), sandbox.single_uid to one that \
              is, and not 0"
         );

@@ -117,8 +117,8 @@ pub struct ServerConfig {
     /// Leases and the like; `state_dir`, default `/var/lib/tunguard`.
     pub state_dir: PathBuf,
     /// User IDs of workers, one each, the last one the key holder's: `worker_uids = [first, last]`, default 65536 to
-    /// 99999, at least `max_clients` + `max_handshakes` + 1 of them, never 0 or below 1,000, and never 65534 (nobody),
-    /// 65535 or 4294967295.
+    /// 99999, at least `max_clients` + a quarter of it, rounded up, + `max_handshakes` + 2 of them, never 0 or below
+    /// 1,000, and never 65534 (nobody), 65535 or 4294967295.
     pub worker_uids: (u32, u32),
     /// One user ID for all workers, in place of `worker_uids`: `[sandbox] single_uid`, "off" (the default) or a number,
     /// never 0, 65534 (nobody), 65535 or 4294967295.
@@ -288,9 +288,16 @@ impl ServerConfig {
         })
     }
 
-    /// How many user IDs are needed for so many sessions, so many workers that have none yet, and the key holder.
+    /// Workers at once: every client's, those of clients whose older session drains (a quarter of them and one: it takes
+    /// seconds, and few are taken over at once), and those that have no session yet.
+    pub fn workers_at_once(max_clients: u16, max_handshakes: u16) -> u64 {
+        let clients = u64::from(max_clients);
+        clients + clients.div_ceil(4) + 1 + u64::from(max_handshakes)
+    }
+
+    /// How many user IDs are needed for [`ServerConfig::workers_at_once`] and the key holder.
     pub fn worker_uids_needed(max_clients: u16, max_handshakes: u16) -> u64 {
-        u64::from(max_clients) + u64::from(max_handshakes) + 1
+        ServerConfig::workers_at_once(max_clients, max_handshakes) + 1
     }
 
     /// Whether the clients' directory is the default one, which may be missing.
@@ -374,8 +381,9 @@ fn read_worker_uids(value: &Value<'_>, max_clients: u16, max_handshakes: u16) ->
     let found = (u64::from(last) + 1).saturating_sub(first.into());
     if found < needed {
         value.fault(format_args!(
-            "= [{first}, {last}] is {found} user IDs: at least {needed} are needed, max_clients = {max_clients}, \
-             max_handshakes = {max_handshakes}, and 1 for the key holder"
+            "= [{first}, {last}] is {found} user IDs: at least {needed} are needed, max_clients = {max_clients}, {} \
+             for older sessions that drain, max_handshakes = {max_handshakes}, and 1 for the key holder",
+            needed - u64::from(max_clients) - u64::from(max_handshakes) - 1
         ));
         return None;
     }
@@ -516,7 +524,7 @@ mod tests {
             lease = "0s"
             socket = "run/admin.sock"
             state_dir = "../state"
-            worker_uids = [100_000, 120_096]
+            worker_uids = [100_000, 124_097]
             max_handshakes = 0x1000
             max_handshakes_per_source = 4096
             penalty = "off"
@@ -558,7 +566,7 @@ mod tests {
         assert_eq!(config.idle, Some(Duration::from_secs(10)));
         assert_eq!(config.socket, Path::new("/etc/tunguard/run/admin.sock"));
         assert_eq!(config.state_dir, Path::new("/etc/tunguard/../state"));
-        assert_eq!(config.worker_uids, (100_000, 120_096));
+        assert_eq!(config.worker_uids, (100_000, 124_097));
         assert_eq!(config.clients_dir, Path::new("/srv/clients"));
         assert_eq!(config.push.routes, [net("0.0.0.0/0"), net("::/0")]);
         assert_eq!(config.push.dns.len(), 2);
@@ -576,6 +584,13 @@ mod tests {
     }
 
     #[test]
+    fn the_default_user_ids_suffice_for_any_number_of_clients() {
+        let (first, last) = DEFAULT_WORKER_UIDS;
+        assert_eq!(ServerConfig::worker_uids_needed(16_000, 4_096), 16_000 + 4_000 + 1 + 4_096 + 1);
+        assert!(u64::from(last - first) + 1 >= ServerConfig::worker_uids_needed(16_000, 4_096));
+    }
+
+    #[test]
     fn accepted() {
         for line in [
             "mtu = 1280",
@@ -587,8 +602,9 @@ mod tests {
             "push = {}",
             "push = { routes = [], dns = [] }",
             "push = { routes = ['10.0.0.0/8', '10.1.0.0/16'] }",
-            "worker_uids = [1000, 1314]",
-            "worker_uids = [1000, 1300]\nmax_handshakes = 50",
+            "worker_uids = [1000, 1378]",
+            "worker_uids = [1000, 1364]\nmax_handshakes = 50",
+            "worker_uids = [1000, 1005]\nmax_clients = 2\nmax_handshakes = 1",
             "worker_uids = [65536, 4294967294]",
             "worker_uids = [1000, 65533]",
             "data.rekey_packets = 1_099_511_627_776",
@@ -732,19 +748,24 @@ mod tests {
                 "worker_uids[1] = 4294967295 is out of range: 1000 to 4294967294",
             ),
             (
-                "worker_uids = [1000, 1313]",
-                "worker_uids = [1000, 1313] is 314 user IDs: at least 315 are needed, max_clients = 250, \
-                 max_handshakes = 64, and 1 for the key holder",
+                "worker_uids = [1000, 1377]",
+                "worker_uids = [1000, 1377] is 378 user IDs: at least 379 are needed, max_clients = 250, 64 for older \
+                 sessions that drain, max_handshakes = 64, and 1 for the key holder",
             ),
             (
-                "worker_uids = [1000, 1314]\nmax_handshakes = 4096",
-                "worker_uids = [1000, 1314] is 315 user IDs: at least 4347 are needed, max_clients = 250, \
-                 max_handshakes = 4096, and 1 for the key holder",
+                "worker_uids = [1000, 1378]\nmax_handshakes = 4096",
+                "worker_uids = [1000, 1378] is 379 user IDs: at least 4411 are needed, max_clients = 250, 64 for older \
+                 sessions that drain, max_handshakes = 4096, and 1 for the key holder",
+            ),
+            (
+                "worker_uids = [1000, 1003]\nmax_clients = 2\nmax_handshakes = 1",
+                "worker_uids = [1000, 1003] is 4 user IDs: at least 6 are needed, max_clients = 2, 2 for older \
+                 sessions that drain, max_handshakes = 1, and 1 for the key holder",
             ),
             (
                 "worker_uids = [2000, 1000]",
-                "worker_uids = [2000, 1000] is 0 user IDs: at least 315 are needed, max_clients = 250, \
-                 max_handshakes = 64, and 1 for the key holder",
+                "worker_uids = [2000, 1000] is 0 user IDs: at least 379 are needed, max_clients = 250, 64 for older \
+                 sessions that drain, max_handshakes = 64, and 1 for the key holder",
             ),
             (
                 "worker_uids = [60000, 65534]",

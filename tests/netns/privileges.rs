@@ -170,7 +170,7 @@ fn users_that_are_not_mapped_are_refused_with_the_ways_out() {
     let mut server = inside.try_server(&lab, &lab.server());
     assert_eq!(server.exit(), Exit::Usage as i32, "{}", server.log());
     let text = "worker_uids = [65536, 99999]: not mapped in this user namespace: users 65536-99999; groups \
-                65536-99999. Mapped are users 0-65535; groups 0-65535: set worker_uids to at least 315 that are \
+                65536-99999. Mapped are users 0-65535; groups 0-65535: set worker_uids to at least 379 that are \
                 mapped as users and as groups, or, which is weaker (see the documentation), sandbox.single_uid to \
                 one that is, and not 0";
     assert!(server.log().contains(text), "{}", server.log());

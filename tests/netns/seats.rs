@@ -126,7 +126,7 @@ fn what_is_used_again_brings_nothing_of_who_had_it_before() {
     for mode in ["direct", "guard"] {
         let Some(lab) = Lab::new(&format!("again-{mode}"), 2) else { return };
         // One session at a time, and as few user IDs as there may be.
-        let config = lab.server().set("max_clients", 1).set("worker_uids", "[70000, 70065]");
+        let config = lab.server().set("max_clients", 1).set("worker_uids", "[70000, 70067]");
         let mut server = lab.start_server(&config.set("data.tun_write", format_args!("'{mode}'")));
         let (old_host, new_host) = (Dialler::new(&lab, 1), Dialler::new(&lab, 2));
         let mut old = old_host.connect();
@@ -163,6 +163,33 @@ fn what_is_used_again_brings_nothing_of_who_had_it_before() {
         server.signal(Signal::SIGTERM);
         assert_eq!(server.exit(), 0);
     }
+}
+
+/// Sessions that drain keep their users. More of them than there are users for: who comes then waits, and has a session when one
+/// of them has ended.
+#[test]
+fn who_comes_while_every_user_is_in_use_waits_for_one() {
+    let Some(lab) = Lab::new("used-up", 2) else { return };
+    let config = lab.server().set("max_clients", 2).set("max_handshakes", 1);
+    // As few as there may be.
+    let server = lab.start_server(&config.set("worker_uids", "[70000, 70005]"));
+    let says = "every user ID of worker_uids is in use: whoever connects waits until a worker has ended";
+    let dialler = Dialler::new(&lab, 1);
+    let mut sessions = vec![dialler.connect()];
+    while !server.log().contains(says) {
+        assert!(sessions.len() < 50, "there is a user for each");
+        let old = sessions.last().expect("the one before");
+        // It waits for the last of them, too long where this host is slow.
+        let Ok(control) = dialler.control() else { break };
+        let wish = resume(&control, &old.welcome);
+        let mut new = dialler.established(dialler.hello_with(control, Some(wish)));
+        assert_eq!(new.ping(1), 1);
+        sessions.push(new);
+    }
+    let mut client = lab.start_client(2, &lab.client(2));
+    assert_eq!(client.stop(), 0);
+    assert!(server.log().contains(says), "{}", server.log());
+    assert!(!server.log().contains("nobody is let in"), "{}", server.log());
 }
 
 fn same_certificate(lab: &Lab, n: usize) -> crate::lab::Config {

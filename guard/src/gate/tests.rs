@@ -372,6 +372,96 @@ fn a_line_is_not_shortened_for_one_that_would_be_as_long() {
     assert_eq!(gate.poll_dropped(at(0)), Some((second, Refusal::Crowded)));
 }
 
+/// As long as the gate is shut everybody waits, and nobody's line is longer than another's: what counts is who they are.
+#[test]
+fn strangers_who_wait_give_way_to_known_and_exempt_sources_while_it_is_shut() {
+    let mut gate = Gate::new(Limits { exempt: vec!["192.0.2.0/24".parse().expect("a network")], ..limits() });
+    let (known, marked, exempt) = (ip("203.0.113.1"), ip("203.0.113.2"), ip("192.0.2.1"));
+    assert_eq!(gate.visits(known, at(0)), Verdict::Serve);
+    assert_eq!(gate.fails(marked, Failed::Garbage, at(0)), Verdict::Serve);
+    gate.set_shut(true);
+    assert_eq!(gate.knocks(marked, at(1)), Verdict::Wait(0));
+    let verdicts: Vec<Verdict> = (0..300).map(|n| gate.knocks(host(n), at(1))).collect();
+    // The marked one makes way for the last of those that have room, and nobody for the others.
+    let (waits, refused) = verdicts.split_at(MOST_WAITING);
+    assert!((1..).zip(waits).all(|(number, verdict)| *verdict == Verdict::Wait(number)));
+    assert_eq!(refused, [Verdict::Refuse(Refusal::Crowded); 300 - MOST_WAITING]);
+    assert_eq!((gate.poll_dropped(at(1)), gate.poll_dropped(at(1))), (Some((0, Refusal::Crowded)), None));
+    assert_eq!(gate.knocks(marked, at(1)), Verdict::Refuse(Refusal::Crowded));
+    // The latest strangers go first, and are forgotten; whatever line those have for whom they do.
+    let last = MOST_WAITING as u64;
+    let sources = gate.sources();
+    for (number, from) in (last + 1..).zip([known, exempt, known, exempt]) {
+        assert_eq!(gate.knocks(from, at(2)), Verdict::Wait(number), "{from}");
+        let gone = 2 * last + 1 - number;
+        assert_eq!(gate.poll_dropped(at(2)), Some((gone, Refusal::Crowded)));
+    }
+    // The known one was one of them before.
+    assert_eq!(
+        (gate.poll_dropped(at(2)), gate.waiting(), gate.sources()),
+        (None, MOST_WAITING, sources - 4 + 1)
+    );
+    gate.set_shut(false);
+    let served: Vec<u64> = std::iter::from_fn(|| gate.poll_next(at(2))).take(5).collect();
+    assert_eq!(served, [last + 2, last + 4, last + 1, last + 3, 1]);
+}
+
+#[test]
+fn nobody_gives_way_to_an_equal_with_as_long_a_line_or_to_one_of_worse_standing() {
+    let mut gate = Gate::new(Limits { exempt: vec!["192.0.2.0/24".parse().expect("a network")], ..limits() });
+    let (known, other, exempt) = (host(1), host(2), ip("192.0.2.1"));
+    for from in [known, other] {
+        assert_eq!(gate.visits(from, at(0)), Verdict::Serve);
+    }
+    gate.set_shut(true);
+    // Exempt ones may have all of it, who is known may have his share, and others what is left.
+    for _ in 0..MOST_WAITING - MOST_WAITING_OF_ONE {
+        assert!(matches!(gate.knocks(exempt, at(1)), Verdict::Wait(_)));
+    }
+    let mine: Vec<Verdict> = (0..MOST_WAITING_OF_ONE + 1).map(|_| gate.knocks(known, at(1))).collect();
+    assert_eq!(mine.iter().filter(|v| matches!(v, Verdict::Wait(_))).count(), MOST_WAITING_OF_ONE);
+    assert_eq!((gate.waiting(), gate.poll_dropped(at(1))), (MOST_WAITING, None));
+    // However long the lines of better ones are.
+    assert_eq!(gate.knocks(host(3), at(1)), Verdict::Refuse(Refusal::Crowded));
+    let crowded = |gate: &mut Gate| matches!(gate.poll_dropped(at(1)), Some((_, Refusal::Crowded)));
+    let shorter =
+        (0..MOST_WAITING_OF_ONE).take_while(|_| matches!(gate.knocks(other, at(1)), Verdict::Wait(_)));
+    assert_eq!(shorter.count(), MOST_WAITING_OF_ONE / 2, "until both have half");
+    for _ in 0..MOST_WAITING_OF_ONE {
+        assert!(matches!(gate.knocks(exempt, at(1)), Verdict::Wait(_)));
+    }
+    assert_eq!(
+        (0..).take_while(|_| crowded(&mut gate)).count(),
+        MOST_WAITING_OF_ONE / 2 + MOST_WAITING_OF_ONE
+    );
+    assert_eq!(gate.knocks(exempt, at(1)), Verdict::Refuse(Refusal::Crowded), "the line is full of its own");
+    assert!(matches!(gate.knocks(ip("192.0.2.2"), at(1)), Verdict::Wait(_)), "a shorter line of its equal");
+}
+
+#[test]
+fn who_waited_while_it_was_shut_was_held_up_and_who_came_later_was_not() {
+    let mut gate = Gate::new(limits());
+    for _ in 0..8 {
+        assert_eq!(gate.knocks(host(1), at(0)), Verdict::Serve);
+    }
+    let waits = |gate: &mut Gate| match gate.knocks(host(1), at(0)) {
+        Verdict::Wait(number) => number,
+        other => panic!("{other:?}"),
+    };
+    // Its share is taken: that is no fault of ours.
+    let early = waits(&mut gate);
+    gate.set_shut(false);
+    assert!(!gate.was_held_up(early));
+    gate.set_shut(true);
+    let amid = waits(&mut gate);
+    gate.set_shut(true);
+    assert!(gate.was_held_up(early) && gate.was_held_up(amid));
+    gate.set_shut(false);
+    let late = waits(&mut gate);
+    gate.set_shut(false);
+    assert_eq!([early, amid, late].map(|number| gate.was_held_up(number)), [true, true, false]);
+}
+
 #[test]
 fn a_standing_follows_from_what_is_owed_and_for_how_long_a_source_is_known() {
     let day = KNOWN_FOR.as_secs();
@@ -581,6 +671,45 @@ proptest! {
         prop_assert_eq!((gate.handshakes(), gate.waiting()), (0, 0));
         gate.records.retain(|_, record| !record.is_blank(later));
         prop_assert_eq!(gate.sources(), 0);
+    }
+
+    #[test]
+    fn whoever_is_crowded_out_has_no_worse_one_in_the_line(
+        knocks in prop::collection::vec((0..320u16, 1..5usize), 120..200),
+    ) {
+        // A tenth each are exempt and known, and a quarter have failed.
+        let exempt = vec![IpNet::new(host(0), 27).expect("a network")];
+        let mut gate = Gate::new(Limits { exempt, ..limits() });
+        for n in 32..64 {
+            gate.visits(host(n), at(0));
+        }
+        for n in 64..144 {
+            gate.fails(host(n), Failed::Garbage, at(0));
+        }
+        gate.set_shut(true);
+        let mut waiting: HashMap<u64, IpAddr> = HashMap::new();
+        for (who, times) in knocks {
+            for _ in 0..times {
+                let standing = gate.standing(host(who), at(1));
+                let verdict = gate.knocks(host(who), at(1));
+                match verdict {
+                    Verdict::Wait(number) => drop(waiting.insert(number, host(who))),
+                    // An exempt one: only exempt ones wait.
+                    Verdict::Refuse(why) => {
+                        let worse = waiting.values().filter(|from| gate.standing(**from, at(1)) > standing);
+                        prop_assert_eq!((why, waiting.len(), worse.count()), (Refusal::Crowded, MOST_WAITING, 0));
+                    }
+                    Verdict::Serve => prop_assert!(false, "it is shut"),
+                }
+                while let Some((number, why)) = gate.poll_dropped(at(1)) {
+                    let gone = waiting.remove(&number).expect("one that waited");
+                    let gone = gate.standing(gone, at(1));
+                    prop_assert_eq!(why, Refusal::Crowded);
+                    prop_assert!(gone >= standing, "{:?} gave way to {:?}", gone, standing);
+                }
+                prop_assert_eq!(gate.waiting(), waiting.len());
+            }
+        }
     }
 
     #[test]

@@ -56,7 +56,7 @@ fn a_key_holder_that_hangs_at_its_start_holds_up_no_session() {
 }
 
 /// Fault: the nursery is killed, and the next one hangs at its start, until somebody kills it, or the guard does. Pass: as
-/// above.
+/// above, and whoever hangs up meanwhile owes nothing.
 #[test]
 fn a_nursery_that_hangs_at_its_start_holds_up_no_session() {
     let Some(lab) = Lab::rigged("hangnur", 2) else { return };
@@ -74,11 +74,17 @@ fn a_nursery_that_hangs_at_its_start_holds_up_no_session() {
             // It is started when somebody comes.
             let mut client = waits_at_the_gate(&lab);
             let hangs = hanging_nursery(&server, &before);
+            // Who loses patience with us is charged nothing.
+            let left = lab.status()["failed"]["left"].clone();
+            let impatient = Dialler::new(&lab, 1).tcp().expect("a connection");
+            eventually("another one waits", || (lab.status()["waiting"] == 2).then_some(()));
+            drop(impatient);
             serves(&lab, &mut bystander, session);
             assert!(alive(hangs), "the guard did nothing before it gave the nursery up");
             lab.order(&[]);
             goes(&mut server, hangs, by_us, says);
             lab.wait_for_tunnel(1, &mut client);
+            assert_eq!(lab.status()["failed"]["left"], left, "{says}");
             assert_eq!(client.stop(), 0);
             baseline.is_back(&lab, &server, says);
         }
