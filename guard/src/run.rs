@@ -246,6 +246,9 @@ impl Guard {
         // Whatever it ended by: nobody new comes in.
         self.accept_later(Accepting::No);
         self.end_all_workers();
+        // What starts may hang before it is bound to our life.
+        self.spawner.abandon();
+        self.trust.holder.abandon();
         rigged::point("guard.workers-gone");
         if self.leases.is_dirty()
             && let Err(failure) = self.leases.save()
