@@ -19,6 +19,7 @@ mod host;
 mod leases;
 mod lives;
 mod meters;
+mod notify;
 mod outbox;
 mod privileges;
 mod reload;
