@@ -48,6 +48,8 @@ struct Conversation {
     question: Vec<u8>,
     /// It has asked, and its answer is to come.
     asked: bool,
+    /// It sends nothing more.
+    silent: bool,
     /// Processes whose report is awaited, and how long.
     awaited: HashSet<u64>,
     until: Option<Time>,
@@ -108,6 +110,7 @@ impl Admin {
                 stream,
                 question: Vec::new(),
                 asked: false,
+                silent: false,
                 awaited: HashSet::new(),
                 until: None,
                 answer: Vec::new(),
@@ -126,12 +129,15 @@ impl Admin {
             return None;
         }
         let watchers = self.conversations.iter().filter(|c| c.watches).count();
+        let reloaders = self.conversations.iter().filter(|c| c.takes_its_time()).count();
         let conversation = &mut self.conversations[at];
         let mut bytes = [0; MAX_QUESTION];
         match conversation.stream.read(&mut bytes) {
-            // It has asked, and sends nothing more: the answer is on its way, and its end is no news until then.
-            Ok(0) if conversation.asked => {
-                let _ = poller.remove(conversation.stream.as_fd());
+            // It has asked, and sends nothing more: the answer is on its way, and next is heard that nobody is there.
+            Ok(0) if conversation.asked && !conversation.silent => {
+                conversation.silent = true;
+                let (fd, token) = (conversation.stream.as_fd(), (self.token)(key));
+                let _ = poller.modify(fd, token, Interest::Nothing);
                 return None;
             }
             Ok(0) => {
@@ -151,6 +157,14 @@ impl Admin {
                 return Some(Question::Status);
             }
             Some(end) if &conversation.question[..end] == b"reload" && !conversation.asked => {
+                if reloaders >= MAX_RELOADERS {
+                    let text = format!(
+                        "nothing is changed: {reloaders} others wait for a reload: ask when it is over"
+                    );
+                    conversation.answer = document(&serde_json::json!({ "error": text }));
+                    self.say(at, poller);
+                    return None;
+                }
                 conversation.asked = true;
                 return Some(Question::Reload);
             }
@@ -263,8 +277,12 @@ impl Admin {
 impl Conversation {
     /// Whoever watches may be silent, and who waits for an answer that takes its time, too.
     fn has_deadline(&self) -> bool {
-        let waits = self.asked && self.until.is_none() && self.answer.is_empty();
-        !self.watches && !waits
+        !self.watches && !self.takes_its_time()
+    }
+
+    /// Whether it waits for an answer that comes when it comes, as that to a reload.
+    fn takes_its_time(&self) -> bool {
+        self.asked && self.until.is_none() && self.answer.is_empty()
     }
 }
 
@@ -281,9 +299,10 @@ pub fn document(status: &serde_json::Value) -> Vec<u8> {
     text
 }
 
-const MAX_CONVERSATIONS: usize = 16;
-/// Fewer than that: there is always one left to ask for the status.
+const MAX_CONVERSATIONS: usize = 24;
+/// Fewer than that, both together: there is always one left to ask for the status.
 const MAX_WATCHERS: usize = 8;
+const MAX_RELOADERS: usize = 8;
 /// Bytes of events that may wait for somebody who watches.
 const MAX_UNREAD: usize = 64 << 10;
 const MAX_QUESTION: usize = 256;
@@ -393,6 +412,50 @@ mod tests {
             desk.admin.answer(key, b"{}".to_vec(), &desk.poller);
         }
         assert_eq!(callers.map(said), ["{}", "{}"]);
+    }
+
+    #[test]
+    fn who_waits_for_an_answer_and_is_gone_leaves_its_place() {
+        let mut desk = Desk::new();
+        let caller = desk.caller(b"reload\n");
+        assert_eq!(desk.admin.converse(0, &desk.poller), Some(Question::Reload));
+        caller.shutdown(std::net::Shutdown::Write).expect("shut down");
+        assert_eq!(desk.admin.converse(0, &desk.poller), None);
+        assert_eq!(desk.poller.wait(Some(Duration::ZERO)).expect("waits").count(), 0);
+        drop(caller);
+        let heard: Vec<u64> =
+            desk.poller.wait(Some(Duration::ZERO)).expect("waits").map(|r| r.token).collect();
+        assert_eq!(heard, [0]);
+        assert_eq!(desk.admin.converse(0, &desk.poller), None);
+        assert_eq!(desk.admin.conversations.len(), 0);
+        desk.admin.answer(0, b"{}".to_vec(), &desk.poller);
+    }
+
+    #[test]
+    fn watchers_and_those_who_wait_for_a_reload_leave_room_for_a_status() {
+        let mut desk = Desk::new();
+        let mut key = 0..;
+        let mut next = || key.next().expect("a key");
+        let _watchers: Vec<UnixStream> = (0..MAX_WATCHERS).map(|_| desk.caller(b"watch\n")).collect();
+        for _ in 0..MAX_WATCHERS {
+            assert_eq!(desk.admin.converse(next(), &desk.poller), None);
+        }
+        let waiting: Vec<UnixStream> = (0..MAX_RELOADERS).map(|_| desk.caller(b"reload\n")).collect();
+        for _ in 0..MAX_RELOADERS {
+            assert_eq!(desk.admin.converse(next(), &desk.poller), Some(Question::Reload));
+        }
+        let one_more = desk.caller(b"reload\n");
+        assert_eq!(desk.admin.converse(next(), &desk.poller), None);
+        assert!(said(one_more).contains("nothing is changed: 8 others wait for a reload"));
+        let _status = desk.caller(b"status\n");
+        let asks = next();
+        assert_eq!(desk.admin.converse(asks, &desk.poller), Some(Question::Status));
+        desk.admin.wait_for(asks, HashSet::from([1]), START);
+        // One that has its answer makes room.
+        desk.admin.answer(MAX_WATCHERS as u64, b"{}".to_vec(), &desk.poller);
+        let _again = desk.caller(b"reload\n");
+        assert_eq!(desk.admin.converse(next(), &desk.poller), Some(Question::Reload));
+        drop(waiting);
     }
 
     #[test]

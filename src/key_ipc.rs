@@ -2,9 +2,11 @@
 //! the connection's worker, which may ask for one signature. A worker is not trusted here either.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ipc::HANDSHAKE_SECONDS;
 use crate::sys::seqpacket::Channel;
 use crate::tls::ToSign;
 use crate::tls::server_key::KeyNames;
@@ -99,6 +101,9 @@ impl HolderSetup {
     }
 }
 
+/// How long a signature may be asked for on a connection's channel. A worker keeps its own deadline, and the guard one for
+/// workers that don't: 3 s later, as here.
+pub const CHANNEL_LIFE: Duration = Duration::from_secs(HANDSHAKE_SECONDS + 3);
 /// A bound against runaway memory of the key holder, which may lock all of it in memory where that is permitted.
 pub const ADDRESS_SPACE: u64 = 1 << 28;
 /// The second argument of `tunguard-worker` that makes it the key holder.

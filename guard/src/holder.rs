@@ -1,6 +1,7 @@
 //! The key holder, as the guard sees it: started with the key's file, asked for a channel for each connection, watched,
 //! and replaced when there is another key. The guard opens that file and never reads it.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use tunguard::config::common::Pem;
 use tunguard::config::server::ServerConfig;
 use tunguard::exit::{Failure, Outcome};
 use tunguard::key_ipc::{
-    HolderGuardEnd, HolderReply, HolderRequest, HolderSetup, KEY_HOLDER, Misuse, MisuseGuardEnd,
+    CHANNEL_LIFE, HolderGuardEnd, HolderReply, HolderRequest, HolderSetup, KEY_HOLDER, Misuse, MisuseGuardEnd,
 };
 use tunguard::sandbox::Means;
 use tunguard::sys::poller::Poller;
@@ -35,6 +36,7 @@ pub struct KeyHolder {
     told: Told,
     state: State,
     rest: Rest,
+    replaced: Replaced,
     next: u64,
     /// Where it tells of misuse, one after the other: our end, and theirs.
     misuse: (MisuseGuardEnd, OwnedFd),
@@ -102,6 +104,7 @@ impl KeyHolder {
             jail,
             state: State::Down,
             rest: Rest::default(),
+            replaced: Replaced::default(),
             next: 0,
             told,
             misuse,
@@ -129,14 +132,25 @@ impl KeyHolder {
         Ok(Heir { told, start })
     }
 
-    /// One that is ready takes the place of the old one, which finishes what it has begun.
+    /// One that is ready takes the place of the old one, which finishes what it has begun, and is killed where it isn't
+    /// gone then.
     pub fn follow(&mut self, heir: Heir) {
-        if let State::Starting(start) = std::mem::replace(&mut self.state, State::Down) {
-            start.abandon();
+        match std::mem::replace(&mut self.state, State::Down) {
+            State::Starting(start) => start.abandon(),
+            State::Running(running) => self.replaced.add(running.pid, clock::now()),
+            State::Down => {}
         }
         self.told = heir.told;
         self.rest = Rest::default();
         self.run(heir.start.pid(), heir.start.into_channel());
+    }
+
+    /// None is needed any more that isn't at work: those that start or were replaced are killed.
+    pub fn abandon(&mut self) {
+        if let State::Starting(start) = &self.state {
+            start.kill();
+        }
+        self.replaced.take_all().into_iter().for_each(end_at_once);
     }
 
     /// Whether there is one to give channels to.
@@ -157,7 +171,7 @@ impl KeyHolder {
             Ok(true) => Ok(Signing { channel, worker: ours }),
             Ok(false) => {
                 // Stuck: its end is seen as a process, and the next one is started then.
-                let _ = kill(Pid::from_raw(running.pid), Signal::SIGKILL);
+                end_at_once(running.pid);
                 Err(Failure::system("ask the key holder for a channel", "it doesn't read"))
             }
             Err(error) => Err(Failure::system("ask the key holder for a channel", error)),
@@ -182,7 +196,7 @@ impl KeyHolder {
                 self.state = State::Down;
                 self.handle_timeout(now, poller);
             }
-            _ => return false,
+            _ => return self.replaced.ended(pid),
         }
         true
     }
@@ -198,8 +212,12 @@ impl KeyHolder {
         }
     }
 
-    /// Starts another one where there is none and the pause is over.
+    /// Starts another one where there is none and the pause is over, and kills those that should be gone.
     pub fn handle_timeout(&mut self, now: Time, poller: &Poller) {
+        for pid in self.replaced.late(now) {
+            log::warn!("the key holder that was replaced, process {pid}, doesn't end in time: killed");
+            end_at_once(pid);
+        }
         if self.rests_until().is_none_or(|until| now < until) {
             return;
         }
@@ -211,10 +229,11 @@ impl KeyHolder {
 
     /// When [`KeyHolder::poll`] or [`KeyHolder::handle_timeout`] is due.
     pub fn deadline(&self) -> Option<Time> {
-        match &self.state {
+        let next = match &self.state {
             State::Starting(start) => Some(start.deadline()),
             _ => self.rests_until(),
-        }
+        };
+        [next, self.replaced.deadline()].into_iter().flatten().min()
     }
 
     /// Where key holders don't live: until when no other one is started.
@@ -306,6 +325,42 @@ fn channels_for(config: &ServerConfig) -> usize {
     2 * usize::from(config.max_handshakes) + 2
 }
 
+/// Those that finish what they have begun, by age: process, and until when.
+#[derive(Debug, Default)]
+struct Replaced(VecDeque<(i32, Time)>);
+
+impl Replaced {
+    fn add(&mut self, pid: i32, now: Time) {
+        self.0.push_back((pid, now + CHANNEL_LIFE + END_GRACE));
+    }
+
+    /// Whether it was one of these that has ended.
+    fn ended(&mut self, pid: i32) -> bool {
+        let before = self.0.len();
+        self.0.retain(|(one, _)| *one != pid);
+        self.0.len() < before
+    }
+
+    /// Those whose time is over; they are forgotten.
+    fn late(&mut self, now: Time) -> Vec<i32> {
+        let late = self.0.partition_point(|(_, until)| *until <= now);
+        self.0.drain(..late).map(|(pid, _)| pid).collect()
+    }
+
+    fn take_all(&mut self) -> Vec<i32> {
+        self.0.drain(..).map(|(pid, _)| pid).collect()
+    }
+
+    fn deadline(&self) -> Option<Time> {
+        self.0.front().map(|(_, until)| *until)
+    }
+}
+
+/// Ends a process whose end isn't known to us yet: until then nobody else can have its number.
+fn end_at_once(pid: i32) {
+    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+}
+
 /// How long to wait before the next one is started.
 #[derive(Debug, Default)]
 struct Rest {
@@ -324,6 +379,8 @@ impl Rest {
     }
 }
 
+/// From the end of the last channel to that of the process.
+const END_GRACE: Duration = Duration::from_secs(2);
 /// Who stood for so long isn't followed by a pause.
 const STEADY: Duration = Duration::from_secs(5);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
@@ -332,6 +389,23 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_that_was_replaced_has_the_time_of_its_last_channel() {
+        let (now, second) = (clock::now(), Duration::from_secs(1));
+        let mut replaced = Replaced::default();
+        assert_eq!((replaced.deadline(), replaced.late(now)), (None, vec![]));
+        for (pid, at) in [(1, now), (2, now + second), (3, now + second * 2)] {
+            replaced.add(pid, at);
+        }
+        let due = now + CHANNEL_LIFE + END_GRACE;
+        assert_eq!((replaced.deadline(), replaced.late(now + CHANNEL_LIFE)), (Some(due), vec![]));
+        assert_eq!((replaced.ended(2), replaced.ended(2), replaced.ended(4)), (true, false, false));
+        assert_eq!(replaced.late(due + second), [1]);
+        assert_eq!(replaced.deadline(), Some(due + second * 2));
+        assert!(!replaced.ended(1), "it is forgotten");
+        assert_eq!((replaced.take_all(), replaced.deadline()), (vec![3], None));
+    }
 
     #[test]
     fn who_falls_again_and_again_rests_longer_and_longer() {

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{ErrorKind, Write};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ipnet::IpNet;
@@ -83,12 +83,12 @@ pub struct Exhausted(pub IpNet);
 impl Leases {
     /// Reads the state file, if there is one. What no longer fits the configuration is forgotten.
     ///
-    /// Errors: its directory can't be made; it exists and can't be read or is no lease file; it is not overwritten.
+    /// Errors: its directory can't be made or written to (a usage error); it exists and can't be read or is no lease file;
+    /// it is not overwritten.
     pub fn load(config: &ServerConfig) -> Outcome<Leases> {
         let mut leases = Leases::new(config);
         // Found out now, and not when there is something to write down.
-        std::fs::create_dir_all(&config.state_dir)
-            .map_err(|e| Failure::system(format!("make the state_dir {}", config.state_dir.display()), e))?;
+        prepare(&config.state_dir)?;
         let text = match std::fs::read_to_string(&leases.file) {
             Ok(text) => text,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(leases),
@@ -340,6 +340,20 @@ pub fn holder(name: &str, seat: u16) -> Cow<'_, str> {
 /// Leases that are kept: more than twice as many as there can be sessions.
 const MOST: usize = 65_536;
 
+/// Makes `folder` where there is none, and a file there that has no name and is gone at once.
+fn prepare(folder: &Path) -> Outcome<()> {
+    let prepared = std::fs::create_dir_all(folder).and_then(|()| tempfile::tempfile_in(folder).map(drop));
+    match prepared {
+        // A disk that is full by now may have room later.
+        Err(e) if !matches!(e.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+            Err(Failure::usage(format!(
+                "state_dir = {folder:?} can't be written to: {e}: let root make files there, or set another `state_dir`"
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
@@ -353,6 +367,7 @@ mod tests {
     use super::*;
     use std::path::Path;
     use tunguard::config::server::ClientEntry;
+    use tunguard::exit::Exit;
 
     fn config(networks: &str, folder: &Path, lease: &str) -> ServerConfig {
         let text = format!(
@@ -695,13 +710,12 @@ mod tests {
         let (file, below) = (folder.path().join("file"), folder.path().join("file/state"));
         std::fs::write(&file, "").expect("writes");
         let failure = Leases::load(&config("[\"10.9.0.0/24\"]", &below, "24h")).err().expect("refused");
-        assert_eq!(
-            failure.text,
-            format!("make the state_dir {}: Not a directory (os error 20)", below.display())
-        );
+        let what =
+            format!("state_dir = {below:?} can't be written to: Not a directory (os error 20): let root");
+        assert!(failure.exit == Exit::Usage && failure.text.starts_with(&what), "{failure}");
         let missing = folder.path().join("a/b");
         Leases::load(&config("[\"10.9.0.0/24\"]", &missing, "24h")).expect("makes it");
-        assert!(missing.is_dir());
+        assert_eq!(std::fs::read_dir(&missing).expect("it is made").count(), 0, "nothing stays there");
     }
 
     #[test]

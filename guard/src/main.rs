@@ -19,6 +19,7 @@ mod host;
 mod leases;
 mod lives;
 mod meters;
+mod notify;
 mod outbox;
 mod privileges;
 mod reload;
@@ -91,10 +92,10 @@ fn start(log: StderrLog) -> Outcome<run::Guard> {
     let trust = trust::Trust::load(&mut config, sandbox)?;
     // 4. Ports: a second server on them ends here, before it disturbs the first.
     let (listener, slots) = slots::bind(&config)?;
-    // 5. The host: device, addresses, routes, forwarding, nftables; undone in reverse when dropped.
-    let host = host::Host::set_up(&config)?;
-    // 6. What was promised to whom before.
+    // 5. What was promised to whom before, and whether there is room to write down what will be.
     let leases = leases::Leases::load(&config)?;
+    // 6. The host: device, addresses, routes, forwarding, nftables; undone in reverse when dropped.
+    let host = host::Host::set_up(&config)?;
     let admin = Admin::listen(&config.socket, "server", |key| run::Source::Conversation(key).token())?;
     // Key holders that are started later inherit the limit, and not the privilege to raise it.
     jail::allow_locked_memory(key_ipc::ADDRESS_SPACE);

@@ -12,8 +12,6 @@ use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use sd_notify::NotifyState;
-
 use tunguard::admin::Admin;
 use tunguard::batch::{BatchReader, BatchWriter};
 use tunguard::config::server::ServerConfig;
@@ -37,6 +35,7 @@ use crate::gate::{Gate, Limits};
 use crate::host::{Host, Queues};
 use crate::leases::Leases;
 use crate::meters::Meters;
+use crate::notify;
 use crate::outbox::{FULL_AT, Outbox, Pool, Posted, Resumed, Valve};
 use crate::reload::Reloads;
 use crate::routes::Routes;
@@ -241,11 +240,14 @@ impl Guard {
     /// Serves until a signal says stop.
     pub fn run(mut self) -> Outcome<()> {
         log::info!("tunguard {} is ready, pid {}", tunguard::VERSION, std::process::id());
-        tell_service_manager(NotifyState::Ready);
+        notify::ready();
         let result = self.serve();
         // Whatever it ended by: nobody new comes in.
         self.accept_later(Accepting::No);
         self.end_all_workers();
+        // What starts may hang before it is bound to our life.
+        self.spawner.abandon();
+        self.trust.holder.abandon();
         rigged::point("guard.workers-gone");
         if self.leases.is_dirty()
             && let Err(failure) = self.leases.save()
@@ -515,7 +517,6 @@ impl Guard {
             return self.kill_all();
         }
         log::info!("stopping");
-        tell_service_manager(NotifyState::Stopping);
         rigged::read_orders();
         self.stopping = Some(clock::now() + STOP_WAIT);
         self.accept_later(Accepting::No);
@@ -524,6 +525,7 @@ impl Guard {
         for key in all {
             self.end_worker(key, Reason::Shutdown);
         }
+        notify::stopping();
         rigged::point("guard.stopping");
     }
 
@@ -589,13 +591,6 @@ impl Guard {
             self.meters.handle_timeout(now);
         }
         self.continue_conversations(now);
-    }
-}
-
-/// Says so where `NOTIFY_SOCKET` names somebody who waits for it (sd_notify(3)).
-fn tell_service_manager(state: NotifyState<'_>) {
-    if let Err(error) = sd_notify::notify(&[state]) {
-        log::warn!("cannot tell the service manager how we are: {error}");
     }
 }
 

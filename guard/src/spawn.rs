@@ -93,10 +93,7 @@ impl Spawner {
     pub fn prepare(&mut self, config: &ServerConfig, certificates: &Certificates, uso: bool) -> Outcome<()> {
         // Before anything can fail: what was told before doesn't hold any more.
         self.setup = None;
-        self.renew();
-        if let Nursery::Starting(start) = std::mem::replace(&mut self.nursery, Nursery::Down) {
-            start.abandon();
-        }
+        self.abandon();
         let setup = Setup {
             guard: getpid().as_raw(),
             certificates: certificates.clone(),
@@ -120,9 +117,19 @@ impl Spawner {
     /// Gives the nursery up: the next worker comes from a new one, with the newest setup, and with code and data at
     /// other places in memory. One that only starts has no workers that could know those.
     pub fn renew(&mut self) {
-        // It ends when its channel does.
-        if let Nursery::Running { .. } = self.nursery {
+        // It would end when its channel does, unless it hangs. Nothing is under way in it: an order is answered before
+        // anything else is done. Until its end is known to us, nobody else can have its number.
+        if let Nursery::Running { pid, .. } = self.nursery {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             self.nursery = Nursery::Down;
+        }
+    }
+
+    /// No nursery is needed any more, not even one that starts.
+    pub fn abandon(&mut self) {
+        self.renew();
+        if let Nursery::Starting(start) = std::mem::replace(&mut self.nursery, Nursery::Down) {
+            start.abandon();
         }
     }
 

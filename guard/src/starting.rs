@@ -192,7 +192,8 @@ impl<Tx: Serialize, Rx: DeserializeOwned + FirstWord> Starting<Tx, Rx> {
         Failure::new(code.and_then(Exit::from_code).unwrap_or(Exit::System), why)
     }
 
-    fn kill(&self) {
+    /// Kills it, if it hasn't ended.
+    pub fn kill(&self) {
         // Until its end is known to us, nobody else can have its number.
         if self.ended.is_none() {
             let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);

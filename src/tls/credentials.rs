@@ -398,11 +398,17 @@ pub(super) fn warn_if_exposed(file: &File, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-pub(super) fn read_all(file: &mut File) -> io::Result<Zeroizing<Vec<u8>>> {
+fn read_all(file: &mut File) -> io::Result<Zeroizing<Vec<u8>>> {
+    let size = file.metadata()?.len();
+    read_sized(file, size)
+}
+
+/// Everything in `from`, which has `size` bytes as far as is known.
+pub(super) fn read_sized(from: impl Read, size: u64) -> io::Result<Zeroizing<Vec<u8>>> {
     // Sized ahead: a vector that grows leaves copies of a key behind.
-    let size = usize::try_from(file.metadata()?.len()).unwrap_or(0).min(LARGEST);
+    let size = usize::try_from(size).unwrap_or(0).min(LARGEST);
     let mut bytes = Zeroizing::new(Vec::with_capacity(size + 1));
-    file.take(LARGEST as u64 + 1).read_to_end(&mut bytes)?;
+    from.take(LARGEST as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > LARGEST {
         return Err(io::Error::other("it is larger than 16 MiB"));
     }

@@ -5,17 +5,18 @@
 //! memory file and overwritten, but what the parser made of the file on its way is not. A file of its own is better.
 
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
+use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use openssl::pkey::{Id, PKey, Private};
 use openssl::rsa::Padding;
 use openssl::sign::{RsaPssSaltlen, Signer};
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroize;
+use zeroize::{Zeroize, Zeroizing};
 
-use super::credentials::{certificates, match_key, private_key, read_all, unreadable, warn_if_exposed};
+use super::credentials::{certificates, match_key, private_key, read_sized, unreadable, warn_if_exposed};
 use super::signing::{Hash, ToSign};
 use super::verify::Side;
 use super::{clear_errors, library};
@@ -81,20 +82,40 @@ impl From<KeySource> for OwnedFd {
     }
 }
 
-fn open(path: &Path) -> std::io::Result<OwnedFd> {
+fn open(path: &Path) -> io::Result<OwnedFd> {
     let file = File::open(path)?;
     warn_if_exposed(&file, path)?;
     Ok(file.into())
+}
+
+/// Everything in `file`, whose place is shared with whoever else has it, and may be reading it now.
+fn read_whole(mut file: &File) -> io::Result<Zeroizing<Vec<u8>>> {
+    let size = file.metadata()?.len();
+    match file.stream_position() {
+        Ok(_) => read_sized(ByPosition { file, at: 0 }, size),
+        // A pipe has no place, and is read once.
+        Err(_) => read_sized(file, size),
+    }
+}
+
+struct ByPosition<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl Read for ByPosition<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let len = self.file.read_at(bytes, self.at)?;
+        self.at += len as u64;
+        Ok(len)
+    }
 }
 
 impl SigningKey {
     /// Reads the key from where the guard opened it, and checks that it is that of the first certificate in `cert`.
     pub fn read(file: OwnedFd, cert: &[u8], names: &KeyNames) -> Outcome<SigningKey> {
         clear_errors();
-        let mut file = File::from(file);
-        // Whoever held it before has read it, and the place in it is shared. A pipe has no place, and is read once.
-        let _ = file.seek(SeekFrom::Start(0));
-        let pem = read_all(&mut file).map_err(|e| {
+        let pem = read_whole(&File::from(file)).map_err(|e| {
             Failure::new(Exit::KeyUnreadable, format!("the private key {} can't be read: {e}", names.key))
         })?;
         let key = private_key(Side::Server, &pem, &names.key)?;
@@ -128,5 +149,33 @@ impl SigningKey {
             (Id::EC, 521) => hash == Hash::Sha512,
             (id, _) => id == Id::RSA,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{SeekFrom, Write};
+
+    use super::*;
+
+    #[test]
+    fn a_key_is_read_whole_wherever_others_are_in_it() {
+        let mut text = Pem::Inline { key: "tls.key", text: "a key".to_owned() };
+        let source = KeySource::open(&mut text).expect("a memory file");
+        let mut other = File::from(OwnedFd::from(source.try_clone().expect("a copy")));
+        for place in [0, 2, 5] {
+            other.seek(SeekFrom::Start(place)).expect("a place");
+            let file = File::from(OwnedFd::from(source.try_clone().expect("a copy")));
+            assert_eq!(read_whole(&file).expect("read")[..], b"a key"[..]);
+            assert_eq!(other.stream_position().expect("a place"), place, "it was moved under another reader");
+        }
+    }
+
+    #[test]
+    fn a_key_may_come_out_of_a_pipe() {
+        let (ours, mut theirs) = io::pipe().expect("a pipe");
+        theirs.write_all(b"a key").expect("written");
+        drop(theirs);
+        assert_eq!(read_whole(&File::from(OwnedFd::from(ours))).expect("read")[..], b"a key"[..]);
     }
 }

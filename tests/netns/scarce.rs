@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use tunguard::exit::Exit;
+
 use crate::faults::{Baseline, Bystander};
 use crate::hardship::cpu_ticks;
 use crate::lab::{INNER_V4, Lab, eventually, ip, skipped};
@@ -25,6 +27,25 @@ fn a_server_without_room_for_queues_refuses_and_recovers() {
         lab.srv().must(&["nsenter", &ipc, "--", "sh", "-c", &write]);
     };
     survives(&lab, "create the session's queue", |server| set(server, "1"), |server| set(server, "1000"));
+}
+
+/// Fault: `state_dir` is on a read-only file system. Pass: the start is refused for good, by name, before the host is changed:
+/// the device couldn't be made either.
+#[test]
+fn a_server_that_cannot_write_to_its_state_dir_does_not_start() {
+    let Some(lab) = Lab::new("rostate", 1) else { return };
+    let state = lab.path("state");
+    fs::create_dir(&state).expect("a directory");
+    lab.srv().must(&["ip", "link", "add", "taken", "type", "veth", "peer", "name", "other"]);
+    let config = lab.server().set("device", "'taken'").set("nat", true).set("state_dir", "'state'");
+    // `ip netns exec` gives each program a mount namespace of its own.
+    let script = format!("mount -t tmpfs -o ro tmpfs {} && exec \"$@\"", state.display());
+    let mut server = lab.try_server_under(&["sh", "-c", &script, "sh"], &config);
+    assert_eq!(server.exit(), Exit::Usage as i32, "{}", server.log());
+    let what = format!("state_dir = {state:?} can't be written to: Read-only file system (os error 30)");
+    assert!(server.log().contains(&what), "{}", server.log());
+    let mut server = lab.try_server(&config);
+    assert_eq!(server.exit(), Exit::DeviceInUse as i32, "{}", server.log());
 }
 
 /// Fault: a worker's user may have no queue of the size agreed (RLIMIT_MSGQUEUE). Pass: as above.

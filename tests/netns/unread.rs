@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -48,6 +49,25 @@ fn a_client_whose_log_is_full_goes_on() {
     let launcher: Vec<&str> = launcher.iter().map(String::as_str).collect();
     let mut wrong = lab.try_client_under(&launcher, 1, &lab.client(1).set("tls.key", "'certs/nobody.key'"));
     assert_eq!(wrong.exit(), Exit::KeyUnreadable as i32);
+}
+
+/// Fault: the service manager reads nothing, and its socket is full. Pass: the server starts and serves, and a stop says
+/// goodbye and ends.
+#[test]
+fn a_server_whose_service_manager_does_not_read_goes_on() {
+    let Some(lab) = Lab::new("deaf", 1) else { return };
+    let path = lab.path("notify");
+    let _deaf = UnixDatagram::bind(&path).expect("binds");
+    let other = UnixDatagram::unbound().expect("a socket");
+    other.set_nonblocking(true).expect("doesn't block");
+    while other.send_to(b"full", &path).is_ok() {}
+    let manager = format!("NOTIFY_SOCKET={}", path.display());
+    let mut server = lab.try_server_under(&["env", &manager], &lab.server());
+    server.eventually("the server answers", || lab.try_status().map(drop));
+    let mut client = lab.start_client(1, &lab.client(1));
+    assert_eq!(server.stop(), 0, "{}", server.log());
+    assert_eq!(server.log().matches("can't tell the service manager").count(), 2, "{}", server.log());
+    client.wait_for_log("the server shut down");
 }
 
 fn server_goes_on(lab: &Lab, launcher: &[String]) {

@@ -1,6 +1,8 @@
 //! Key holder and nursery that hang at their start: the guard serves its sessions meanwhile. That it does is seen without a
 //! clock: what it has to do with is done while the process that hangs is there, which it kills as soon as it gives it up.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 use std::thread;
 
@@ -212,6 +214,62 @@ fn a_server_that_stops_during_a_reload_says_so() {
     assert!(said(&answer).contains("nothing is changed: reload: the server stops"), "{}", said(&answer));
     let nobody = reload(&lab);
     assert_eq!(nobody.status.code(), Some(Exit::System as i32), "{}", said(&nobody));
+}
+
+/// Fault: nursery and key holder are stopped, and a reload replaces them. Pass: both are gone, the key holder when all
+/// that it may have begun is over; meanwhile the bystander loses nothing, and clients get in.
+#[test]
+fn stopped_processes_that_a_reload_replaced_are_gone() {
+    let Some(lab) = Lab::rigged("stopped", 2) else { return };
+    let mut server = lab.start_server(&lab.server());
+    let mut bystander = Bystander::start(&lab);
+    let baseline = Baseline::of(&lab, &server);
+    let (nursery, holder) = (nurseries(&server)[0], holders(&server)[0]);
+    for pid in [nursery, holder] {
+        kill(Pid::from_raw(pid), Signal::SIGSTOP).expect("stop a descendant of ours");
+    }
+    let answer = reload(&lab);
+    assert_eq!(answer.status.code(), Some(0), "{}", said(&answer));
+    eventually("the nursery is gone", || (!alive(nursery)).then_some(()));
+    serves(&lab, &mut bystander, Dialler::new(&lab, 1).connect());
+    assert!(alive(holder), "it may have had something to finish");
+    eventually("the key holder is gone", || (!alive(holder)).then_some(()));
+    server.wait_for_log("doesn't end in time: killed");
+    assert_eq!((nurseries(&server).len(), holders(&server).len()), (1, 1));
+    assert_eq!(lab.start_client(1, &lab.client(1)).stop(), 0);
+    bystander.is_unharmed(&lab, "reloaded");
+    baseline.is_back(&lab, &server, "reloaded");
+}
+
+/// Fault: nursery and key holder hang before they are bound to the guard's life, and the server stops. Pass: it takes them
+/// along.
+#[test]
+fn a_server_that_stops_takes_along_what_hangs_before_its_first_step() {
+    let Some(lab) = Lab::rigged("hangexec", 1) else { return };
+    // The worker's program hangs at once where there is a file that says so.
+    let (program, hang) = (lab.rigged_program("tunguard-worker"), lab.path("hang"));
+    fs::rename(&program, program.with_file_name("worker")).expect("another name");
+    let script =
+        format!("#!/bin/sh\n[ -e {} ] && exec sleep 300\nexec \"${{0%/*}}/worker\" \"$@\"\n", hang.display());
+    fs::write(&program, script).expect("a program");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a program");
+    let mut server = lab.start_server(&lab.server());
+    lab.write("hang", "");
+    let hanging = |others: &[i32]| {
+        eventually("a process that hangs", || {
+            let asleep = |pid: &i32| field(*pid, "Name").as_deref() == Some("sleep");
+            children(server.pid()).into_iter().find(|pid| asleep(pid) && !others.contains(pid))
+        })
+    };
+    nurseries(&server).into_iter().for_each(kill_and_wait);
+    let _client = waits_at_the_gate(&lab);
+    let nursery = hanging(&[]);
+    holders(&server).into_iter().for_each(kill_and_wait);
+    let holder = hanging(&[nursery]);
+    assert_eq!(server.stop(), 0);
+    for pid in [nursery, holder] {
+        eventually("it is gone", || (!alive(pid)).then_some(()));
+    }
 }
 
 /// The guard does what it does for sessions: it moves their packets, answers, and takes back what one held that ends.

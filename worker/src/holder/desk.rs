@@ -1,9 +1,8 @@
 //! What the key holder does for whom: one signature on each channel, within its time. No I/O, no clock.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use tunguard::ipc::HANDSHAKE_SECONDS;
+use tunguard::key_ipc::CHANNEL_LIFE;
 use tunguard::time::Time;
 use tunguard::tls::ToSign;
 
@@ -89,9 +88,6 @@ impl Desk {
         self.open.is_empty()
     }
 }
-
-/// A worker keeps its own deadline, and the guard one for workers that don't: 3 s later, as here.
-const CHANNEL_LIFE: Duration = Duration::from_secs(HANDSHAKE_SECONDS + 3);
 
 #[cfg(test)]
 mod tests {
