@@ -310,6 +310,10 @@ impl Guard {
             return;
         };
         rigged::point("guard.reloaded");
+        if started.is_ok() && matches!(self.accepting, Accepting::Paused(_)) {
+            // What it waited for is there.
+            self.open_listener();
+        }
         let outcome = started.map(|()| text).map_err(|failure| {
             Failure::new(Exit::NobodyLetIn, failure.context(RELOADED_WITHOUT_WORKERS).text)
         });
