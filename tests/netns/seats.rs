@@ -138,6 +138,8 @@ fn what_is_used_again_brings_nothing_of_who_had_it_before() {
         let socket = old.udp.try_clone().expect("a descriptor");
         let send = || datagrams.iter().for_each(|datagram| drop(socket.send(datagram)));
         old.leave();
+        // Until then its packets are its own.
+        lab.wait_for_sessions(0);
         let (mut same_slot, mut same_uid) = (false, false);
         // Until both were used again; each rests as long as it can.
         for _ in 0..200 {
