@@ -1,12 +1,21 @@
 #!/usr/bin/env bash
 # scripts/cutdown.sh GROUP DIRECTORY: a small crate to run mutants in, made of the real files
 #
-# GROUP is what is changed, certificates or paths. The crate has only the modules that takes, links the system's
-# OpenSSL, and is one test program: unit tests of what is changed, and the tests of tests/ that drive it. So a
-# mutant takes seconds where the whole workspace takes a minute (scripts/mutants.sh).
+# GROUP is what is changed: certificates, paths or guard. The crate of the first two has only the modules that takes,
+# links the system's OpenSSL, and is one test program: unit tests of what is changed, and the tests of tests/ that
+# drive it. So a mutant takes seconds where the whole workspace takes a minute (scripts/mutants.sh). For the guard
+# all that git tracks is copied, as its unit tests are one program already.
+#
+# DIRECTORY is emptied but for target/: it must be new, or one that this script has made.
 set -euo pipefail
-group=${1:?} dir=${2:?}
+group=${1:?} dir=$(realpath -m "${2:?}")
 cd "$(dirname "$0")/.."
+
+mark=made-by-cutdown
+if [ -n "$(ls -A "$dir" 2>/dev/null)" ] && [ ! -f "$dir/$mark" ]; then
+    echo "$0: $dir has files, and this script didn't make it: name a new directory, or delete that one" >&2
+    exit 2
+fi
 
 case $group in
     certificates)
@@ -23,14 +32,24 @@ case $group in
         sys="udp wipe"
         tests="stories moving keeping path_mtu"
         ;;
+    guard) ;;
     *)
-        echo "$0: no such group: $group (certificates, paths)" >&2
+        echo "$0: no such group: $group (certificates, paths, guard)" >&2
         exit 2
         ;;
 esac
 
-rm -rf "$dir"/{src,tests}
-mkdir -p "$dir/src"
+mkdir -p "$dir"
+touch "$dir/$mark"
+find "$dir" -mindepth 1 -maxdepth 1 ! -name target ! -name "$mark" -exec rm -rf {} +
+if [ "$group" = guard ]; then
+    git ls-files -z | tar --null -cT - | tar -xmC "$dir"
+    # The methods of Guard need a device, workers and a network, which no unit test has.
+    mkdir "$dir/.cargo"
+    echo 'exclude_re = ["\\bGuard::"]' >"$dir/.cargo/mutants.toml"
+    exit
+fi
+mkdir "$dir/src"
 cp Cargo.lock "$dir"
 cp -r tests "$dir"
 sed -i 's/crate::common/super::common/' "$dir"/tests/tls/*.rs

@@ -4,9 +4,9 @@
 # Changes the code that decides who gets in and what is let through in small ways, one at a time, and runs the tests
 # that should notice. docs/mutants.md has what is missed, and why that is right. The results are in target/mutants.
 #
-# Certificates and paths take minutes, in a small crate with all their mutants in one program (scripts/cutdown.sh,
-# scripts/mutants.py). All else takes hours, as cargo-mutants builds for each; only what git tracks is copied and
-# changed. With AGAIN=1, of certificates and paths only what was missed the last time is run.
+# Certificates, paths and the guard take minutes, with all their mutants in one program (scripts/cutdown.sh,
+# scripts/mutants.py). All else takes hours, as cargo-mutants builds for each. Only what git tracks is copied and
+# changed. With AGAIN=1, of the first three only what was missed the last time is run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,10 +20,10 @@ fi
 out=$PWD/${CARGO_TARGET_DIR:-target}/mutants
 mkdir -p "$out"
 
-# mutants NAME PACKAGE "FILE..." TEST...: the tests are cargo test's own options
+# mutants NAME "FILE..." TEST...: one by one; the tests are cargo test's own options
 mutants() {
-    local name=$1 files=$3 options=(--package "$2")
-    shift 3
+    local name=$1 files=$2 options=(--package tunguard)
+    shift 2
     for file in $files; do
         options+=(-f "$file")
     done
@@ -60,13 +60,14 @@ if [ $# -gt 0 ]; then
     done
     [ ${#paths[@]} = 0 ] || together paths "${paths[@]}"
     [ ${#certificates[@]} = 0 ] || together certificates "${certificates[@]}"
-    [ ${#guard[@]} = 0 ] || mutants chosen-guard tunguard-guard "${guard[*]}" --bins
-    [ ${#others[@]} = 0 ] || mutants chosen tunguard "${others[*]}" \
+    [ ${#guard[@]} = 0 ] || together guard "${guard[@]}"
+    [ ${#others[@]} = 0 ] || mutants chosen "${others[*]}" \
         --lib --test=stories --test=moving --test=keeping --test=path_mtu --test=tls
 else
-    mutants seals tunguard "src/replay.rs src/seal.rs src/resume.rs" --lib --test=stories --test=protocol_doc
+    mutants seals "src/replay.rs src/seal.rs src/resume.rs" --lib --test=stories --test=protocol_doc
     together certificates src/tls/verify.rs src/tls/identity.rs src/tls/revoked.rs
     together paths src/path.rs src/paths/*.rs
-    mutants guard tunguard-guard "guard/src/routes.rs guard/src/tickets.rs" --bins
+    together guard guard/src/{accounts,away,clients,entrance,gate,grants,leases,lives,meters,routes}.rs \
+        guard/src/{slots,starting,succession,tickets}.rs
 fi
 exit $failed

@@ -16,7 +16,7 @@ set -eu
 #        openvpn ocserv openconnect     the peers
 #        wireguard-go wireguard-tools
 # fuzz   g++                         libFuzzer, built from its source
-# mutants python3 libssl-dev         small crates with the system's OpenSSL (scripts/cutdown.sh)
+# mutants python3 libssl-dev         programs with the system's OpenSSL (scripts/mutants.py)
 #        pkg-config
 packages() {
     case $1 in
