@@ -17,6 +17,7 @@ use tunguard::wire::data::SessionId;
 
 use crate::gate::Stage;
 use crate::outbox::Outbox;
+use crate::spawn::Started;
 use crate::tickets::Holder;
 
 /// How far a worker is. It only moves forward.
@@ -141,6 +142,38 @@ pub enum Presence {
 }
 
 impl Session {
+    /// One that is granted at `since`, without addresses yet.
+    pub fn new(
+        id: SessionId,
+        name: String,
+        seat: u16,
+        cert: CertId,
+        resume_secret: ResumeSecret,
+        since: Time,
+    ) -> Session {
+        Session {
+            id,
+            name,
+            seat,
+            cert,
+            resume_secret,
+            addresses: vec![],
+            subnets: vec![],
+            since,
+            memory: None,
+            outbox: None,
+            queued_packets: 0,
+            rates: Rates::default(),
+            over_rate: OverRate::default(),
+            uplink: None,
+            peer: None,
+            control: true,
+            waits_until: None,
+            presence: Presence::default(),
+            report: Report::default(),
+        }
+    }
+
     /// Whether another one is of the same seat: one takes over from the other.
     pub fn shares_seat(&self, other: &Session) -> bool {
         self.name == other.name && self.seat == other.seat
@@ -153,6 +186,31 @@ impl Session {
 }
 
 impl Worker {
+    /// One that was started at `now` for a connection from `tcp_peer`.
+    pub fn new(started: Started, tcp_peer: SocketAddr, now: Time) -> Worker {
+        Worker {
+            pid: started.pid,
+            uid: started.uid,
+            queues: started.queues,
+            channel: started.channel,
+            signing: started.signing,
+            tcp_peer,
+            phase: Phase::Handshake,
+            started: now,
+            // The worker keeps its own deadline; this one is for a worker that doesn't.
+            kill_at: None,
+            session: None,
+            log_budget: Budget::of_log_lines(now),
+            request_budget: Budget::of_requests(now),
+            asked: 0,
+            redeemed: false,
+            resumes: None,
+            ticketed: None,
+            explained: false,
+            stage: Stage::Handshake,
+        }
+    }
+
     /// Who it is in log lines.
     pub fn label(&self) -> String {
         match &self.session {
@@ -279,51 +337,15 @@ pub mod samples {
 
     /// One that was just started, without a process.
     pub fn worker(pid: i32, now: Time) -> Worker {
-        Worker {
-            pid,
-            uid: 0,
-            queues: QueueNames::default(),
-            channel: seqpacket::pair().expect("a channel").0,
-            signing: 0,
-            tcp_peer: ([192, 0, 2, 1], 1).into(),
-            phase: Phase::Handshake,
-            started: now,
-            kill_at: None,
-            session: None,
-            log_budget: Budget::of_log_lines(now),
-            request_budget: Budget::of_requests(now),
-            asked: 0,
-            redeemed: false,
-            resumes: None,
-            ticketed: None,
-            explained: false,
-            stage: Stage::Handshake,
-        }
+        let channel = seqpacket::pair().expect("a channel").0;
+        let started = Started { pid, channel, uid: 0, signing: 0, queues: QueueNames::default() };
+        Worker::new(started, ([192, 0, 2, 1], 1).into(), now)
     }
 
     /// One that was just granted, without addresses.
     pub fn session(id: SessionId, name: &str, seat: u16, now: Time) -> Session {
-        Session {
-            id,
-            name: name.to_owned(),
-            seat,
-            cert: CertId { issuer: [0; 32], serial: vec![1], not_after: 0 },
-            resume_secret: ResumeSecret::from_bytes([0; 32]),
-            addresses: vec![],
-            subnets: vec![],
-            since: now,
-            memory: None,
-            outbox: None,
-            queued_packets: 0,
-            rates: Rates::default(),
-            over_rate: OverRate::default(),
-            uplink: None,
-            peer: None,
-            control: true,
-            waits_until: None,
-            presence: Presence::default(),
-            report: Report::default(),
-        }
+        let cert = CertId { issuer: [0; 32], serial: vec![1], not_after: 0 };
+        Session::new(id, name.to_owned(), seat, cert, ResumeSecret::from_bytes([0; 32]), now)
     }
 }
 

@@ -9,7 +9,7 @@ use nix::sys::stat::fstat;
 use tunguard::config::server::{ClientEntry, TunWrite};
 use tunguard::escape::Escaped;
 use tunguard::exit::{Failure, Outcome};
-use tunguard::ipc::{Cause, Claim, Grant, MAX_LOG_LINE, QueueNames, Reply, Report, Request};
+use tunguard::ipc::{Cause, Claim, Grant, MAX_LOG_LINE, QueueNames, Reply, Request};
 use tunguard::random;
 use tunguard::resume::ResumeSecret;
 use tunguard::rigged::point;
@@ -23,7 +23,7 @@ use tunguard::tls::tickets::LONGEST_CHAIN;
 use tunguard::tls::{SavedSession, TicketId, time};
 use tunguard::wire::control::Reason;
 
-use crate::clients::{OverRate, Phase, Presence, Session};
+use crate::clients::{Phase, Presence, Session};
 use crate::events::Heard;
 use crate::gate::{Failed, Stage};
 use crate::leases;
@@ -270,25 +270,11 @@ impl Guard {
         let now = clock::now();
         self.meters.enter(&claim.name, rates, now);
         let session = Session {
-            id,
-            name: claim.name,
-            seat,
-            cert: claim.cert,
-            resume_secret,
             addresses,
             subnets,
-            since: now,
             memory: Some(memory),
-            outbox: None,
-            queued_packets: 0,
             rates,
-            over_rate: OverRate::default(),
-            uplink: None,
-            peer: None,
-            control: true,
-            waits_until: None,
-            presence: Presence::default(),
-            report: Report::default(),
+            ..Session::new(id, claim.name, seat, claim.cert, resume_secret, now)
         };
         if let Some(worker) = self.workers.get_mut(key) {
             worker.session = Some(session);

@@ -26,8 +26,8 @@ use tunguard::time::Time;
 use tunguard::tls;
 use tunguard::wire::control::Reason;
 
-use crate::clients::{Budget, Phase, Worker};
-use crate::gate::{Failed, Stage};
+use crate::clients::{Phase, Worker};
+use crate::gate::Failed;
 use crate::leases;
 use crate::run::{Guard, Source};
 
@@ -36,27 +36,7 @@ impl Guard {
     pub(crate) fn take_in(&mut self, started: crate::spawn::Started, peer: SocketAddr) {
         let now = clock::now();
         log::debug!("{peer} connected, worker {}", started.pid);
-        let key = self.workers.insert(Worker {
-            pid: started.pid,
-            uid: started.uid,
-            queues: started.queues,
-            channel: started.channel,
-            signing: started.signing,
-            tcp_peer: peer,
-            phase: Phase::Handshake,
-            started: now,
-            // The worker keeps its own deadline; this one is for a worker that doesn't.
-            kill_at: None,
-            session: None,
-            log_budget: Budget::of_log_lines(now),
-            request_budget: Budget::of_requests(now),
-            asked: 0,
-            redeemed: false,
-            resumes: None,
-            ticketed: None,
-            explained: false,
-            stage: Stage::Handshake,
-        });
+        let key = self.workers.insert(Worker::new(started, peer, now));
         self.note_deadline(now + Duration::from_secs(HANDSHAKE_SECONDS) + HANDSHAKE_GRACE);
         let Some(worker) = self.workers.get_mut(key) else { return };
         if let Err(error) =
