@@ -81,12 +81,9 @@ impl Guard {
             return self.spawner.forget_astray();
         };
         let (from, now) = (worker.tcp_peer.ip(), clock::now());
-        match worker.explained {
-            // Whatever it said before: nothing of ours makes such a call.
-            true if how != End::Signal(Signal::SIGSYS) => {
-                log::debug!("worker {pid} of {} is gone: {how}", worker.label())
-            }
-            _ => {
+        match how.is_expected(worker.explained) {
+            true => log::debug!("worker {pid} of {} is gone: {how}", worker.label()),
+            false => {
                 log::error!("worker {pid} of {} died: {how}", worker.label());
                 if how.is_crash() {
                     self.charge(from, Failed::Crash);
@@ -201,6 +198,12 @@ impl End {
         }
     }
 
+    /// Whether that is the end of one that was `explained`, if it was. Whatever was said before: nothing of ours makes a
+    /// call that its sandbox forbids.
+    fn is_expected(self, explained: bool) -> bool {
+        explained && self != End::Signal(Signal::SIGSYS)
+    }
+
     /// Whether that was its own doing: one killed by somebody else, as when memory runs out, did nothing.
     fn is_crash(self) -> bool {
         match self {
@@ -246,6 +249,15 @@ mod tests {
         assert!(End::Signal(Signal::SIGSEGV).is_crash() && End::Signal(Signal::SIGSYS).is_crash());
         assert!(!End::Signal(Signal::SIGKILL).is_crash() && !End::ServerStops.is_crash());
         assert_eq!(End::ServerStops.to_string(), "the server stops");
+    }
+
+    #[test]
+    fn nothing_explains_a_forbidden_call_and_silence_no_end_at_all() {
+        for how in [End::Code(0), End::Code(1), End::Signal(Signal::SIGKILL), End::ServerStops] {
+            assert!(how.is_expected(true) && !how.is_expected(false), "{how}");
+        }
+        let forbidden = End::Signal(Signal::SIGSYS);
+        assert!(!forbidden.is_expected(true) && !forbidden.is_expected(false));
     }
 
     #[test]

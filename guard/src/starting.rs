@@ -284,4 +284,36 @@ mod tests {
         one.ended(None);
         assert_eq!(one.poll(now, &poller), gone);
     }
+
+    #[test]
+    fn ready_is_one_word_and_all_others_say_why_not() {
+        assert_eq!(HolderReply::Ready.judge(), Ok(()));
+        assert_eq!(NurseryReply::Ready.judge(), Ok(()));
+        let text = "no room".to_owned();
+        assert_eq!(NurseryReply::Failed { text: text.clone() }.judge(), Err(text));
+        assert!(
+            NurseryReply::Started { pid: 7 }.judge().expect_err("no order was given").contains("Started")
+        );
+    }
+
+    fn shell(script: &str) -> Starting<(), HolderReply> {
+        Starting::exec("the key holder", Path::new("/bin/sh"), &["-c", script], &[]).expect("a shell")
+    }
+
+    #[test]
+    fn waiting_goes_on_from_the_end_of_the_channel_to_the_exit_code() {
+        let code = Exit::KeyMismatch as i32;
+        let gone = Failure::new(Exit::KeyMismatch, "wait for the key holder: it is gone");
+        let came = shell(&format!("exec 3>&-; sleep 0.1; exit {code}")).wait().map(drop);
+        assert_eq!(came, Err(gone));
+    }
+
+    #[test]
+    fn one_that_is_abandoned_is_killed() {
+        let one = shell("exec sleep 5");
+        let pid = Pid::from_raw(one.pid());
+        one.abandon();
+        let end = waitpid(pid, None).expect("a child of ours");
+        assert_eq!(end, WaitStatus::Signaled(pid, Signal::SIGKILL, false));
+    }
 }

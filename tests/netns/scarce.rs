@@ -158,6 +158,9 @@ fn survives(lab: &Lab, says: &str, impose: impl FnOnce(&Process), lift: impl FnO
     impose(&server);
     let mut client = lab.try_client(1, &lab.client(1));
     server.wait_for_log(says);
+    let log = server.log();
+    let line = log.lines().find(|line| line.contains(says)).expect("just seen");
+    assert!(!line.contains(" INFO ]"), "not a client's fault, but this host's: {line}");
     bystander.is_unharmed(lab, says);
     let mut busy = cpu_ticks(server.pid());
     thread::sleep(Duration::from_secs(2));
