@@ -172,15 +172,16 @@ fn what_is_used_again_brings_nothing_of_who_had_it_before() {
 #[test]
 fn who_comes_while_every_user_is_in_use_waits_for_one() {
     let Some(lab) = Lab::new("used-up", 2) else { return };
-    let config = lab.server().set("max_clients", 2).set("max_handshakes", 1);
-    // As few as there may be.
-    let server = lab.start_server(&config.set("worker_uids", "[70000, 70005]"));
+    let config =
+        lab.server().set("max_clients", 3).set("max_sessions_per_identity", 2).set("max_handshakes", 1);
+    // As few as there may be, which are as many as there are slots.
+    let server = lab.start_server(&config.set("worker_uids", "[70000, 70006]"));
     let says = "every user ID of worker_uids is in use: whoever connects waits until a worker has ended";
     let dialler = Dialler::new(&lab, 1);
-    let mut sessions = vec![dialler.connect()];
+    let mut sessions = vec![dialler.connect(), dialler.connect()];
     while !server.log().contains(says) {
         assert!(sessions.len() < 50, "there is a user for each");
-        let old = sessions.last().expect("the one before");
+        let old = &sessions[sessions.len() - 2];
         // It waits for the last of them, too long where this host is slow.
         let Ok(control) = dialler.control() else { break };
         let wish = resume(&control, &old.welcome);
